@@ -1,0 +1,68 @@
+# The only runner: every step of building, checking and showing the project is a target here.
+# `make demo` and `make test` set everything up themselves on a new machine.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+SUITE ?= all
+# Two workers: the suite is made for two cores; more only raise its memory.
+WORKERS ?= 2
+PROTOS := $(wildcard proto/sidecar/wire/v1/*.proto)
+PROTOC := .venv-proto/bin/python -m grpc_tools.protoc -Iproto
+
+.PHONY: help setup demo test check fix proto golden bench docs ci
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(VENV)/.installed ## virtual environment, packages, and Prometheus where it is missing
+	@bash tools/install_services.sh
+
+$(VENV)/.installed: pyproject.toml constraints.txt tools/install_packages.sh
+	@PYTHON="$(PYTHON)" bash tools/install_packages.sh $(VENV)
+	@touch $@
+
+.venv-proto/.installed: proto/requirements.txt
+	@$(PYTHON) -m venv .venv-proto
+	@.venv-proto/bin/pip install --quiet --disable-pip-version-check -r proto/requirements.txt
+	@touch $@
+
+demo: setup ## the whole loop on a real model; ARGS=--exit ends it after the portrait
+	@$(BIN)/python -m demo $(ARGS)
+
+test: setup ## the tests, all but the soak
+	@$(BIN)/python -m pytest -n $(WORKERS) -m "not soak and not gpu" $(ARGS)
+
+check: $(VENV)/.installed .venv-proto/.installed ## lint, types, contracts, drift, budgets
+	@$(BIN)/ruff format --check --quiet . || { echo "run: make fix"; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python tools/check_proto.py
+	@$(BIN)/python tools/golden.py --check
+	@$(BIN)/python tools/check_size.py
+	@$(BIN)/hadolint Dockerfile
+
+fix: $(VENV)/.installed ## format, and mend what ruff can mend
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/ruff check --fix --quiet .
+
+proto: .venv-proto/.installed ## generate the wire code and its baseline from proto/
+	@PATH="$(CURDIR)/.venv-proto/bin:$$PATH" $(PROTOC) --python_out=. --grpc_python_out=. \
+	  --mypy_out=quiet:. --mypy_grpc_out=quiet:. $(PROTOS)
+	@cd proto && ../$(BIN)/buf lint && ../$(BIN)/buf build -o baseline.binpb
+
+golden: $(VENV)/.installed ## rewrite every generated file: rules, dashboard, reference docs
+	@$(BIN)/python tools/golden.py
+
+bench: setup ## ratios against named peers; SUITE=hook runs one suite
+	@$(BIN)/python -m benchmarks $(SUITE)
+
+docs: golden ## the reference pages under docs/
+
+ci: check test ## what runs before a change lands

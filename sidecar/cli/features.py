@@ -1,0 +1,252 @@
+"""``sidecar feature`` and ``sidecar baseline``."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import click
+
+from sidecar.cli.client import TIMEOUT_SECONDS, channel, print_json, print_table, with_daemon
+from sidecar.wire.v1 import features_pb2, features_pb2_grpc
+
+PAGE = 1000
+BAR = 40
+"""Characters of the longest bar of a histogram."""
+
+HISTOGRAM_ROWS = 20
+
+WINDOWS = {
+    "current": features_pb2.WINDOW_CURRENT,
+    "baseline": features_pb2.WINDOW_BASELINE,
+    "history": features_pb2.WINDOW_HISTORY,
+}
+
+
+@click.group()
+def feature() -> None:
+    """List, describe, flag and unflag features.
+
+    A KEY is model@revision/layer/kind/index; the revision may be shortened, or left out with its @.
+    """
+
+
+@feature.command(name="list")
+@click.option("--model", default="", help="Only of this model.")
+@click.option("--revision", default="", help="Only of revisions that start with this.")
+@click.option("--layer", default="", help="Only of this layer.")
+@click.option("--all", "everything", is_flag=True, help="Unflagged features too.")
+@click.option("--limit", default=100, show_default=True, help="At most so many.")
+@with_daemon
+def list_features(
+    *,
+    model: str,
+    revision: str,
+    layer: str,
+    everything: bool,
+    limit: int,
+    address: str,
+    output: str,
+) -> None:
+    """List features: the flagged ones, the firing at the top."""
+    found: list[features_pb2.Feature] = []
+    token, total = "", 0
+    with channel(address) as opened:
+        stub = features_pb2_grpc.FeatureServiceStub(opened)
+        while len(found) < limit:
+            page = stub.ListFeatures(
+                features_pb2.ListFeaturesRequest(
+                    model=model,
+                    revision=revision,
+                    layer=layer,
+                    flagged_only=not everything,
+                    page_size=min(limit - len(found), PAGE),
+                    page_token=token,
+                ),
+                timeout=TIMEOUT_SECONDS,
+            )
+            found += page.features
+            token, total = page.next_page_token, page.total
+            if not token:
+                break
+    if output == "json":
+        print_json(found)
+        return
+    print_table(
+        ["STATE", "NAME", "NOW", "BASELINE", "REQUESTS", "FEATURE"], [_row(f) for f in found]
+    )
+    if total > len(found):
+        click.echo(f"{len(found)} of {total} shown; see --limit", err=True)
+
+
+def _row(found: features_pb2.Feature) -> list[str]:
+    return [
+        _state(found),
+        found.name or "-",
+        f"{found.exceedance_ratio:.2%}",
+        f"{found.baseline_exceedance_ratio:.2%}",
+        str(found.requests),
+        _short(found.key),
+    ]
+
+
+def _state(found: features_pb2.Feature) -> str:
+    name = features_pb2.FeatureState.Name(found.state)
+    return name.removeprefix("FEATURE_STATE_").lower()
+
+
+def _short(key: str) -> str:
+    """Cut the revision in a key to the twelve characters that are shown everywhere."""
+    model, _, rest = key.partition("@")
+    revision, _, tail = rest.partition("/")
+    return f"{model}@{revision[:12]}/{tail}"
+
+
+@feature.command()
+@click.argument("key")
+@click.option("--window", type=click.Choice(list(WINDOWS)), default="current", show_default=True)
+@with_daemon
+def get(key: str, window: str, address: str, output: str) -> None:
+    """Describe one feature and draw its distribution."""
+    with channel(address) as opened:
+        stub = features_pb2_grpc.FeatureServiceStub(opened)
+        described = stub.DescribeFeature(
+            features_pb2.DescribeFeatureRequest(key=key), timeout=TIMEOUT_SECONDS
+        ).feature
+        live = stub.GetDistribution(
+            features_pb2.GetDistributionRequest(key=described.key, window=WINDOWS[window]),
+            timeout=TIMEOUT_SECONDS,
+        )
+    if output == "json":
+        print_json([described, live])
+        return
+    _describe(described)
+    _draw(live, window)
+
+
+def _describe(found: features_pb2.Feature) -> None:
+    since = datetime.fromtimestamp(found.state_since_unix_seconds, UTC)
+    click.echo(f"feature    {found.key}")
+    click.echo(f"name       {found.name or '-'}")
+    click.echo(f"flagged    {found.severity + ' ' + found.owner if found.flagged else 'no'}")
+    if found.flagged:
+        click.echo(f"state      {_state(found)} since {since:%Y-%m-%d %H:%M:%S} UTC")
+        click.echo(f"threshold  {found.threshold:.4g}")
+    click.echo(f"why        {found.explanation}")
+    click.echo(f"portrait   {found.portrait_digest or '-'}")
+
+
+def _draw(live: features_pb2.GetDistributionResponse, window: str) -> None:
+    click.echo(
+        f"{window}: n {live.count}, mean {live.mean:.4g}, sd {live.variance**0.5:.4g}, "
+        f"min {live.min:.4g}, max {live.max:.4g}, zeros {live.zero_ratio:.1%}, "
+        f"not finite {live.nonfinite}"
+    )
+    if not live.count:
+        return
+    quantiles = zip(live.quantile_levels, live.quantiles, strict=True)
+    click.echo("  ".join(f"p{100 * level:g} {value:.4g}" for level, value in quantiles))
+    for low, high, count in _coarse(live.edges, live.counts):
+        share = count / live.count
+        click.echo(f"{low:>11.4g} .. {high:<11.4g} {share:>6.1%} {'#' * round(share * BAR)}")
+
+
+def _coarse(edges: Sequence[float], counts: Sequence[int]) -> list[tuple[float, float, int]]:
+    """Join neighbouring bins into rows of equal width between the 0.1 % and 99.9 % marks."""
+    total, seen = sum(counts), 0
+    kept = []
+    for low, high, count in zip(edges, edges[1:], counts, strict=False):
+        seen += count
+        if total * 0.001 <= seen and seen - count <= total * 0.999:
+            kept.append((low, high, count))
+    first, last = kept[0][0], kept[-1][1]
+    step = (last - first) / HISTOGRAM_ROWS or 1.0
+    rows = [0] * HISTOGRAM_ROWS
+    for low, high, count in kept:
+        rows[min(int(((low + high) / 2 - first) / step), HISTOGRAM_ROWS - 1)] += count
+    return [(first + i * step, first + (i + 1) * step, n) for i, n in enumerate(rows)]
+
+
+@feature.command()
+@click.argument("key")
+@click.option("--name", default="", help="What people call it.")
+@click.option("--severity", type=click.Choice(["info", "warning", "critical"]), default="warning")
+@click.option("--owner", default="", help="Who is told.")
+@with_daemon
+def flag(*, key: str, name: str, severity: str, owner: str, address: str, output: str) -> None:
+    """Watch a feature: it gets its own series, detector and alerts."""
+    with channel(address) as opened:
+        found = (
+            features_pb2_grpc.FeatureServiceStub(opened)
+            .FlagFeature(
+                features_pb2.FlagFeatureRequest(key=key, name=name, severity=severity, owner=owner),
+                timeout=TIMEOUT_SECONDS,
+            )
+            .feature
+        )
+    _say(found, "flagged", output)
+
+
+@feature.command()
+@click.argument("key")
+@with_daemon
+def unflag(key: str, address: str, output: str) -> None:
+    """Watch a feature no longer; its distribution is still kept."""
+    with channel(address) as opened:
+        found = (
+            features_pb2_grpc.FeatureServiceStub(opened)
+            .UnflagFeature(features_pb2.UnflagFeatureRequest(key=key), timeout=TIMEOUT_SECONDS)
+            .feature
+        )
+    _say(found, "no longer flagged", output)
+
+
+def _say(found: features_pb2.Feature, what: str, output: str) -> None:
+    if output == "json":
+        print_json(found)
+    else:
+        click.echo(f"{_short(found.key)} is {what}")
+
+
+@click.group()
+def baseline() -> None:
+    """Freeze or reset the baselines that live traffic is compared with."""
+
+
+@baseline.command()
+@click.argument("model")
+@click.option("--revision", default="", help="Only of revisions that start with this.")
+@click.option("--layer", default="", help="Only of this layer.")
+@with_daemon
+def freeze(model: str, revision: str, layer: str, address: str, output: str) -> None:
+    """Take what was learned so far as the baseline."""
+    with channel(address) as opened:
+        found = features_pb2_grpc.FeatureServiceStub(opened).FreezeBaseline(
+            features_pb2.FreezeBaselineRequest(model=model, revision=revision, layer=layer),
+            timeout=TIMEOUT_SECONDS,
+        )
+    _say_layers(found, "frozen", output)
+
+
+@baseline.command()
+@click.argument("model")
+@click.option("--revision", default="", help="Only of revisions that start with this.")
+@click.option("--layer", default="", help="Only of this layer.")
+@with_daemon
+def reset(model: str, revision: str, layer: str, address: str, output: str) -> None:
+    """Forget baselines and learn anew from now on."""
+    with channel(address) as opened:
+        found = features_pb2_grpc.FeatureServiceStub(opened).ResetBaseline(
+            features_pb2.ResetBaselineRequest(model=model, revision=revision, layer=layer),
+            timeout=TIMEOUT_SECONDS,
+        )
+    _say_layers(found, "reset", output)
+
+
+def _say_layers(
+    found: features_pb2.FreezeBaselineResponse | features_pb2.ResetBaselineResponse,
+    what: str,
+    output: str,
+) -> None:
+    if output == "json":
+        print_json(found)
+    else:
+        click.echo(f"baselines of {found.layers} layers {what}")

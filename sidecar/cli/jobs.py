@@ -1,0 +1,206 @@
+"""``sidecar job`` and ``sidecar artifact``."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+import grpc
+
+from sidecar.cli.client import TIMEOUT_SECONDS, channel, print_json, print_table, with_daemon
+from sidecar.wire.v1 import jobs_pb2, jobs_pb2_grpc
+
+EXIT_FAILED = 1
+
+
+@click.group()
+def job() -> None:
+    """Run, list, watch and cancel visualisation jobs."""
+
+
+@job.command()
+@click.argument("features", nargs=-1, required=True)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A recipe value, such as steps=64.",
+)
+@click.option("--time-limit", default=0.0, help="Seconds; 0 takes the configured limit.")
+@click.option("--key", default="", help="Idempotency key: the same key is the same job.")
+@click.option("--watch/--no-watch", "follow", default=True, help="Wait and show progress.")
+@with_daemon
+def run(
+    *,
+    features: tuple[str, ...],
+    settings: tuple[str, ...],
+    time_limit: float,
+    key: str,
+    follow: bool,
+    address: str,
+    output: str,
+) -> None:
+    """Make portraits of FEATURES of one model revision, in one job."""
+    request = jobs_pb2.SubmitJobRequest(
+        features=features,
+        recipe_json=json.dumps(dict(_setting(text) for text in settings)),
+        idempotency_key=key,
+        time_limit_seconds=time_limit,
+    )
+    with channel(address) as opened:
+        stub = jobs_pb2_grpc.JobServiceStub(opened)
+        found = stub.SubmitJob(request, timeout=TIMEOUT_SECONDS).job
+        if follow:
+            found = _follow(stub, found.id)
+    _finish(found, output)
+
+
+def _setting(text: str) -> tuple[str, float | int]:
+    name, equals, value = text.partition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        equals = ""
+    if not equals:
+        raise click.BadParameter(f"{text!r} is not NAME=NUMBER", param_hint="--set")
+    return name, int(number) if number.is_integer() and "." not in value else number
+
+
+def _follow(stub: jobs_pb2_grpc.JobServiceStub, job_id: str) -> jobs_pb2.Job:
+    """Show progress on stderr until the job has ended; return how it ended."""
+    found = jobs_pb2.Job()
+    for change in stub.WatchJob(jobs_pb2.WatchJobRequest(id=job_id)):
+        found = change.job
+        end = "\r" if sys.stderr.isatty() else "\n"
+        line = f"{found.id} {_state(found)} {found.step}/{found.steps} {found.message}"
+        click.echo(line.ljust(78) + end, err=True, nl=False)
+    click.echo(err=True)
+    return found
+
+
+def _finish(found: jobs_pb2.Job, output: str) -> None:
+    if output == "json":
+        print_json(found)
+    else:
+        _describe(found)
+    if found.state in (jobs_pb2.JOB_STATE_FAILED, jobs_pb2.JOB_STATE_CANCELLED):
+        sys.exit(EXIT_FAILED)
+
+
+def _describe(found: jobs_pb2.Job) -> None:
+    click.echo(f"job        {found.id}")
+    cached = " (from the cache)" if found.from_cache else ""
+    click.echo(f"state      {_state(found)}{cached}")
+    if found.error:
+        click.echo(f"error      {found.error_code} {found.error}")
+    for artifact in found.artifacts:
+        click.echo(f"feature    {artifact.feature}")
+        click.echo(f"  picture  {artifact.picture_digest}")
+        click.echo(f"  manifest {artifact.manifest_digest}")
+
+
+def _state(found: jobs_pb2.Job) -> str:
+    return jobs_pb2.JobState.Name(found.state).removeprefix("JOB_STATE_").lower()
+
+
+@job.command(name="list")
+@click.option("--limit", default=50, show_default=True, help="At most so many.")
+@with_daemon
+def list_jobs(limit: int, address: str, output: str) -> None:
+    """List jobs, newest first."""
+    found: list[jobs_pb2.Job] = []
+    token = ""
+    with channel(address) as opened:
+        stub = jobs_pb2_grpc.JobServiceStub(opened)
+        while len(found) < limit:
+            request = jobs_pb2.ListJobsRequest(page_size=limit - len(found), page_token=token)
+            page = stub.ListJobs(request, timeout=TIMEOUT_SECONDS)
+            found += page.jobs
+            token = page.next_page_token
+            if not token:
+                break
+    if output == "json":
+        print_json(found)
+        return
+    rows = [
+        [j.id, _state(j), f"{j.step}/{j.steps}", j.origin, *(j.features[:1] or "-")] for j in found
+    ]
+    print_table(["JOB", "STATE", "STEP", "ORIGIN", "FEATURE"], rows)
+
+
+@job.command()
+@click.argument("job_id")
+@with_daemon
+def get(job_id: str, address: str, output: str) -> None:
+    """Show one job."""
+    with channel(address) as opened:
+        found = (
+            jobs_pb2_grpc.JobServiceStub(opened)
+            .GetJob(jobs_pb2.GetJobRequest(id=job_id), timeout=TIMEOUT_SECONDS)
+            .job
+        )
+    if output == "json":
+        print_json(found)
+    else:
+        _describe(found)
+
+
+@job.command()
+@click.argument("job_id")
+@with_daemon
+def watch(job_id: str, address: str, output: str) -> None:
+    """Follow a job until it has ended; exit 1 if it failed."""
+    with channel(address) as opened:
+        found = _follow(jobs_pb2_grpc.JobServiceStub(opened), job_id)
+    _finish(found, output)
+
+
+@job.command()
+@click.argument("job_id")
+@with_daemon
+def cancel(job_id: str, address: str, output: str) -> None:
+    """Stop a job that has not ended."""
+    with channel(address) as opened:
+        found = (
+            jobs_pb2_grpc.JobServiceStub(opened)
+            .CancelJob(jobs_pb2.CancelJobRequest(id=job_id), timeout=TIMEOUT_SECONDS)
+            .job
+        )
+    if output == "json":
+        print_json(found)
+    else:
+        _describe(found)
+
+
+@click.group()
+def artifact() -> None:
+    """Fetch pictures and manifests."""
+
+
+@artifact.command(name="get")
+@click.argument("digest")
+@click.option(
+    "--to",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write; default: standard output.",
+)
+@click.option("--address", envvar="SIDECAR_ADDRESS", default="127.0.0.1:50061", show_default=True)
+def get_artifact(digest: str, to: Path | None, address: str) -> None:
+    """Fetch one artifact by its sha256."""
+    with channel(address) as opened:
+        data = _fetch(opened, digest)
+    if to is None:
+        sys.stdout.buffer.write(data)
+    else:
+        try:
+            to.write_bytes(data)
+        except OSError as error:
+            raise click.FileError(str(to), error.strerror or str(error)) from error
+        click.echo(f"{to}: {len(data)} bytes", err=True)
+
+
+def _fetch(opened: grpc.Channel, digest: str) -> bytes:
+    stub = jobs_pb2_grpc.JobServiceStub(opened)
+    request = jobs_pb2.GetArtifactRequest(digest=digest)
+    return b"".join(part.chunk for part in stub.GetArtifact(request, timeout=TIMEOUT_SECONDS))

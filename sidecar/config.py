@@ -1,0 +1,474 @@
+"""The sidecar's configuration: one YAML file, checked whole before anything starts.
+
+Every key is typed, has a default with a reason, and unknown keys are errors. ``load`` collects every
+problem of the file and of the paths it names into one ``ConfigError``; after start-up nothing here
+is read again.
+"""
+
+import ipaddress
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sidecar.errors import ConfigError, SidecarError
+from sidecar.features import FeatureSelector, check_name
+from sidecar.recipes import Recipe
+
+_ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9_.\-]+|\[[0-9a-fA-F:]+\]):(?P<port>\d{1,5})")
+_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_PORT_LIMIT = 65535
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+def _check_address(value: str) -> str:
+    if value.startswith("unix://"):
+        if not value.removeprefix("unix://").startswith("/"):
+            raise ValueError(f"{value!r} needs an absolute path, such as unix:///run/sidecar.sock")
+        return value
+    match = _ADDRESS.fullmatch(value)
+    if not match or int(match["port"]) > _PORT_LIMIT:
+        raise ValueError(f"{value!r} is neither host:port nor unix:///path")
+    if not _is_loopback(match["host"]):
+        raise ValueError(
+            f"{value!r} is reachable from other machines, and this version has neither TLS nor "
+            "authentication: listen on 127.0.0.1 or a unix socket"
+        )
+    return value
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a host is this machine alone; other names than localhost may resolve to anything."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_web_address(value: str) -> str:
+    if value.startswith("unix://"):
+        raise ValueError(f"{value!r}: browsers and Prometheus need host:port")
+    return _check_address(value)
+
+
+def _check_folder(value: Path) -> Path:
+    if not value.is_dir():
+        raise ValueError(f"{value} is not a folder")
+    return value
+
+
+def _check_factory(value: str) -> str:
+    if not _FACTORY.fullmatch(value):
+        raise ValueError(f"{value!r} is not 'package.module:function'")
+    return value
+
+
+def _check_selector(value: str) -> str:
+    try:
+        FeatureSelector.parse(value)
+    except SidecarError as error:
+        raise ValueError(error.message) from error
+    return value
+
+
+def _check_model_name(value: str) -> str:
+    try:
+        return check_name("model", value)
+    except SidecarError as error:
+        raise ValueError(error.message) from error
+
+
+def _check_recipe(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        Recipe.of(value)
+    except SidecarError as error:
+        raise ValueError(error.message) from error
+    return value
+
+
+Address = Annotated[str, AfterValidator(_check_address)]
+WebAddress = Annotated[str, AfterValidator(_check_web_address)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Bytes = Annotated[int, Field(ge=1024)]
+
+
+class ListenConfig(_Section):
+    """Where the daemon listens. Loopback and unix sockets only."""
+
+    grpc: list[Address] = Field(
+        default=["127.0.0.1:50061"],
+        min_length=1,
+        description="Addresses of the gRPC services: host:port or unix:///path. Port 0 picks a free one.",
+    )
+    metrics: WebAddress = Field(
+        default="127.0.0.1:9464",
+        description="Address of /metrics, /livez and /readyz; an own thread, so it answers under overload.",
+    )
+    web: WebAddress = Field(
+        default="127.0.0.1:8080", description="Address of the console, JSON API and webhook."
+    )
+
+
+class InputConfig(_Section):
+    """What images the model takes."""
+
+    size: Annotated[int, Field(ge=8, le=2048)] = Field(
+        default=224, description="Side of the square input in pixels."
+    )
+    mean: list[float] = Field(
+        default=[0.485, 0.456, 0.406],
+        min_length=3,
+        max_length=3,
+        description="Subtracted from each colour, in units of the 0 to 1 range.",
+    )
+    std: list[Positive] = Field(
+        default=[0.229, 0.224, 0.225],
+        min_length=3,
+        max_length=3,
+        description="Divides each colour after the mean is subtracted.",
+    )
+
+
+class ModelConfig(_Section):
+    """A model the sidecar watches and can make pictures of."""
+
+    name: Annotated[str, AfterValidator(_check_model_name)] = Field(
+        description="Registry name; what the hooks say in their hello."
+    )
+    factory: Annotated[str, AfterValidator(_check_factory)] | None = Field(
+        default=None,
+        description="package.module:function that returns the torch module; runs in the worker only.",
+    )
+    weights: Path | None = Field(
+        default=None,
+        description="safetensors or torch state-dict file, loaded into what the factory returns.",
+    )
+    labels: Path | None = Field(
+        default=None, description="JSON list of class names, in the order of the logits."
+    )
+    input: InputConfig = Field(default_factory=InputConfig, description="What images it takes.")
+
+    @model_validator(mode="after")
+    def _paths_exist(self) -> "ModelConfig":
+        missing = [
+            f"{key} {path} does not exist"
+            for key, path in (("weights", self.weights), ("labels", self.labels))
+            if path is not None and not path.is_file()
+        ]
+        if not missing and self.labels is not None:
+            read_labels(self.labels)
+        if missing:
+            raise ValueError("; ".join(missing))
+        return self
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Return the class names in a file.
+
+    Raises:
+        ValueError: It cannot be read, or is no JSON list of names.
+    """
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"labels {path}: {error}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"labels {path}: need a JSON list of names")
+    return tuple(names)
+
+
+class FlagConfig(_Section):
+    """A feature somebody wants to be told about."""
+
+    feature: Annotated[str, AfterValidator(_check_selector)] = Field(
+        description="model/layer/kind/index[;view[;scope]], or model@revision/... to pin one revision."
+    )
+    name: Annotated[str, Field(max_length=80)] = Field(
+        default="", description="What people call it."
+    )
+    severity: Literal["info", "warning", "critical"] = Field(
+        default="warning", description="Label of the alert."
+    )
+    owner: Annotated[str, Field(max_length=80)] = Field(
+        default="", description="Who is told; label of the alert."
+    )
+
+
+class StatisticsConfig(_Section):
+    """How distributions are kept."""
+
+    window_seconds: Positive = Field(
+        default=10.0, description="Length of one window; detection runs at the end of each."
+    )
+    warmup_rows: Count = Field(
+        default=256,
+        description="Rows after which a layer's bins are centred and scaled for good.",
+    )
+    baseline_min_requests: Count = Field(
+        default=10_000, description="Requests a baseline needs before it freezes by itself."
+    )
+    baseline_min_seconds: float = Field(
+        default=3600.0, ge=0, description="Seconds a baseline covers before it freezes by itself."
+    )
+    history_seconds: Positive = Field(
+        default=86_400.0, description="The longer history covers between one and two of these."
+    )
+    mantissa_bits: Annotated[int, Field(ge=2, le=6)] = Field(
+        default=4, description="Bins per octave as a power of two; 4 bounds the error at 3.03 %."
+    )
+    layer_limit: Count = Field(default=4096, description="Most layers kept, over all models.")
+    feature_limit: Count = Field(
+        default=262_144,
+        description="Most features kept; about 6.2 to 8.3 kB each at 4 mantissa bits.",
+    )
+
+
+class SpikeConfig(_Section):
+    """When a flagged feature counts as spiking."""
+
+    quantile: Annotated[float, Field(ge=0.5, lt=1.0)] = Field(
+        default=0.999,
+        description="A request exceeds when one of its values is above this baseline quantile.",
+    )
+    factor: Annotated[float, Field(gt=1.0)] = Field(
+        default=5.0, description="Exceedance rate over the baseline's at which a window is suspect."
+    )
+    short_windows: Count = Field(default=2, description="Windows of the fast rate.")
+    long_windows: Count = Field(default=12, description="Windows of the slow rate.")
+    long_factor: Annotated[float, Field(gt=1.0)] = Field(
+        default=2.0, description="Factor the slow rate must exceed as well."
+    )
+    min_exceedances: Count = Field(
+        default=5, description="Exceeding requests below which nothing is suspected."
+    )
+    false_alarm_probability: Annotated[float, Field(gt=0, lt=0.1)] = Field(
+        default=1e-6,
+        description="Binomial tail probability of the fast rate below which a window is suspect.",
+    )
+    pending_windows: Count = Field(
+        default=1, description="Suspect windows in a row after which a pending feature fires."
+    )
+    clear_factor: Annotated[float, Field(gt=1.0)] = Field(
+        default=2.0, description="Below this factor of the baseline rate a window is calm."
+    )
+    clear_windows: Count = Field(
+        default=6, description="Calm windows in a row after which a firing feature resolves."
+    )
+    resolved_windows: Count = Field(
+        default=6, description="Windows a feature stays resolved before it counts as normal."
+    )
+    unsampled_windows: Count = Field(
+        default=6, description="Windows without a sample after which the state is unknown."
+    )
+
+    @model_validator(mode="after")
+    def _windows_nest(self) -> "SpikeConfig":
+        if self.short_windows > self.long_windows:
+            raise ValueError(
+                f"short_windows {self.short_windows} is above long_windows {self.long_windows}: the "
+                "slow rate needs at least as many windows as the fast one"
+            )
+        return self
+
+
+class IngestConfig(_Section):
+    """Bounds on what the hooks may send."""
+
+    queue_bytes: Bytes = Field(
+        default=64 << 20, description="Payload waiting for the statistics; beyond it batches drop."
+    )
+    message_limit_bytes: Bytes = Field(
+        default=4 << 20, description="Largest message read from a stream."
+    )
+    stream_limit: Count = Field(default=64, description="Most open ingest streams.")
+    credit_bytes: Bytes = Field(
+        default=8 << 20, description="Unacknowledged payload one stream may have."
+    )
+    width_limit: Count = Field(default=262_144, description="Most features of one layer.")
+    sampling_rate: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=1.0, description="Share of forward passes hooks sample when the sidecar is at ease."
+    )
+
+
+class JobsConfig(_Section):
+    """How visualisation jobs run."""
+
+    concurrency: Count = Field(default=1, description="Jobs that run at once.")
+    queue_limit: Count = Field(default=256, description="Most waiting jobs.")
+    time_limit_seconds: Positive = Field(default=900.0, description="Wall time of one job.")
+    lease_seconds: Positive = Field(
+        default=30.0, description="A job whose worker is silent this long is given to another."
+    )
+    attempt_limit: Count = Field(
+        default=3, description="Attempts after which a job that kills its worker is failed."
+    )
+    threads: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="CPU threads of a worker; 0 leaves the choice to torch."
+    )
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
+        default="auto", description="auto, cpu, cuda or cuda:N."
+    )
+    python_path: list[Annotated[Path, AfterValidator(_check_folder)]] = Field(
+        default=[], description="Folders from which the worker may import model factories."
+    )
+    recipe: Annotated[dict[str, Any], AfterValidator(_check_recipe)] = Field(
+        default={}, description="Recipe values of jobs that do not name them."
+    )
+
+
+class StoreConfig(_Section):
+    """What is kept on disk."""
+
+    artifact_limit_bytes: Bytes = Field(
+        default=4 << 30, description="Artifacts beyond which the oldest unreferenced are removed."
+    )
+    snapshot_seconds: Positive = Field(
+        default=30.0, description="Interval of state snapshots: the most that kill -9 can lose."
+    )
+
+
+class AlertsConfig(_Section):
+    """What happens when a feature fires."""
+
+    console_url: str = Field(
+        default="",
+        description="How people reach the console; links in alerts start with it. Default: listen.web.",
+    )
+    portrait_on_firing: bool = Field(
+        default=True, description="Whether a firing alert asks for the feature's portrait."
+    )
+    direct: bool = Field(
+        default=False,
+        description="Ask for portraits from the daemon's own detector too, without Alertmanager.",
+    )
+
+
+class MetricsConfig(_Section):
+    """Bounds on what is exported."""
+
+    flagged_limit: Count = Field(default=1000, description="Most flagged features with own series.")
+
+
+class SidecarConfig(_Section):
+    """The whole file."""
+
+    listen: ListenConfig = Field(default_factory=ListenConfig, description="Addresses.")
+    state_dir: Path = Field(
+        default=Path("/var/lib/sidecar"), description="Catalogue, snapshots and artifacts."
+    )
+    models: list[ModelConfig] = Field(default=[], description="Models that may be watched.")
+    flags: list[FlagConfig] = Field(default=[], description="Features people are told about.")
+    statistics: StatisticsConfig = Field(
+        default_factory=StatisticsConfig, description="Distributions."
+    )
+    spike: SpikeConfig = Field(default_factory=SpikeConfig, description="The spike test.")
+    ingest: IngestConfig = Field(default_factory=IngestConfig, description="Bounds of the ingest.")
+    jobs: JobsConfig = Field(default_factory=JobsConfig, description="Visualisation jobs.")
+    store: StoreConfig = Field(default_factory=StoreConfig, description="Disk.")
+    alerts: AlertsConfig = Field(default_factory=AlertsConfig, description="Alerts.")
+    metrics: MetricsConfig = Field(default_factory=MetricsConfig, description="Exported series.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe event that is logged."
+    )
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> "SidecarConfig":
+        names = [model.name for model in self.models]
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        flags = [FeatureSelector.parse(flag.feature) for flag in self.flags]
+        unknown = sorted({flag.model for flag in flags} - set(names))
+        problems = [f"models: {name!r} is there twice" for name in doubled]
+        problems += [f"flags: {flag} is there twice" for flag, n in Counter(flags).items() if n > 1]
+        problems += [f"flags: model {name!r} is not under models" for name in unknown]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def model(self, name: str) -> ModelConfig | None:
+        """Return the model of this name, or None."""
+        return next((model for model in self.models if model.name == name), None)
+
+
+def load(path: Path) -> SidecarConfig:
+    """Read and check a configuration file.
+
+    Args:
+        path: A YAML file. Relative paths in it are relative to the file's folder.
+
+    Raises:
+        ConfigError: The file cannot be read, is no YAML mapping, or holds unknown keys, wrong types,
+            values out of range, or paths that do not exist; the message lists every problem with
+            its line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        document = yaml.safe_load(text)
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: holds {type(document).__name__}, need a mapping of settings")
+    try:
+        return SidecarConfig.model_validate(_absolute(document, path.resolve().parent))
+    except ValidationError as error:
+        raise ConfigError("\n".join(_problems(error, path, tree))) from error
+
+
+def _absolute(document: dict[Any, Any], base: Path) -> dict[Any, Any]:
+    """Resolve the document's relative paths against the folder of the file."""
+
+    def resolve(value: Any) -> Any:
+        return str(base / value) if isinstance(value, str) else value
+
+    found = dict(document)
+    if "state_dir" in found:
+        found["state_dir"] = resolve(found["state_dir"])
+    if isinstance(found.get("models"), list):
+        found["models"] = [
+            {k: resolve(v) if k in ("weights", "labels") else v for k, v in model.items()}
+            if isinstance(model, dict)
+            else model
+            for model in found["models"]
+        ]
+    jobs = found.get("jobs")
+    if isinstance(jobs, dict) and isinstance(jobs.get("python_path"), list):
+        found["jobs"] = {**jobs, "python_path": [resolve(p) for p in jobs["python_path"]]}
+    return found
+
+
+def _problems(error: ValidationError, path: Path, tree: yaml.Node | None) -> list[str]:
+    lines = []
+    for item in error.errors(include_url=False):
+        key = ".".join(str(part) for part in item["loc"]) or "file"
+        shown = "" if isinstance(item["input"], dict | list) else f" (found {item['input']!r})"
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "unknown key: check its spelling and place, or remove it"
+        lines.append(f"{path}:{_line(tree, item['loc'])}: {key}: {message}{shown}")
+    return sorted(lines)
+
+
+def _line(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
+    """Return the 1-based line of the deepest node on the way to ``location``."""
+    line = node.start_mark.line + 1 if node is not None else 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            pairs = {key.value: (key, value) for key, value in node.value}
+            if part not in pairs:
+                break
+            key, node = pairs[part]
+            line = key.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line

@@ -1,0 +1,54 @@
+"""What one sampled forward pass hands to the sink."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sidecar.features import LayerKey, Request
+
+
+@dataclass(frozen=True, slots=True)
+class TappedRows:
+    """Rows copied from the output of one module call.
+
+    Attributes:
+        layer: Where they were taken.
+        dtype: ``f32``, ``f16`` or ``bf16``.
+        items: Items of the model's batch the rows belong to.
+        rows_per_item: Rows of each item, next to each other.
+        width: Values of a row.
+        payload: Little-endian values in C order; valid until the batch is released.
+        named: Whether item i is request i of the batch; else the items are anonymous.
+    """
+
+    layer: LayerKey
+    dtype: str
+    items: int
+    rows_per_item: int
+    width: int
+    payload: memoryview
+    named: bool
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBatch:
+    """The sampled rows of one forward pass.
+
+    Attributes:
+        stage: Returns the rows, in the order the modules ran; a module that ran twice is there
+            twice. May wait for a device, so it is called by the sender only, at most once.
+        requests: What ``current_requests`` said, or empty.
+        weight: One over the probability with which the forward pass was sampled.
+        held_bytes: Memory the rows take; what the queue is charged with.
+        release: Gives the memory of ``stage`` back to the pool; called after the last use, and
+            also when ``stage`` never was.
+    """
+
+    stage: Callable[[], tuple[TappedRows, ...]]
+    requests: tuple[Request, ...] = ()
+    weight: float = 1.0
+    held_bytes: int = 0
+    release: Callable[[], None] = _nothing

@@ -1,0 +1,177 @@
+"""Turns the rows of one forward pass into messages that fit the daemon's limits."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sidecar.errors import SidecarError
+from sidecar.features import NAME_LIMIT, LayerKey, Request, Slice
+from sidecar.hooks.batch import ForwardBatch, TappedRows
+from sidecar.wire import REQUEST_LIMIT
+
+ITEM_TYPES: dict[str, np.dtype[np.uint32] | np.dtype[np.uint16]] = {
+    "f32": np.dtype(np.uint32),
+    "f16": np.dtype(np.uint16),
+    "bf16": np.dtype(np.uint16),
+}
+"""Unsigned integers as wide as each dtype: rows are only moved here, never read."""
+
+REPORT_BYTES = 1024
+"""Room for the sequence number and the hook's report in a message; a report of all reasons with
+20-digit counts takes less than half of it."""
+
+WEIGHT_LIMIT = 1e30
+"""Largest weight sent; beyond 3.4e38 it would become infinite as a float32 and be refused."""
+
+_TENSOR_BYTES = 48  # five varints of up to 5 bytes with their tags, twice a length
+_REQUEST_BYTES = 24  # tags, lengths, slice number, weight
+_PAIR_BYTES = 12  # tags and lengths of one slice pair
+_INDEX_BYTES = 5  # largest varint of a uint32
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of one layer: ``len(requests) * rows_per_request`` of them in their ``Group``."""
+
+    layer: LayerKey
+    dtype: str
+    width: int
+    payload: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rows of several layers that belong to the same requests in the same way: one message.
+
+    Attributes:
+        rows: One for each layer; layers are distinct.
+        requests: Whose rows they are.
+        rows_per_request: Rows of each request, next to each other.
+    """
+
+    rows: tuple[Rows, ...]
+    requests: tuple[Request, ...]
+    rows_per_request: int
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of all payloads."""
+        return sum(item.payload.nbytes for item in self.rows)
+
+    @property
+    def bound_bytes(self) -> int:
+        """Upper bound of the encoded message's length, report included."""
+        slices = {request.traffic for request in self.requests}
+        texts = sum(len(request.id) + _REQUEST_BYTES for request in self.requests)
+        pairs = sum(
+            len(key) + len(value) + _PAIR_BYTES for s in slices for key, value in s.pairs
+        ) + _PAIR_BYTES * len(slices)
+        index = _INDEX_BYTES * len(self.requests) * self.rows_per_request
+        overhead = texts + pairs + index + _TENSOR_BYTES * len(self.rows) + REPORT_BYTES
+        return self.payload_bytes + overhead
+
+    @property
+    def request_index(self) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
+        """For each row the index of its request; None where row i belongs to request i."""
+        if self.rows_per_request == 1:
+            return None
+        return np.repeat(np.arange(len(self.requests)), self.rows_per_request)
+
+
+def groups(batch: ForwardBatch, staged: Iterable[TappedRows]) -> tuple[Group, ...]:
+    """Gather a forward pass into groups of equal row layout.
+
+    A layer that ran several times in the pass gives each of its requests the rows of every run.
+
+    Args:
+        batch: What ``staged`` came from.
+        staged: Its rows, from ``ForwardBatch.stage``.
+
+    Returns:
+        Groups whose payloads alias the batch's wherever nothing had to be merged.
+    """
+    runs: dict[tuple[LayerKey, int, bool], list[TappedRows]] = {}
+    for tapped in staged:
+        runs.setdefault((tapped.layer, tapped.items, tapped.named), []).append(tapped)
+    layouts: dict[tuple[int, int, bool], list[Rows]] = {}
+    for (layer, items, named), parts in runs.items():
+        first = parts[0]
+        rows_per_item = sum(part.rows_per_item for part in parts)
+        rows = Rows(layer, first.dtype, first.width, _merge(parts))
+        layouts.setdefault((items, rows_per_item, named), []).append(rows)
+    named_requests = tuple(_clean(request, batch.weight) for request in batch.requests)
+    anonymous = Request(weight=batch.weight)
+    return tuple(
+        Group(tuple(rows), named_requests[:items] if named else (anonymous,) * items, per_item)
+        for (items, per_item, named), rows in layouts.items()
+    )
+
+
+def _merge(parts: list[TappedRows]) -> memoryview:
+    """Join the runs of one layer so that each item's rows stay next to each other."""
+    if len(parts) == 1:
+        return parts[0].payload
+    arrays = [
+        np.frombuffer(part.payload, ITEM_TYPES[part.dtype]).reshape(
+            part.items, part.rows_per_item, part.width
+        )  # (items, rows, width)
+        for part in parts
+    ]
+    return np.concatenate(arrays, axis=1).reshape(-1).view(np.uint8).data
+
+
+def _clean(request: Request, weight: float) -> Request:
+    """Return a request whose id and slice the daemon will not refuse."""
+    identifier = "".join(c if "!" <= c <= "~" else "_" for c in request.id[:NAME_LIMIT])
+    try:
+        traffic = Slice.of(dict(request.traffic.pairs))
+    except (SidecarError, TypeError, ValueError):
+        traffic = Slice()
+    own = max(1.0, request.weight)  # in this order a NaN gives 1
+    return replace(request, id=identifier, traffic=traffic, weight=min(own * weight, WEIGHT_LIMIT))
+
+
+def split(group: Group, limit_bytes: int) -> Iterator[Group]:
+    """Cut a group into messages of at most ``limit_bytes``.
+
+    Cuts between layers first, then between requests, then between the rows of one request, which
+    the daemon then counts once a message.
+
+    Raises:
+        ValueError: One row alone is above the limit; raised before or after other parts.
+    """
+    if group.bound_bytes <= limit_bytes and len(group.requests) <= REQUEST_LIMIT:
+        yield group
+        return
+    for half in _halves(group):
+        yield from split(half, limit_bytes)
+
+
+def _halves(group: Group) -> Iterable[Group]:
+    if len(group.rows) > 1:
+        middle = len(group.rows) // 2
+        return replace(group, rows=group.rows[:middle]), replace(group, rows=group.rows[middle:])
+    count = len(group.requests)
+    if count > 1:
+        middle = count // 2
+        per = group.rows_per_request
+        first, second = _cut(group.rows[0], middle * per)
+        return (
+            Group((first,), group.requests[:middle], per),
+            Group((second,), group.requests[middle:], per),
+        )
+    if group.rows_per_request > 1:
+        middle = group.rows_per_request // 2
+        first, second = _cut(group.rows[0], middle)
+        rest = group.rows_per_request - middle
+        return Group((first,), group.requests, middle), Group((second,), group.requests, rest)
+    raise ValueError(f"one row of {group.payload_bytes} bytes is above the message limit")
+
+
+def _cut(rows: Rows, at: int) -> tuple[Rows, Rows]:
+    offset = at * rows.width * ITEM_TYPES[rows.dtype].itemsize
+    return (
+        replace(rows, payload=rows.payload[:offset]),
+        replace(rows, payload=rows.payload[offset:]),
+    )

@@ -1,0 +1,104 @@
+"""What is tapped, and how much of it: values only."""
+
+import math
+from dataclasses import dataclass
+
+from sidecar.errors import InvalidInput, UnsupportedDtype
+from sidecar.features import FeatureKind, View, check_name, default_view
+
+ROOT_LAYER = "output"
+"""Canonical name of the model's own output, whose module path is empty."""
+
+_VIEWS = {
+    FeatureKind.CHANNEL: (View.MAX, View.MEAN),
+    FeatureKind.NEURON: (View.RAW,),
+    FeatureKind.HEAD: (View.MEAN, View.ENTROPY),
+    FeatureKind.LOGIT: (View.RAW,),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """One or more modules whose outputs are sampled.
+
+    Outputs that are tuples or mappings are searched for the first tensor of a fitting shape.
+
+    Attributes:
+        path: Module path, or a glob over module paths, as in ``_blocks.*``. Empty: the model's own
+            output.
+        kind: What the units are. ``channel``: outputs ``(N, C, *space)`` or ``(N, T, C)``, one row
+            an item. ``neuron``: ``(N, F)`` one row an item, ``(N, T, F)`` up to ``max_rows`` rows
+            of positions an item. ``head``: ``(N, T, heads * d)``, or attention ``(N, H, T, T)``
+            with the view ``entropy``. ``logit``: ``(N, classes)``.
+        view: How positions become one number; None: the kind's default. Channels take ``max`` or
+            ``mean``; heads ``mean`` (of the L2 norm of the head's slice) or ``entropy`` (in nats).
+        layer: Canonical name; empty: the module path.
+        heads: Number of heads; needed for ``head`` with the view ``mean``.
+    """
+
+    path: str
+    kind: FeatureKind = FeatureKind.CHANNEL
+    view: View | None = None
+    layer: str = ""
+    heads: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse taps that could never deliver."""
+        views = _VIEWS.get(self.kind, ())
+        if self.resolved_view not in views:
+            wanted = [f"{kind}: {'|'.join(_VIEWS[kind])}" for kind in _VIEWS]
+            raise InvalidInput(
+                f"tap {self.path!r}: {self.kind} with view {self.resolved_view} cannot be tapped: "
+                f"use {', '.join(wanted)}"
+            )
+        if self.kind is FeatureKind.HEAD and self.resolved_view is View.MEAN and self.heads < 1:
+            raise InvalidInput(f"tap {self.path!r}: a head tap needs heads, such as heads=12")
+        if self.layer:
+            check_name("layer", self.layer)
+
+    @property
+    def resolved_view(self) -> View:
+        """The view asked for, or the kind's default."""
+        return self.view or default_view(self.kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one model's hooks measure.
+
+    Attributes:
+        model: Registry name of the model, as in the daemon's configuration.
+        taps: What is tapped.
+        revision: sha256 of the weights; empty: ``attach`` computes it from the state dict.
+        sampling_rate: Largest share of forward passes to sample, 0 to 1; the daemon may lower it.
+        dtype: dtype of values on the wire: ``f32``, ``f16`` or ``bf16``.
+        server: Name and version of the inference server, for the capture.
+        max_rows: Most positions sampled of one item of a ``(N, T, F)`` output.
+        error_limit: Exceptions after which a hook disables itself for good.
+        seed: Start of the sampler's sequence; None: drawn from the operating system, so that
+            replicas do not sample in step.
+    """
+
+    model: str
+    taps: tuple[Tap, ...]
+    revision: str = ""
+    sampling_rate: float = 1.0
+    dtype: str = "f32"
+    server: str = ""
+    max_rows: int = 64
+    error_limit: int = 10
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values no hook could work with, naming the first."""
+        check_name("model", self.model)
+        if self.revision:
+            check_name("revision", self.revision)
+        if not self.taps:
+            raise InvalidInput("plan.taps is empty: name at least one Tap")
+        if not (math.isfinite(self.sampling_rate) and 0.0 <= self.sampling_rate <= 1.0):
+            raise InvalidInput(f"plan.sampling_rate {self.sampling_rate} is outside 0 to 1")
+        if self.dtype not in ("f32", "f16", "bf16"):
+            raise UnsupportedDtype(f"plan.dtype {self.dtype!r}: use f32, f16 or bf16")
+        if self.max_rows < 1 or self.error_limit < 1:
+            raise InvalidInput("plan.max_rows and plan.error_limit must be at least 1")

@@ -1,0 +1,129 @@
+"""A queue bounded in bytes that drops the newest and never makes a producer wait."""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from sidecar.hooks.account import Account, Drop
+from sidecar.hooks.batch import ForwardBatch
+
+
+class ByteQueue:
+    """Holds batches for the sender, up to a number of bytes.
+
+    Every batch offered is counted in the account, and ends there as sent or dropped, or is still
+    ``pending`` here.
+
+    Args:
+        limit_bytes: Most bytes held.
+        account: Where offers and drops are counted.
+    """
+
+    def __init__(self, limit_bytes: int, account: Account) -> None:
+        self.limit_bytes = limit_bytes
+        self._account = account
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything with fresh locks, as a forked child must."""
+        self._changed = threading.Condition(threading.Lock())
+        self._items: deque[tuple[float, ForwardBatch]] = deque()
+        self._held_bytes = 0
+        self._in_hand = 0
+        self._closed = False
+
+    @property
+    def pending(self) -> int:
+        """Batches that are neither sent nor dropped yet."""
+        with self._changed:
+            return len(self._items) + self._in_hand
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more is taken in."""
+        return self._closed
+
+    def offer(self, batch: ForwardBatch, now: float, when_full: Drop = Drop.QUEUE_FULL) -> bool:
+        """Take a batch in, or drop it and count why.
+
+        Args:
+            batch: Released at once when dropped.
+            now: Seconds on the clock that ``take`` is asked with.
+            when_full: What a full queue means at the moment.
+
+        Returns:
+            Whether the batch is in the queue.
+        """
+        self._account.offer()
+        with self._changed:
+            reason = self._refusal(batch.held_bytes, when_full)
+            if reason is None:
+                self._items.append((now, batch))
+                self._held_bytes += batch.held_bytes
+                self._changed.notify_all()
+                return True
+        batch.release()
+        self._account.drop(reason)
+        return False
+
+    def _refusal(self, size: int, when_full: Drop) -> Drop | None:
+        if self._closed:
+            return Drop.SHUTDOWN
+        if size > self.limit_bytes:
+            return Drop.TOO_LARGE
+        return when_full if self._held_bytes + size > self.limit_bytes else None
+
+    def take(
+        self, timeout_seconds: float, ended: Callable[[], bool]
+    ) -> tuple[float, ForwardBatch] | None:
+        """Wait for the oldest batch; the caller settles it, see ``settle``.
+
+        Args:
+            timeout_seconds: Longest wait.
+            ended: Looked at under the lock, so that a consumer which is no longer wanted cannot
+                take what belongs to its successor.
+
+        Returns:
+            When it was offered, and the batch; None after the timeout, or when the consumer has
+            ended or the queue is closed and empty.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._items or ended() or self._closed, timeout_seconds)
+            if ended() or not self._items:
+                return None
+            offered_at, batch = self._items.popleft()
+            self._in_hand += 1
+            return offered_at, batch
+
+    def settle(self, batch: ForwardBatch, reason: Drop | None) -> None:
+        """Count a taken batch as sent, or as dropped for a reason, and release it."""
+        if reason is None:
+            self._account.sent()
+        else:
+            self._account.drop(reason)
+        with self._changed:
+            self._in_hand -= 1
+            self._held_bytes -= batch.held_bytes
+            self._changed.notify_all()
+        batch.release()
+
+    def clear(self, reason: Drop) -> None:
+        """Drop everything that waits."""
+        with self._changed:
+            gone = [batch for _, batch in self._items]
+            self._items.clear()
+            self._held_bytes -= sum(batch.held_bytes for batch in gone)
+        self._account.drop(reason, len(gone))
+        for batch in gone:
+            batch.release()
+
+    def close(self) -> None:
+        """Take nothing more in; what waits may still be taken."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Let consumers look at their ``ended`` again."""
+        with self._changed:
+            self._changed.notify_all()

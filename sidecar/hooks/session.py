@@ -1,0 +1,330 @@
+"""The client's side of one ingest stream, without any I/O.
+
+A transport iterates over a session for the bytes to send and feeds it the bytes received; both may
+happen in different threads.
+"""
+
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from sidecar.errors import MalformedMessage
+from sidecar.features import LayerKey
+from sidecar.hooks.account import Account, Drop
+from sidecar.hooks.batch import ForwardBatch
+from sidecar.hooks.pack import Group, groups, split
+from sidecar.hooks.queue import ByteQueue
+from sidecar.wire import (
+    Acknowledgement,
+    Hello,
+    HookReport,
+    OutgoingBatch,
+    OutgoingTensor,
+    Refusal,
+    RegisterLayer,
+    Steering,
+    Welcome,
+    decode_response,
+    encode_request,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How patient a session is, in seconds.
+
+    Attributes:
+        welcome: Longest wait for the answer to the hello.
+        report: Longest time without a report to the daemon.
+        stall: Longest wait for an acknowledgement; a daemon that is silent for longer is taken for
+            dead. Also stands in for TCP's own quarter of an hour when a host loses power.
+        stale: Age at which a queued batch is no longer worth sending: older rows would be counted
+            in a window they do not belong to.
+    """
+
+    welcome: float = 5.0
+    report: float = 10.0
+    stall: float = 30.0
+    stale: float = 30.0
+
+
+class Registry:
+    """Numbers a sender's layers; the numbers are the same on every stream of the process."""
+
+    def __init__(self) -> None:
+        self._known: dict[LayerKey, RegisterLayer] = {}
+
+    def announce(self, layer: LayerKey, width: int) -> RegisterLayer:
+        """Return the layer's registration, numbering it when it is new.
+
+        Raises:
+            ValueError: It is known with another width; sending would be refused.
+        """
+        known = self._known.get(layer)
+        if known is None:
+            known = RegisterLayer(len(self._known), layer, width)
+            self._known[layer] = known
+        if known.width != width:
+            raise ValueError(f"layer {layer.layer} was {known.width} wide and is now {width}")
+        return known
+
+    def all(self) -> tuple[RegisterLayer, ...]:
+        """Return every registration so far."""
+        return tuple(self._known.values())
+
+
+class Session(Iterator[bytes]):
+    """One stream: hello, registrations, batches within the daemon's credit, and reports.
+
+    Never raises into the transport, which would log it in the server's process; what goes wrong is
+    counted.
+
+    Args:
+        hello: Sent first.
+        registry: Layers numbered so far; all of them are registered anew on every stream.
+        queue: Where batches come from.
+        account: Where errors are counted and reports come from.
+        clock: Seconds, never going back.
+        timing: How patient the session is.
+        rate: Returns the sampling rate to report.
+        on_rate: Told the daemon's sampling rate.
+
+    Attributes:
+        proven: Whether the daemon has acknowledged anything.
+        welcomed_at: When the welcome came; None before.
+        refusals: Messages the daemon refused, by error code.
+    """
+
+    def __init__(
+        self,
+        hello: Hello,
+        registry: Registry,
+        queue: ByteQueue,
+        account: Account,
+        *,
+        clock: Callable[[], float],
+        timing: Timing,
+        rate: Callable[[], float],
+        on_rate: Callable[[float], None],
+    ) -> None:
+        self.proven = False
+        self.welcomed_at: float | None = None
+        self._refusals: Counter[str] = Counter()
+        self._hello = hello
+        self._registry = registry
+        self._queue = queue
+        self._account = account
+        self._clock = clock
+        self._timing = timing
+        self._rate = rate
+        self._on_rate = on_rate
+        self._outbox: deque[bytes] = deque([encode_request(hello)])
+        self._announced: set[int] = set()
+        self._lock = threading.Lock()
+        self._answered = threading.Event()
+        self._ended = threading.Event()
+        self._cancel: Callable[[], object] = lambda: None
+        self._welcome: Welcome | None = None
+        self._greeted = False
+        self._credit_bytes = 0
+        self._unsettled: deque[tuple[int, int, float]] = deque()  # number, bytes, when sent
+        self._unsettled_bytes = 0
+        self._sequence = 0
+        self._reported_at = clock()
+
+    @property
+    def refusals(self) -> Mapping[str, int]:
+        """Messages the daemon refused, by error code, as a copy."""
+        with self._lock:
+            return dict(self._refusals)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the stream is over."""
+        return self._ended.is_set()
+
+    def bind(self, cancel: Callable[[], object]) -> None:
+        """Tell the session how to cancel the call it runs on."""
+        self._cancel = cancel
+        if self.ended:
+            cancel()
+
+    def end(self) -> None:
+        """End the stream, from any thread; waiting transports return at once."""
+        self._ended.set()
+        self._answered.set()
+        self._queue.wake()
+        self._cancel()
+
+    def __iter__(self) -> Self:
+        """Return the session itself; there is one stream of messages."""
+        return self
+
+    def __next__(self) -> bytes:
+        """Wait for the next message to send.
+
+        Raises:
+            StopIteration: The stream is over, or the queue is closed and drained.
+        """
+        try:
+            message = self._next()
+        except Exception:  # noqa: BLE001 - grpc would print the traceback in the server's log
+            self._account.error()
+            self.end()
+            message = None
+        if message is None:
+            raise StopIteration
+        return message
+
+    def _next(self) -> bytes | None:
+        if self._outbox:
+            return self._outbox.popleft()
+        if not self._greeted:
+            self._greeted = True
+            if not self._wait_welcome():
+                self.end()
+                return None
+        while not self._outbox:
+            if self.ended:
+                return None
+            if self._stalled():
+                self.end()
+                return None
+            taken = self._queue.take(self._patience(), self._ended.is_set)
+            if taken is not None:
+                self._send(*taken)
+            elif self._report_due() and not self.ended:
+                self._outbox.append(encode_request(self._report()))
+            elif self._queue.closed:
+                return None
+        return self._outbox.popleft()
+
+    def _wait_welcome(self) -> bool:
+        """Wait for the daemon's limits, then announce every layer known so far."""
+        self._answered.wait(self._timing.welcome)
+        if self.ended or self._welcome is None:
+            return False
+        for registration in self._registry.all():
+            self._announce(registration)
+        return True
+
+    def _announce(self, registration: RegisterLayer) -> None:
+        if registration.layer_id not in self._announced:
+            self._announced.add(registration.layer_id)
+            self._outbox.append(encode_request(registration))
+
+    def _patience(self) -> float:
+        """Seconds until a report is due or the oldest batch counts as stalled; at least a little."""
+        now = self._clock()
+        deadline = self._reported_at + self._timing.report
+        with self._lock:
+            if self._unsettled:
+                deadline = min(deadline, self._unsettled[0][2] + self._timing.stall)
+        return max(deadline - now, 0.001)
+
+    def _stalled(self) -> bool:
+        with self._lock:
+            oldest = self._unsettled[0][2] if self._unsettled else self._clock()
+        return self._clock() - oldest >= self._timing.stall
+
+    def _report_due(self) -> bool:
+        return self._clock() - self._reported_at >= self._timing.report
+
+    def _report(self) -> HookReport:
+        self._reported_at = self._clock()
+        return self._account.report(self._rate())
+
+    def _send(self, offered_at: float, batch: ForwardBatch) -> None:
+        """Put a batch's messages into the outbox, or drop it whole, and settle it."""
+        reason: Drop | None = Drop.ERROR
+        try:
+            reason = self._encode(offered_at, batch)
+        except Exception:  # noqa: BLE001 - one bad batch must not end the stream
+            self._account.error()
+        finally:
+            self._queue.settle(batch, reason)
+
+    def _encode(self, offered_at: float, batch: ForwardBatch) -> Drop | None:
+        if self._clock() - offered_at > self._timing.stale:
+            return Drop.DISCONNECTED
+        staged = batch.stage()
+        limit = self._welcome.message_limit_bytes if self._welcome else 0
+        try:
+            parts = [part for group in groups(batch, staged) for part in split(group, limit)]
+        except ValueError:
+            return Drop.TOO_LARGE
+        if not self._spend(sum(part.payload_bytes for part in parts)):
+            return Drop.NO_CREDIT
+        for part in parts:
+            self._outbox.append(self._message(part))
+        return None
+
+    def _spend(self, size: int) -> bool:
+        with self._lock:
+            return self._unsettled_bytes + size <= self._credit_bytes
+
+    def _message(self, group: Group) -> bytes:
+        tensors = []
+        count = len(group.requests) * group.rows_per_request
+        for rows in group.rows:
+            registration = self._registry.announce(rows.layer, rows.width)
+            self._announce(registration)
+            shape = (count, rows.width)
+            tensors.append(OutgoingTensor(registration.layer_id, rows.dtype, shape, rows.payload))
+        self._sequence += 1
+        with self._lock:
+            self._unsettled.append((self._sequence, group.payload_bytes, self._clock()))
+            self._unsettled_bytes += group.payload_bytes
+        return encode_request(
+            OutgoingBatch(
+                sequence=self._sequence,
+                tensors=tuple(tensors),
+                requests=group.requests,
+                request_index=group.request_index,
+                report=self._report(),
+            )
+        )
+
+    def receive(self, data: bytes) -> None:
+        """Take one message of the daemon; what cannot be read is counted and passed over."""
+        try:
+            response = decode_response(data)
+        except MalformedMessage:
+            self._account.error()
+            return
+        if isinstance(response, Welcome):
+            self._on_welcome(response)
+        elif isinstance(response, Acknowledgement):
+            self._on_acknowledgement(response)
+        elif isinstance(response, Steering):
+            self._on_rate(response.sampling_rate)
+        else:
+            self._on_refusal(response)
+
+    def _on_welcome(self, welcome: Welcome) -> None:
+        with self._lock:
+            self._credit_bytes = welcome.credit_bytes
+            self._welcome = welcome
+            self.welcomed_at = self._clock()
+        self._on_rate(welcome.sampling_rate)
+        self._answered.set()
+
+    def _on_acknowledgement(self, settled: Acknowledgement) -> None:
+        with self._lock:
+            self._credit_bytes = settled.credit_bytes
+            while self._unsettled and self._unsettled[0][0] <= settled.sequence:
+                self._unsettled_bytes -= self._unsettled.popleft()[1]
+            self.proven = True
+
+    def _on_refusal(self, refusal: Refusal) -> None:
+        with self._lock:
+            self._refusals[refusal.code] += 1
+            # A refused batch needs no acknowledgement to give its credit back.
+            for entry in [e for e in self._unsettled if e[0] == refusal.sequence]:
+                self._unsettled.remove(entry)
+                self._unsettled_bytes -= entry[1]
+            greeted = self._welcome is not None
+        if not greeted:
+            self.end()

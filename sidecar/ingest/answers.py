@@ -1,0 +1,148 @@
+"""Turns the monitor's and the queue's values into protobuf, and errors into gRPC statuses."""
+
+import asyncio
+import json
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import grpc
+import structlog
+
+from sidecar.detect import State
+from sidecar.errors import SidecarError
+from sidecar.features import FeatureKind, Scope, View
+from sidecar.jobs import Job, JobState
+from sidecar.monitor import FeatureDistribution, FeatureStatus, Window
+from sidecar.wire.v1 import features_pb2, ingest_pb2, jobs_pb2
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+STATES = {
+    State.UNKNOWN: features_pb2.FEATURE_STATE_UNKNOWN,
+    State.NORMAL: features_pb2.FEATURE_STATE_NORMAL,
+    State.PENDING: features_pb2.FEATURE_STATE_PENDING,
+    State.FIRING: features_pb2.FEATURE_STATE_FIRING,
+    State.RESOLVED: features_pb2.FEATURE_STATE_RESOLVED,
+}
+KINDS = {kind: ingest_pb2.FeatureKind.Value(f"FEATURE_KIND_{kind.name}") for kind in FeatureKind}
+VIEWS = {view: ingest_pb2.View.Value(f"VIEW_{view.name}") for view in View}
+SCOPES = {scope: ingest_pb2.Scope.Value(f"SCOPE_{scope.name}") for scope in Scope}
+JOB_STATES = {state: jobs_pb2.JobState.Value(f"JOB_STATE_{state.name}") for state in JobState}
+WINDOWS = {
+    features_pb2.WINDOW_UNSPECIFIED: Window.CURRENT,
+    features_pb2.WINDOW_CURRENT: Window.CURRENT,
+    features_pb2.WINDOW_BASELINE: Window.BASELINE,
+    features_pb2.WINDOW_HISTORY: Window.HISTORY,
+}
+
+
+async def answer(
+    context: "grpc.aio.ServicerContext[Any, Any]",
+    call: Callable[P, R],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> R:
+    """Run a blocking call off the event loop; end the RPC with the right status if it fails."""
+    return await settled(context, asyncio.to_thread(call, *args, **kwargs))
+
+
+async def settled(context: "grpc.aio.ServicerContext[Any, Any]", outcome: Awaitable[R]) -> R:
+    """Wait for a call that runs elsewhere; end the RPC with the right status if it fails."""
+    try:
+        return await outcome
+    except SidecarError as error:
+        await abort(context, error)
+    except Exception as error:  # noqa: BLE001 - after start-up nothing may end the daemon
+        structlog.get_logger().exception("rpc_failed")
+        await abort(context, SidecarError(f"unexpected {type(error).__name__}; see the log"))
+
+
+async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: SidecarError) -> NoReturn:
+    """End the RPC with the error's status, its text, and its code as trailing metadata."""
+    context.set_trailing_metadata((("sidecar-code", error.code),))
+    await context.abort(grpc.StatusCode[error.grpc_status], str(error))
+    raise AssertionError("unreachable: abort raises")
+
+
+def feature(status: FeatureStatus, portrait_digest: str) -> features_pb2.Feature:
+    """Return a feature's status as its message."""
+    key, flag = status.key, status.flag
+    layer = key.layer
+    return features_pb2.Feature(
+        key=str(key),
+        model=layer.model,
+        revision=layer.revision,
+        layer=layer.layer,
+        kind=KINDS[layer.kind],
+        index=key.index,
+        view=VIEWS[layer.view],
+        scope=SCOPES[layer.scope],
+        flagged=flag is not None,
+        name=flag.name if flag else "",
+        severity=flag.severity if flag else "",
+        owner=flag.owner if flag else "",
+        state=STATES[status.state],
+        state_since_unix_seconds=status.since,
+        exceedance_ratio=_number(status.exceedance_ratio),
+        baseline_exceedance_ratio=_number(status.baseline_ratio),
+        threshold=status.threshold,
+        requests=status.requests,
+        portrait_digest=portrait_digest,
+        explanation=status.explanation,
+    )
+
+
+def distribution(found: FeatureDistribution) -> features_pb2.GetDistributionResponse:
+    """Return a distribution as its message."""
+    return features_pb2.GetDistributionResponse(
+        count=found.count,
+        mean=found.mean,
+        variance=found.variance,
+        min=found.minimum,
+        max=found.maximum,
+        zero_ratio=found.zero_ratio,
+        nonfinite=found.nonfinite,
+        edges=found.edges.tolist(),
+        counts=found.counts.tolist(),
+        quantile_levels=found.levels.tolist(),
+        quantiles=found.quantiles.tolist(),
+        relative_error=found.relative_error,
+    )
+
+
+def job(found: Job) -> jobs_pb2.Job:
+    """Return a job as its message."""
+    return jobs_pb2.Job(
+        id=found.id,
+        state=JOB_STATES[found.state],
+        features=[str(target.feature) for target in found.request.targets],
+        recipe_json=json.dumps(asdict(found.request.recipe)),
+        step=found.step,
+        steps=found.steps,
+        message=found.message,
+        error_code=found.error_code,
+        error=found.error,
+        created_unix_seconds=found.created,
+        started_unix_seconds=found.started,
+        ended_unix_seconds=found.ended,
+        attempts=found.attempts,
+        artifacts=[
+            jobs_pb2.JobArtifact(
+                feature=portrait.feature,
+                content_key=portrait.content_key,
+                picture_digest=portrait.picture_digest,
+                manifest_digest=portrait.manifest_digest,
+            )
+            for portrait in found.portraits
+        ],
+        from_cache=found.from_cache,
+        origin=found.request.origin,
+        idempotency_key=found.request.idempotency_key,
+    )
+
+
+def _number(value: float) -> float:
+    return 0.0 if math.isnan(value) else value

@@ -1,0 +1,145 @@
+"""``JobService``: submits, watches and cancels jobs, and hands out what they made."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import grpc
+
+from sidecar.errors import InvalidInput, LimitReached, UnknownArtifact
+from sidecar.ingest import answers
+from sidecar.jobs import Job, JobRequest
+from sidecar.monitor import Operations
+from sidecar.recipes import Recipe, Target
+from sidecar.wire.v1 import jobs_pb2, jobs_pb2_grpc
+
+CHUNK_BYTES = 256 << 10
+"""Artifact bytes a message: the size at which gRPC's cost per byte levels off."""
+
+PAGE_DEFAULT, PAGE_LIMIT = 50, 200
+"""Jobs in a page."""
+
+WATCH_SECONDS = 5.0
+"""Longest silence of a watch; a dead client is noticed this late at most."""
+
+WATCH_LIMIT = 32
+"""Watches at once. Each holds a thread while it waits, and those are not the threads that answer."""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class JobServicer(jobs_pb2_grpc.JobServiceServicer):
+    """Answers from ``Operations``; every error carries its stable code."""
+
+    def __init__(self, operations: Operations) -> None:
+        """Serve over ``operations``."""
+        self._operations = operations
+        self._watches = 0
+        self._waiters = ThreadPoolExecutor(WATCH_LIMIT, "sidecar-watch")
+
+    async def SubmitJob(  # noqa: N802 - named by the protocol
+        self, request: jobs_pb2.SubmitJobRequest, context: Context
+    ) -> jobs_pb2.SubmitJobResponse:
+        """Queue a job, or return the one with the same idempotency key."""
+        found = await answers.answer(context, self._submit, request)
+        return jobs_pb2.SubmitJobResponse(job=answers.job(found))
+
+    async def GetJob(  # noqa: N802 - named by the protocol
+        self, request: jobs_pb2.GetJobRequest, context: Context
+    ) -> jobs_pb2.GetJobResponse:
+        """Return one job."""
+        found = await answers.answer(context, self._operations.job, request.id)
+        return jobs_pb2.GetJobResponse(job=answers.job(found))
+
+    async def ListJobs(  # noqa: N802 - named by the protocol
+        self, request: jobs_pb2.ListJobsRequest, context: Context
+    ) -> jobs_pb2.ListJobsResponse:
+        """Return one page of jobs, newest first."""
+        size = min(request.page_size or PAGE_DEFAULT, PAGE_LIMIT)
+        found = await answers.answer(
+            context, self._operations.jobs, None, size, before=request.page_token
+        )
+        return jobs_pb2.ListJobsResponse(
+            jobs=[answers.job(item) for item in found],
+            next_page_token=found[-1].id if len(found) == size else "",
+        )
+
+    async def WatchJob(  # noqa: N802 - named by the protocol
+        self, request: jobs_pb2.WatchJobRequest, context: Context
+    ) -> AsyncIterator[jobs_pb2.WatchJobResponse]:
+        """Yield the job as it is, then every change of it until it has ended."""
+        if self._watches >= WATCH_LIMIT:
+            error = LimitReached(f"{WATCH_LIMIT} jobs are being watched: try again later")
+            await answers.abort(context, error)
+        self._watches += 1
+        try:
+            async for change in self._changes(request.id, context):
+                yield change
+        finally:
+            self._watches -= 1
+
+    async def _changes(
+        self, job_id: str, context: Context
+    ) -> AsyncIterator[jobs_pb2.WatchJobResponse]:
+        found = await answers.answer(context, self._operations.job, job_id)
+        version, picture = -1, 0
+        while True:
+            preview = None
+            if found.preview_version != picture:
+                picture = found.preview_version
+                preview = await answers.answer(context, self._operations.preview, job_id)
+            yield jobs_pb2.WatchJobResponse(job=answers.job(found), picture=preview or b"")
+            if found.state.ended:
+                return
+            wait = partial(self._operations.wait_job, job_id, version, WATCH_SECONDS)
+            change = asyncio.get_running_loop().run_in_executor(self._waiters, wait)
+            version = await answers.settled(context, change)
+            found = await answers.answer(context, self._operations.job, job_id)
+
+    async def CancelJob(  # noqa: N802 - named by the protocol
+        self, request: jobs_pb2.CancelJobRequest, context: Context
+    ) -> jobs_pb2.CancelJobResponse:
+        """Stop a job that has not ended."""
+        found = await answers.answer(context, self._operations.cancel, request.id)
+        return jobs_pb2.CancelJobResponse(job=answers.job(found))
+
+    async def GetArtifact(  # noqa: N802 - named by the protocol
+        self, request: jobs_pb2.GetArtifactRequest, context: Context
+    ) -> AsyncIterator[jobs_pb2.GetArtifactResponse]:
+        """Yield an artifact in chunks."""
+        data, media_type = await answers.answer(context, self._read, request.digest)
+        for start in range(0, max(len(data), 1), CHUNK_BYTES):
+            chunk = data[start : start + CHUNK_BYTES]
+            yield jobs_pb2.GetArtifactResponse(chunk=chunk, media_type=media_type)
+
+    def _read(self, digest: str) -> tuple[bytes, str]:
+        path, media_type = self._operations.artifact(digest)
+        try:
+            return path.read_bytes(), media_type
+        except FileNotFoundError as error:
+            raise UnknownArtifact(f"artifact {digest[:80]!r} was just removed") from error
+
+    def _submit(self, request: jobs_pb2.SubmitJobRequest) -> Job:
+        targets = tuple(Target(self._operations.resolve(text)) for text in request.features)
+        recipe = self._recipe(request.recipe_json)
+        return self._operations.submit(
+            JobRequest(
+                targets,
+                recipe,
+                origin="api",
+                idempotency_key=request.idempotency_key,
+                time_limit_seconds=request.time_limit_seconds,
+            )
+        )
+
+    def _recipe(self, text: str) -> Recipe:
+        try:
+            values = json.loads(text or "{}")
+        except ValueError as error:
+            raise InvalidInput(f"recipe_json is no JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise InvalidInput(f"recipe_json holds {type(values).__name__}, need an object")
+        return self._operations.recipe(values)

@@ -1,0 +1,135 @@
+"""The gRPC server: ingest, features, jobs and health on one set of addresses."""
+
+import os
+import socket
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from sidecar.config import SidecarConfig
+from sidecar.errors import ConfigError
+from sidecar.ingest.accounting import Ledger
+from sidecar.ingest.features import FeatureServicer
+from sidecar.ingest.jobs import JobServicer
+from sidecar.ingest.pipeline import Pipeline
+from sidecar.ingest.stream import IngestStreams, limits_of
+from sidecar.monitor import Monitor, Operations
+from sidecar.wire import METHOD, SERVICE
+from sidecar.wire.v1 import features_pb2_grpc, jobs_pb2_grpc
+
+SERVICES = ("", SERVICE, "sidecar.wire.v1.FeatureService", "sidecar.wire.v1.JobService")
+"""Names under which the health service answers."""
+
+SOCKET_MODE = 0o660
+"""grpcio makes sockets 0755, which lets no other user write; the group is how a pod shares one."""
+
+
+class GrpcServer:
+    """Serves all gRPC services on the configured addresses, on the running event loop."""
+
+    def __init__(
+        self,
+        config: SidecarConfig,
+        monitor: Monitor,
+        pipeline: Pipeline,
+        ledger: Ledger,
+        operations: Operations,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        """Prepare; nothing listens before ``start``."""
+        self._config = config
+        self._streams = IngestStreams(config, monitor, pipeline, ledger, clock)
+        self._operations = operations
+        self._server: grpc.aio.Server | None = None
+        # The stubs leave the asyncio half out.
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self.addresses: tuple[str, ...] = ()
+
+    async def start(self) -> None:
+        """Listen on every address.
+
+        Raises:
+            ConfigError: One of them is taken or not allowed; the message names all of those.
+        """
+        server = grpc.aio.server(options=limits_of(self._config.ingest))
+        self._server = server
+        method = grpc.stream_stream_rpc_method_handler(self._streams.serve)
+        handlers = grpc.method_handlers_generic_handler(SERVICE, {METHOD: method})
+        server.add_generic_rpc_handlers((handlers,))
+        features_pb2_grpc.add_FeatureServiceServicer_to_server(
+            FeatureServicer(self._operations), server
+        )
+        jobs_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(self._operations), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        self.addresses = self._bind(server)
+        await server.start()
+        for address in self.addresses:
+            if address.startswith("unix://"):
+                _share(Path(address.removeprefix("unix://")))
+        for service in SERVICES:
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+
+    def _bind(self, server: grpc.aio.Server) -> tuple[str, ...]:
+        bound, problems = [], []
+        for address in self._config.listen.grpc:
+            try:
+                if address.startswith("unix://"):
+                    _clear_stale(Path(address.removeprefix("unix://")))
+                port = server.add_insecure_port(address)
+            except (RuntimeError, OSError, ConfigError) as error:
+                problems.append(f"listen.grpc {address}: {_why(error)}: free it or choose another")
+                continue
+            host = address.rsplit(":", 1)[0]
+            bound.append(address if address.startswith("unix://") else f"{host}:{port}")
+        if problems:
+            raise ConfigError("\n".join(problems))
+        return tuple(bound)
+
+    async def stop(self, grace: float) -> None:
+        """End ingest streams, let other calls end for ``grace`` seconds, turn new ones away, close."""
+        if self._server is None:
+            return
+        server, self._server = self._server, None
+        await self._health.enter_graceful_shutdown()
+        self._streams.close()
+        await server.stop(grace)
+
+
+def _share(path: Path) -> None:
+    try:
+        path.chmod(SOCKET_MODE)
+    except OSError as error:
+        raise ConfigError(f"listen.grpc unix://{path}: {error.strerror}: choose another") from error
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, ConfigError):
+        return error.message
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    # All that grpc says is that it could not bind.
+    return "it is in use, or not an address of this machine"
+
+
+def _clear_stale(path: Path) -> None:
+    """Remove the socket a killed daemon left behind; refuse to touch anything else.
+
+    Raises:
+        ConfigError: The path is no socket, or somebody listens on it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.path.lexists(path):
+        return
+    if not stat.S_ISSOCK(path.lstat().st_mode):
+        raise ConfigError("the file there is not a socket")
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            path.unlink()
+            return
+    raise ConfigError("another daemon listens on it")

@@ -1,0 +1,14 @@
+"""Visualisation jobs: a durable queue, and a runner that gives each job a process of its own.
+
+The room promises that a job once accepted survives kill -9 of everything, is recorded as done exactly
+once, and is answered from the store where an equal request was answered before; that a job's process
+never outlives the daemon, its time limit or its cancellation by more than two seconds; and that
+whatever a model does in there harms that one job only. ``sidecar.jobs.worker`` is the child's side.
+"""
+
+from sidecar.jobs.protocol import Job, JobRequest, JobState, Portrait
+from sidecar.jobs.queue import JobQueue
+from sidecar.jobs.runner import Runner
+from sidecar.jobs.spec import LiveContext
+
+__all__ = ["Job", "JobQueue", "JobRequest", "JobState", "LiveContext", "Portrait", "Runner"]

@@ -1,0 +1,155 @@
+"""Works out what is left to do of a job: what the cache answers, and what the child must make."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import sidecar
+from sidecar.config import JobsConfig, ModelConfig
+from sidecar.errors import ModelLoadFailed, UnknownModel, UnsupportedTarget
+from sidecar.jobs.protocol import Job, JobRequest, Portrait
+from sidecar.jobs.queue import JobQueue
+from sidecar.jobs.spec import JobSpec, LiveContext, ModelSpec
+from sidecar.recipes import Target, content_key
+from sidecar.store import ArtifactStore
+
+ModelLookup = Callable[[str], ModelConfig | None]
+"""Returns the configured model of a name, such as ``SidecarConfig.model``."""
+
+ContextLookup = Callable[[JobRequest], Mapping[str, LiveContext]]
+"""Returns the live distributions of a request's targets by text form; targets may be missing."""
+
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """A job, split into what is there and what is missing.
+
+    Attributes:
+        keys: Content key of every target, in the order of the request.
+        cached: Answers that are there, by content key.
+        missing: Targets to be made, each once, by content key.
+        live: Live distributions by text form of the feature.
+    """
+
+    keys: tuple[str, ...]
+    cached: Mapping[str, Portrait]
+    missing: Mapping[str, Target]
+    live: Mapping[str, LiveContext]
+
+
+def assign(
+    request: JobRequest,
+    queue: JobQueue,
+    artifacts: ArtifactStore,
+    live: Mapping[str, LiveContext],
+) -> Assignment:
+    """Look up every target of a request.
+
+    Raises:
+        UnsupportedTarget: The recipe needs typical ranges, and a target's layer has none.
+    """
+    keys = tuple(_key(target, request, live) for target in request.targets)
+    found = {key: queue.portrait(key) for key in keys}
+    cached = {
+        key: portrait
+        for key, portrait in found.items()
+        if portrait is not None
+        and artifacts.has(portrait.picture_digest)
+        and artifacts.has(portrait.manifest_digest)
+    }
+    wanted = dict(zip(keys, request.targets, strict=True))
+    missing = {key: target for key, target in wanted.items() if key not in cached}
+    return Assignment(keys, cached, missing, live)
+
+
+def _key(target: Target, request: JobRequest, live: Mapping[str, LiveContext]) -> str:
+    context = live.get(str(target.feature))
+    digest = context.typical_digest if context is not None else ""
+    if request.recipe.typical_range and not digest:
+        raise UnsupportedTarget(
+            f"recipe.typical_range needs the baseline of {target.feature.layer}, and there is none "
+            "yet: wait for it, or leave typical_range at 0"
+        )
+    return content_key(target, request.recipe, digest)
+
+
+def child_spec(
+    job: Job, assignment: Assignment, models: ModelLookup, config: JobsConfig
+) -> JobSpec:
+    """Write down what the child must know.
+
+    Raises:
+        UnknownModel: The model is not configured.
+        ModelLoadFailed: It is, but without a factory, so there is nothing to look into.
+    """
+    name = job.request.targets[0].feature.layer.model
+    model = models(name)
+    if model is None:
+        raise UnknownModel(f"model {name!r} is not in the configuration: add it under models")
+    if model.factory is None:
+        raise ModelLoadFailed(f"model {name!r} has no factory: name one to have pictures made")
+    typical = bool(job.request.recipe.typical_range)
+    targets = tuple(assignment.missing.values())
+    names = {str(target.feature) for target in targets}
+    live = {feature: c for feature, c in assignment.live.items() if feature in names}
+    return JobSpec(
+        job_id=job.id,
+        attempt=job.attempts,
+        origin=job.request.origin,
+        parent_pid=os.getpid(),
+        targets=targets,
+        recipe=job.request.recipe,
+        model=_model_spec(model, model.factory),
+        device=config.device,
+        live=live if typical else {name: _without_ranges(c) for name, c in live.items()},
+    )
+
+
+def _model_spec(model: ModelConfig, factory: str) -> ModelSpec:
+    red, green, blue = model.input.mean
+    reds, greens, blues = model.input.std
+    return ModelSpec(
+        name=model.name,
+        factory=factory,
+        weights=str(model.weights.resolve()) if model.weights else "",
+        input_size=model.input.size,
+        mean=(red, green, blue),
+        std=(reds, greens, blues),
+    )
+
+
+def _without_ranges(context: LiveContext) -> LiveContext:
+    return LiveContext(
+        levels=context.levels,
+        values=context.values,
+        count=context.count,
+        minimum=context.minimum,
+        maximum=context.maximum,
+        window=context.window,
+        started=context.started,
+        ended=context.ended,
+    )
+
+
+def child_environment(config: JobsConfig, env: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a child: import paths, thread caps, and tracebacks of crashes."""
+    package = Path(sidecar.__file__).resolve().parents[1]
+    paths = [*(str(path.resolve()) for path in config.python_path), str(package)]
+    inherited = env.get("PYTHONPATH", "")
+    found = {
+        **env,
+        "PYTHONPATH": os.pathsep.join([*paths, *([inherited] if inherited else [])]),
+        "PYTHONFAULTHANDLER": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if config.threads:
+        found |= dict.fromkeys(_THREAD_VARIABLES, str(config.threads))
+    return found

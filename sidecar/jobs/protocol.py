@@ -1,0 +1,102 @@
+"""The values of the job queue: what is asked, what is answered, and how a job stands.
+
+They cross from the console and the webhook through the queue to the worker child, and back. Nothing
+here runs anything.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from sidecar.recipes import Recipe, Target
+
+
+class JobState(StrEnum):
+    """Where a job is in its life."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen."""
+        return self in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """What somebody asked for.
+
+    Attributes:
+        targets: Units of one model revision, one picture each; made in one batch.
+        recipe: How the pictures are made.
+        origin: What asked: ``cli``, ``console``, ``api`` or ``alert``.
+        idempotency_key: Two requests with the same non-empty key are one job.
+        time_limit_seconds: Wall time; 0 takes the configured limit.
+    """
+
+    targets: tuple[Target, ...]
+    recipe: Recipe = field(default_factory=Recipe)
+    origin: str = "cli"
+    idempotency_key: str = ""
+    time_limit_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Portrait:
+    """One finished picture.
+
+    Attributes:
+        feature: Text form of the feature key.
+        content_key: sha256 of the request, see ``recipes.content_key``.
+        picture_digest: sha256 of the PNG in the artifact store.
+        manifest_digest: sha256 of the JSON manifest in the artifact store.
+        created: Unix seconds.
+    """
+
+    feature: str
+    content_key: str
+    picture_digest: str
+    manifest_digest: str
+    created: float
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as it stands now.
+
+    Attributes:
+        id: ULID-like, sortable by time of submission.
+        request: What was asked.
+        state: Where it is in its life.
+        step: Optimiser step reached.
+        steps: Optimiser steps in all.
+        message: What it is doing, in words.
+        error_code: Stable code of what went wrong, or empty.
+        error: What went wrong and what to do, or empty.
+        created: Unix seconds of submission.
+        started: Unix seconds of the last start, or 0.
+        ended: Unix seconds of the end, or 0.
+        attempts: Times it was started.
+        portraits: What it made; one for each target when done.
+        from_cache: Whether every picture was there already.
+        preview_version: Grows with every new intermediate picture; 0: none yet.
+    """
+
+    id: str
+    request: JobRequest
+    state: JobState
+    step: int = 0
+    steps: int = 0
+    message: str = ""
+    error_code: str = ""
+    error: str = ""
+    created: float = 0.0
+    started: float = 0.0
+    ended: float = 0.0
+    attempts: int = 0
+    portraits: tuple[Portrait, ...] = ()
+    from_cache: bool = False
+    preview_version: int = 0

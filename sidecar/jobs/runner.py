@@ -1,0 +1,295 @@
+"""Runs the jobs of a queue, each in a process of its own, and puts what they make into the store."""
+
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+
+import structlog
+
+from sidecar.config import JobsConfig
+from sidecar.errors import CorruptState, DiskFull, JobError, SidecarError, WorkerCrashed
+from sidecar.jobs.assignment import (
+    Assignment,
+    ContextLookup,
+    ModelLookup,
+    assign,
+    child_environment,
+    child_spec,
+)
+from sidecar.jobs.child import Child
+from sidecar.jobs.owner import is_dead, is_stale_scratch, make_scratch, owner_name
+from sidecar.jobs.protocol import Job, Portrait
+from sidecar.jobs.queue import JobQueue
+from sidecar.jobs.spec import JobSpec, encode_spec
+from sidecar.jobs.supervision import Ending, Lease, Outcome, Supervisor
+from sidecar.store import Artifact, ArtifactStore
+
+_log = structlog.get_logger(__name__)
+
+_IDLE_SECONDS = 0.2  # how soon a job is seen that another process submitted, or whose pause ends
+_ERROR_SECONDS = 1.0  # pause after a broken disk, which is not mended by asking faster
+_PREVIEW_LIMIT_BYTES = 16 << 20
+_PNG = b"\x89PNG\r\n\x1a\n"
+WORKER_COMMAND = (sys.executable, "-m", "sidecar.jobs.worker")
+"""The child; the number of the descriptor for its events is appended."""
+
+
+class Runner:
+    """Claims jobs and supervises up to ``concurrency`` children.
+
+    No error of a job, of a child or of the disk ends it; a job whose record cannot be written is
+    tried again when its lease has lapsed. Several runners may share one queue.
+    """
+
+    def __init__(  # noqa: PLR0913 - the composition root names each
+        self,
+        queue: JobQueue,
+        artifacts: ArtifactStore,
+        models: ModelLookup,
+        jobs_config: JobsConfig,
+        scratch: Path,
+        context: ContextLookup,
+        *,
+        command: Sequence[str] = WORKER_COMMAND,
+        clock: Callable[[], float] = time.time,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        """Prepare; nothing runs before ``start``.
+
+        Args:
+            queue: Where jobs come from.
+            artifacts: Where pictures and manifests go.
+            models: Configured models by name.
+            jobs_config: Concurrency, time limit, device, threads, import paths.
+            scratch: Folder for what children write; each attempt has its own in it.
+            context: Live distributions of a request's targets.
+            command: The child's programme and arguments.
+            clock: Unix seconds.
+            env: Environment of children; None takes this process's.
+        """
+        self._queue = queue
+        self._artifacts = artifacts
+        self._models = models
+        self._config = jobs_config
+        self._scratch = scratch
+        self._context = context
+        self._command = tuple(command)
+        self._clock = clock
+        self._env = child_environment(jobs_config, os.environ if env is None else env)
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._storing = threading.Lock()
+        self._previews: dict[str, bytes] = {}
+        self._timed, self._seconds = 0, 0.0
+
+    def start(self) -> None:
+        """Take back what dead processes left, and begin to run jobs.
+
+        Raises:
+            StorageError: The database cannot be read or written.
+        """
+        recovered = self._queue.recover(is_dead, self._clock())
+        self._sweep()
+        self._stopping.clear()
+        for number in range(self._config.concurrency):
+            # The name is unique even among runners of one process: a lease has exactly one owner.
+            owner = owner_name(f"{id(self):x}-{number}")
+            thread = threading.Thread(
+                target=self._serve, args=(owner,), name=f"job-slot-{number}", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+        _log.info("job_runner_started", slots=self._config.concurrency, recovered=recovered)
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """End all children and put their jobs back into the queue, uncounted.
+
+        Args:
+            timeout: Most seconds to wait for that; children that ignore the request to end are
+                killed after two.
+        """
+        self._stopping.set()
+        self._queue.wake()
+        deadline = time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        _log.info("job_runner_stopped", still_running=len(self._threads))
+
+    @property
+    def alive(self) -> bool:
+        """Whether every slot runs; for the liveness probe."""
+        return bool(self._threads) and all(thread.is_alive() for thread in self._threads)
+
+    def timings(self) -> tuple[int, float]:
+        """Return how many attempts ended since the runner was made, and their seconds in all."""
+        with self._storing:
+            return self._timed, self._seconds
+
+    def preview(self, job_id: str) -> bytes | None:
+        """Return the newest intermediate picture of a running job as PNG, or None."""
+        return self._previews.get(job_id)
+
+    def wait_change(self, job_id: str, seen: int, timeout: float) -> int:
+        """Block until a job's version differs from ``seen``; see ``JobQueue.wait_change``."""
+        return self._queue.wait_change(job_id, seen, timeout)
+
+    def collect(self) -> int:
+        """Bring the store within its limit, without touching what a job is storing right now.
+
+        The newest answer of every feature stays; answers whose artifacts go are forgotten.
+
+        Returns:
+            How many artifacts were removed.
+
+        Raises:
+            StorageError: The store or the database cannot be written.
+        """
+        with self._storing:
+            removed = self._artifacts.collect(self._queue.kept_digests())
+            self._queue.forget(removed)
+        return len(removed)
+
+    def _sweep(self) -> None:
+        """Remove the scratch folders of processes that are no more."""
+        if self._scratch.is_dir():
+            for folder in self._scratch.iterdir():
+                if is_stale_scratch(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def _serve(self, owner: str) -> None:
+        while not self._stopping.is_set():
+            try:
+                job = self._queue.claim(owner, self._clock())
+                if job is None:
+                    self._queue.wait_any(_IDLE_SECONDS)
+                else:
+                    self._run(job, owner)
+            except Exception:  # noqa: BLE001 - a slot that ended would silently run no more jobs
+                # The disk is broken or we are: the slot stays, the job's lease lapses.
+                _log.exception("job_slot_failed", owner=owner)
+                self._stopping.wait(_ERROR_SECONDS)
+
+    def _run(self, job: Job, owner: str) -> None:
+        log = _log.bind(job_id=job.id, attempt=job.attempts)
+        log.info("job_started", targets=len(job.request.targets), origin=job.request.origin)
+        lease = Lease(self._queue, job.id, owner, self._clock, job.preview_version)
+        started = time.monotonic()
+        try:
+            outcome = self._attempt(job, lease)
+        except SidecarError as error:
+            outcome = _failed(error.code, error.message)
+        except Exception as error:
+            log.exception("job_attempt_failed")
+            outcome = _failed(JobError.code, f"the runner failed: {error!r}")
+        finally:
+            self._previews.pop(job.id, None)
+            self._time(time.monotonic() - started)
+        if outcome.ending is Ending.FAILED:
+            now, retry = self._clock(), outcome.retry
+            self._queue.fail(job.id, owner, outcome.code, outcome.error, now, retry=retry)
+        elif outcome.ending is Ending.RELEASED:
+            self._queue.release(job.id, owner, self._clock())
+        log.info("job_attempt_ended", ending=outcome.ending.value, code=outcome.code)
+
+    def _time(self, seconds: float) -> None:
+        with self._storing:
+            self._timed += 1
+            self._seconds += seconds
+
+    def _attempt(self, job: Job, lease: Lease) -> Outcome:
+        """Answer a job from the store, or have a child make what is missing."""
+        if not job.request.targets:
+            raise CorruptState("the stored request was damaged: submit it again")
+        live = self._context(job.request)
+        assignment = assign(job.request, self._queue, self._artifacts, live)
+        if not assignment.missing:
+            return self._complete(assignment, {}, lease)
+        spec = child_spec(job, assignment, self._models, self._config)
+        folder = make_scratch(self._scratch, job.id, job.attempts)
+        try:
+            limit = self._config.time_limit_seconds
+            limit = min(job.request.time_limit_seconds or limit, limit)
+            outcome = self._supervise(spec, folder, lease, limit)
+            if outcome.ending is not Ending.MADE:
+                return outcome
+            with self._storing:  # what was stored must not be collected before it is recorded
+                made = self._store(assignment, outcome, folder)
+                return self._complete(assignment, made, lease)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _supervise(self, spec: JobSpec, folder: Path, lease: Lease, limit: float) -> Outcome:
+        child = Child(self._command, encode_spec(spec), folder, self._env)
+
+        def keep(path: Path) -> None:
+            picture = _read_picture(path)
+            if picture:
+                self._previews[spec.job_id] = picture
+
+        try:
+            return Supervisor(child, lease, limit, self._stopping.is_set, keep, folder).run()
+        finally:
+            child.close()
+
+    def _store(
+        self, assignment: Assignment, outcome: Outcome, folder: Path
+    ) -> Mapping[str, Portrait]:
+        made: dict[str, Portrait] = {}
+        for index, (key, target) in enumerate(assignment.missing.items()):
+            picture, manifest = (
+                folder / Path(n).name for n in outcome.results.get(index, ("", ""))
+            )
+            if not _read_picture(picture) or not manifest.is_file():
+                raise WorkerCrashed(
+                    f"the worker said done, but made no picture of {target.feature}"
+                )
+            keep = _digests([*assignment.cached.values(), *made.values()])
+            stored = self._put(picture, "image/png", keep)
+            noted = self._put(manifest, "application/json", keep | {stored.digest})
+            made[key] = Portrait(
+                str(target.feature), key, stored.digest, noted.digest, self._clock()
+            )
+        return made
+
+    def _put(self, path: Path, media_type: str, keep: AbstractSet[str]) -> Artifact:
+        try:
+            return self._artifacts.put(path, media_type)
+        except DiskFull:
+            # Older answers make room; what this job is about to be answered with stays.
+            keep = keep | self._queue.kept_digests()
+            removed = self._artifacts.collect(keep, path.stat().st_size)
+            self._queue.forget(removed)
+            return self._artifacts.put(path, media_type)
+
+    def _complete(
+        self, assignment: Assignment, made: Mapping[str, Portrait], lease: Lease
+    ) -> Outcome:
+        known = {**assignment.cached, **made}
+        portraits = [known[key] for key in assignment.keys]
+        cached = not assignment.missing
+        done = self._queue.complete(lease.job_id, lease.owner, portraits, cached, lease.now())
+        return Outcome(Ending.MADE if done else Ending.LOST)
+
+
+def _digests(portraits: Iterable[Portrait]) -> set[str]:
+    return {d for p in portraits for d in (p.picture_digest, p.manifest_digest)}
+
+
+def _failed(code: str, error: str) -> Outcome:
+    return Outcome(Ending.FAILED, code=code, error=error)
+
+
+def _read_picture(path: Path) -> bytes:
+    """Return a PNG, or nothing where the file is none or is too large to be a picture."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_PREVIEW_LIMIT_BYTES + 1)
+    except OSError:
+        return b""
+    return content if content.startswith(_PNG) and len(content) <= _PREVIEW_LIMIT_BYTES else b""

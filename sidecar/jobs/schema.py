@@ -1,0 +1,117 @@
+"""The job tables, and the rules that SQLite itself enforces on them.
+
+A job is ``queued`` → ``running`` → one of ``done``, ``failed``, ``cancelled``; a running job may go
+back to the queue, a queued one may be cancelled, and one that has ended never changes again.
+"""
+
+TABLES = (
+    """CREATE TABLE jobs (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        idempotency_key TEXT UNIQUE,
+        request TEXT NOT NULL,
+        state TEXT NOT NULL DEFAULT 'queued'
+            CHECK (state IN ('queued', 'running', 'done', 'failed', 'cancelled')),
+        step INTEGER NOT NULL DEFAULT 0 CHECK (step >= 0),
+        steps INTEGER NOT NULL DEFAULT 0 CHECK (steps >= step),
+        message TEXT NOT NULL DEFAULT '',
+        error_code TEXT NOT NULL DEFAULT '',
+        error TEXT NOT NULL DEFAULT '',
+        created REAL NOT NULL,
+        started REAL NOT NULL DEFAULT 0,
+        ended REAL NOT NULL DEFAULT 0,
+        attempts INTEGER NOT NULL DEFAULT 0 CHECK (attempts >= 0),
+        not_before REAL NOT NULL DEFAULT 0,
+        owner TEXT,
+        lease_until REAL,
+        cancel_wanted INTEGER NOT NULL DEFAULT 0 CHECK (cancel_wanted IN (0, 1)),
+        from_cache INTEGER NOT NULL DEFAULT 0 CHECK (from_cache IN (0, 1)),
+        preview_version INTEGER NOT NULL DEFAULT 0,
+        version INTEGER NOT NULL DEFAULT 1,
+        CHECK ((state = 'running') = (owner IS NOT NULL)),
+        CHECK ((state = 'running') = (lease_until IS NOT NULL)),
+        CHECK ((state IN ('done', 'failed', 'cancelled')) = (ended > 0)),
+        CHECK ((state = 'failed') = (error_code <> ''))
+    )""",
+    "CREATE INDEX jobs_waiting ON jobs (state, sequence) WHERE state IN ('queued', 'running')",
+    """CREATE TRIGGER jobs_transitions BEFORE UPDATE ON jobs
+        WHEN OLD.state IN ('done', 'failed', 'cancelled')
+            OR (OLD.state = 'queued' AND NEW.state NOT IN ('queued', 'running', 'cancelled'))
+        BEGIN SELECT RAISE(ABORT, 'no such transition of a job'); END""",
+    # What each job made, as it was then.
+    """CREATE TABLE job_portraits (
+        job INTEGER NOT NULL REFERENCES jobs (sequence) ON DELETE CASCADE,
+        position INTEGER NOT NULL,
+        feature TEXT NOT NULL,
+        content_key TEXT NOT NULL,
+        picture_digest TEXT NOT NULL,
+        manifest_digest TEXT NOT NULL,
+        created REAL NOT NULL,
+        PRIMARY KEY (job, position)
+    ) WITHOUT ROWID""",
+    # What can be answered without work.
+    """CREATE TABLE portraits (
+        content_key TEXT PRIMARY KEY,
+        feature TEXT NOT NULL,
+        picture_digest TEXT NOT NULL,
+        manifest_digest TEXT NOT NULL,
+        created REAL NOT NULL
+    ) WITHOUT ROWID""",
+    "CREATE INDEX portraits_by_feature ON portraits (feature, created)",
+)
+
+# A worker that fell silent may have killed its daemon too, so silence counts as an attempt.
+EXPIRE = (
+    """UPDATE jobs SET state = 'cancelled', ended = :now, owner = NULL, lease_until = NULL,
+        message = 'cancelled', version = version + 1
+        WHERE state = 'running' AND lease_until < :now AND cancel_wanted""",
+    """UPDATE jobs SET state = 'failed', ended = :now, owner = NULL, lease_until = NULL,
+        message = '', error_code = :code, version = version + 1,
+        error = 'the worker fell silent or its daemon died, ' || attempts || ' times; last at: '
+            || message
+        WHERE state = 'running' AND lease_until < :now AND attempts >= :attempt_limit""",
+    """UPDATE jobs SET state = 'queued', owner = NULL, lease_until = NULL,
+        message = 'waiting again: its worker fell silent', version = version + 1
+        WHERE state = 'running' AND lease_until < :now""",
+)
+
+CLAIM = """UPDATE jobs SET state = 'running', owner = :owner, lease_until = :lease_until,
+    attempts = attempts + 1, started = :now, message = 'starting', version = version + 1
+    WHERE sequence = (SELECT sequence FROM jobs
+        WHERE state = 'queued' AND not_before <= :now ORDER BY sequence LIMIT 1)
+    RETURNING *"""
+
+CLAIMABLE = """SELECT 1 FROM jobs WHERE (state = 'queued' AND not_before <= :now)
+    OR (state = 'running' AND lease_until < :now) LIMIT 1"""
+
+# Progress belongs to the job, not to the attempt: a retry never makes it go back.
+HEARTBEAT = """UPDATE jobs SET lease_until = :lease_until, steps = MAX(steps, :steps, :step),
+    step = MAX(step, :step), message = :message,
+    preview_version = MAX(preview_version, :preview_version), version = version + 1
+    WHERE id = :id AND owner = :owner AND state = 'running' RETURNING cancel_wanted"""
+
+COMPLETE = """UPDATE jobs SET state = 'done', ended = :now, owner = NULL, lease_until = NULL,
+    step = steps, message = '', from_cache = :from_cache, version = version + 1
+    WHERE id = :id AND owner = :owner AND state = 'running' RETURNING sequence"""
+
+REQUEUE = """UPDATE jobs SET state = 'queued', owner = NULL, lease_until = NULL, message = :message,
+    attempts = attempts - :forgiven, not_before = :not_before, version = version + 1
+    WHERE id = :id AND owner = :owner AND state = 'running'"""
+
+FAIL = """UPDATE jobs SET state = 'failed', ended = :now, owner = NULL, lease_until = NULL,
+    message = '', error_code = :code, error = :error, version = version + 1
+    WHERE id = :id AND owner = :owner AND state = 'running'"""
+
+END_CANCELLED = """UPDATE jobs SET state = 'cancelled', ended = :now, owner = NULL,
+    lease_until = NULL, message = 'cancelled', version = version + 1
+    WHERE id = :id AND (state = 'queued' OR (state = 'running' AND owner = :owner))"""
+
+ASK_CANCEL = """UPDATE jobs SET cancel_wanted = 1, message = 'cancelling', version = version + 1
+    WHERE id = :id AND state = 'running' AND NOT cancel_wanted"""
+
+PRUNE = """DELETE FROM jobs WHERE state IN ('done', 'failed', 'cancelled')
+    AND sequence <= (SELECT MAX(sequence) FROM jobs) - :kept"""
+
+# The newest answer for every feature is what its page shows: never collected.
+KEPT = """SELECT picture_digest, manifest_digest FROM portraits AS p WHERE created =
+    (SELECT MAX(created) FROM portraits WHERE feature = p.feature)"""

@@ -1,0 +1,281 @@
+"""What the runner and its child say to each other: one JSON line in, JSON lines out.
+
+The child reads one ``JobSpec`` from stdin and then nothing more: the end of stdin means that the
+daemon died. It writes events to a pipe of its own, because model factories print to stdout. The
+messages are private to one release; both ends are always of the same one.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sidecar.errors import CorruptState, SidecarError
+from sidecar.features import FeatureKey
+from sidecar.jobs.protocol import JobRequest
+from sidecar.recipes import Recipe, Target
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LiveContext:
+    """What live traffic looks like for one target, so that its picture can be put beside it.
+
+    Attributes:
+        levels: Quantile levels in increasing order, shape ``(levels,)``.
+        values: The feature's values at those levels, shape ``(levels,)``; NaN where there are none.
+        count: Finite values the table was made from.
+        minimum: The least of them; NaN when there are none.
+        maximum: The greatest.
+        window: Which stretch of time, such as ``baseline``.
+        started: Unix seconds of the first value; 0: none.
+        ended: Unix seconds of the last.
+        typical_low: Lower ends of the usual range of every unit of the layer, shape ``(width,)``;
+            None where there is no baseline. Only recipes with ``typical_range`` need them.
+        typical_high: The upper ends, same shape.
+    """
+
+    levels: NDArray[np.float64]
+    values: NDArray[np.float64]
+    count: int
+    minimum: float
+    maximum: float
+    window: str
+    started: float = 0.0
+    ended: float = 0.0
+    typical_low: NDArray[np.float32] | None = None
+    typical_high: NDArray[np.float32] | None = None
+
+    @property
+    def typical_digest(self) -> str:
+        """sha256 of the typical ranges for ``recipes.content_key``; empty without them.
+
+        Equal to ``visualise.TypicalRange.digest`` of the same ranges, which the daemon, having no
+        torch, cannot ask.
+        """
+        if self.typical_low is None or self.typical_high is None:
+            return ""
+        ends = (self.typical_low, self.typical_high)
+        return hashlib.sha256(b"".join(np.asarray(e, "<f4").tobytes() for e in ends)).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """The model of a job, as configured.
+
+    Attributes:
+        name: Registry name.
+        factory: ``package.module:function``.
+        weights: Path of the weights file; empty where the factory loads its own.
+        input_size: Side of the square input in pixels.
+        mean: Colour means.
+        std: Colour standard deviations.
+    """
+
+    name: str
+    factory: str
+    weights: str
+    input_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """Everything the child needs to know.
+
+    Attributes:
+        job_id: Which job.
+        attempt: The how-manyth start, from 1.
+        origin: What asked for it.
+        parent_pid: The daemon; a child with another parent has been orphaned and ends.
+        targets: Pictures to make.
+        recipe: How.
+        model: Of what.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        live: Live distributions by text form of the feature; targets may be missing.
+    """
+
+    job_id: str
+    attempt: int
+    origin: str
+    parent_pid: int
+    targets: tuple[Target, ...]
+    recipe: Recipe
+    model: ModelSpec
+    device: str = "auto"
+    live: Mapping[str, LiveContext] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressEvent:
+    """The child is at work."""
+
+    step: int
+    steps: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewEvent:
+    """A new intermediate picture lies in the job's folder under this name."""
+
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResultEvent:
+    """A finished picture and its manifest lie in the job's folder; ``index`` counts targets."""
+
+    index: int
+    picture: str
+    manifest: str
+
+
+@dataclass(frozen=True, slots=True)
+class DoneEvent:
+    """All results were announced."""
+
+
+@dataclass(frozen=True, slots=True)
+class FailureEvent:
+    """The job cannot be done; ``retry`` where another attempt might fare better."""
+
+    code: str
+    message: str
+    retry: bool
+
+
+Event = ProgressEvent | PreviewEvent | ResultEvent | DoneEvent | FailureEvent
+
+_EVENTS: Mapping[str, type[Event]] = {
+    "progress": ProgressEvent,
+    "preview": PreviewEvent,
+    "result": ResultEvent,
+    "done": DoneEvent,
+    "failure": FailureEvent,
+}
+_EVENT_NAMES = {kind: name for name, kind in _EVENTS.items()}
+
+
+def encode_event(event: Event) -> bytes:
+    """Return an event as one line."""
+    return json.dumps({"event": _EVENT_NAMES[type(event)], **asdict(event)}).encode() + b"\n"
+
+
+def decode_event(line: bytes) -> Event:
+    """Read an event back.
+
+    Raises:
+        CorruptState: The line is no event; the child is broken.
+    """
+    try:
+        document = json.loads(line)
+        kind = _EVENTS[document.pop("event")]
+        event = kind(**document)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptState(f"the worker wrote {line[:120]!r}, which is no event") from error
+    for name, wanted in kind.__annotations__.items():
+        if type(getattr(event, name)) is not wanted:
+            raise CorruptState(f"the worker wrote {line[:120]!r}: {name} is no {wanted.__name__}")
+    return event
+
+
+def encode_spec(spec: JobSpec) -> bytes:
+    """Return a job's specification as one line."""
+    document = {
+        "job_id": spec.job_id,
+        "attempt": spec.attempt,
+        "origin": spec.origin,
+        "parent_pid": spec.parent_pid,
+        "targets": [_target_document(target) for target in spec.targets],
+        "recipe": asdict(spec.recipe),
+        "model": asdict(spec.model),
+        "device": spec.device,
+        "live": {feature: _live_document(live) for feature, live in spec.live.items()},
+    }
+    return json.dumps(document).encode() + b"\n"
+
+
+def decode_spec(line: bytes) -> JobSpec:
+    """Read a job's specification back.
+
+    Raises:
+        CorruptState: The line is none.
+    """
+    try:
+        document = json.loads(line)
+        model = document.pop("model")
+        model |= {"mean": tuple(model["mean"]), "std": tuple(model["std"])}
+        return JobSpec(
+            targets=tuple(_target(target) for target in document.pop("targets")),
+            recipe=Recipe.of(document.pop("recipe")),
+            model=ModelSpec(**model),
+            live={feature: _live(live) for feature, live in document.pop("live").items()},
+            **document,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, SidecarError) as error:
+        raise CorruptState(f"the line on stdin is no job: {error}") from error
+
+
+def encode_request(request: JobRequest) -> str:
+    """Return a request as JSON, for the job table."""
+    return json.dumps(
+        {
+            "targets": [_target_document(target) for target in request.targets],
+            "recipe": asdict(request.recipe),
+            "origin": request.origin,
+            "idempotency_key": request.idempotency_key,
+            "time_limit_seconds": request.time_limit_seconds,
+        }
+    )
+
+
+def decode_request(text: str) -> JobRequest:
+    """Read a request back.
+
+    Raises:
+        CorruptState: The text is none.
+    """
+    try:
+        document = json.loads(text)
+        return JobRequest(
+            targets=tuple(_target(target) for target in document.pop("targets")),
+            recipe=Recipe.of(document.pop("recipe")),
+            **document,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, SidecarError) as error:
+        raise CorruptState(f"the stored request cannot be read: {error}") from error
+
+
+def _target_document(target: Target) -> dict[str, Any]:
+    return {"feature": str(target.feature), "position": target.position}
+
+
+def _target(document: dict[str, Any]) -> Target:
+    position = document["position"]
+    return Target(
+        FeatureKey.parse(document["feature"]), None if position is None else tuple(position)
+    )
+
+
+def _live_document(live: LiveContext) -> dict[str, Any]:
+    names = LiveContext.__slots__
+    values = ((name, getattr(live, name)) for name in names)
+    return {name: v.tolist() if isinstance(v, np.ndarray) else v for name, v in values}
+
+
+def _live(document: dict[str, Any]) -> LiveContext:
+    arrays = {
+        name: None if document[name] is None else np.array(document[name], dtype)
+        for name, dtype in (
+            ("levels", np.float64),
+            ("values", np.float64),
+            ("typical_low", np.float32),
+            ("typical_high", np.float32),
+        )
+    }
+    return LiveContext(**{**document, **arrays})

@@ -1,0 +1,295 @@
+"""The child's side of a job: ``python -m sidecar.jobs.worker <descriptor>``.
+
+Reads one specification from stdin, loads the model, makes the pictures, and says how it goes on the
+descriptor it was given. This and ``sidecar.visualise`` are where torch lives; both are imported
+only after the process has made sure that it cannot outlive the daemon.
+"""
+
+import ctypes
+import errno
+import hashlib
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sidecar import __version__
+from sidecar.errors import (
+    CorruptState,
+    DiskFull,
+    SidecarError,
+    UnsupportedTarget,
+    WorkerCrashed,
+)
+from sidecar.jobs.manifest import SCHEMA, encode_manifest, iso_time, live_facts, thin_history
+from sidecar.jobs.spec import (
+    DoneEvent,
+    Event,
+    FailureEvent,
+    JobSpec,
+    PreviewEvent,
+    ProgressEvent,
+    ResultEvent,
+    decode_spec,
+    encode_event,
+)
+from sidecar.recipes import METHOD, METHOD_VERSION, content_key
+
+if TYPE_CHECKING:
+    from sidecar.visualise import ImageModel, Picture, Progress, TypicalRange
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_PR_SET_NO_NEW_PRIVS = 38
+_OOM_SCORE = "500"  # of 1000: where memory runs out, the kernel takes a job before the model server
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_READ_BYTES = 1 << 20
+_PREVIEWS_KEPT = 2  # the newest, and one that the daemon may be reading
+_REVISION_DIGITS = 64
+
+
+def main(argv: list[str]) -> int:
+    """Run one job; returns the exit status, 0 also for a job that failed for a reason it named."""
+    descriptor = int(argv[1])
+    os.set_inheritable(descriptor, False)  # noqa: FBT003 - takes it by position only
+    _bind_to_daemon()
+    try:
+        spec = decode_spec(_read_line())
+    except CorruptState as error:
+        print(error, file=sys.stderr)  # noqa: T201 - kept by the daemon as the reason
+        return 2
+    if os.getppid() != spec.parent_pid:
+        return 3  # the daemon died before the kernel was asked to tell
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    with suppress(BrokenPipeError):  # the daemon is gone; nobody is left to hear it
+        _run(spec, descriptor)
+    return 0
+
+
+def _run(spec: JobSpec, descriptor: int) -> None:
+    def announce(event: Event) -> None:
+        line = encode_event(event)
+        while line:
+            line = line[os.write(descriptor, line) :]
+
+    try:
+        _work(spec, Path.cwd(), announce)
+        announce(DoneEvent())
+    except BrokenPipeError:
+        raise
+    except SidecarError as error:
+        announce(FailureEvent(error.code, error.message, retry=False))
+    except Exception as error:  # noqa: BLE001 - whatever the model's code raises is the job's answer
+        traceback.print_exc()
+        full = isinstance(error, OSError) and error.errno in _FULL
+        code = DiskFull.code if full else WorkerCrashed.code
+        words = f"the worker failed: {type(error).__name__}: {error}"
+        announce(FailureEvent(code, words, retry=not full))
+
+
+def _work(spec: JobSpec, folder: Path, announce: Callable[[Event], None]) -> None:
+    """Make the pictures of a job, and lay them and their manifests into its folder."""
+    started = time.time()
+    announce(ProgressEvent(0, 0, "importing torch"))
+    from sidecar.visualise import load_model, maximise, plan  # noqa: PLC0415 - torch, seconds
+
+    announce(ProgressEvent(0, 0, f"loading {spec.model.name}"))
+    model = load_model(
+        spec.model.factory,
+        Path(spec.model.weights) if spec.model.weights else None,
+        input_size=spec.model.input_size,
+        mean=spec.model.mean,
+        std=spec.model.std,
+        device=spec.device,
+        expected_digest=_expected_digest(spec),
+    )
+    cost = plan(model, spec.targets, spec.recipe)
+    announce(ProgressEvent(0, 0, f"making pictures: {cost.forwards} passes"))
+    pictures = maximise(
+        model,
+        spec.targets,
+        spec.recipe,
+        typical=_typical_range(spec),
+        on_progress=_Reporter(folder, announce),
+        cancelled=_listen_for_cancel(),
+    )
+    facts = _common_facts(spec, model, started)
+    for index, picture in enumerate(pictures):
+        png = picture.png()
+        names = (f"picture-{index}.png", f"manifest-{index}.json")
+        (folder / names[0]).write_bytes(png)
+        manifest = {**facts, **_picture_facts(spec, picture, png)}
+        manifest["duration_seconds"] = time.time() - started
+        (folder / names[1]).write_bytes(encode_manifest(manifest))
+        announce(ResultEvent(index, *names))
+
+
+class _Reporter:
+    """Turns progress of the optimiser into events and intermediate pictures."""
+
+    def __init__(self, folder: Path, announce: Callable[[Event], None]) -> None:
+        self._folder = folder
+        self._announce = announce
+        self._count = 0
+
+    def __call__(self, progress: "Progress") -> None:
+        shown = ", ".join(f"{progress.activations[index]:.3g}" for index in progress.shown)
+        message = f"step {progress.step} of {progress.steps}, activation {shown}"
+        self._announce(ProgressEvent(progress.step, progress.steps, message))
+        self._count += 1
+        name = f"preview-{self._count}.png"
+        temporary = self._folder / f"{name}.tmp"
+        temporary.write_bytes(progress.png())
+        temporary.replace(self._folder / name)
+        self._announce(PreviewEvent(name))
+        old = self._folder / f"preview-{self._count - _PREVIEWS_KEPT}.png"
+        old.unlink(missing_ok=True)
+
+
+def _expected_digest(spec: JobSpec) -> str:
+    """Return the digest the targets' revision promises; empty where it is a name somebody chose."""
+    revision = spec.targets[0].feature.layer.revision
+    digits = set("0123456789abcdef")
+    return revision if len(revision) == _REVISION_DIGITS and set(revision) <= digits else ""
+
+
+def _typical_range(spec: JobSpec) -> "TypicalRange | None":
+    from sidecar.visualise import TypicalRange  # noqa: PLC0415 - torch, loaded by now
+
+    if not spec.recipe.typical_range:
+        return None
+    low, high = {}, {}
+    for target in spec.targets:
+        live = spec.live.get(str(target.feature))
+        if live is None or live.typical_low is None or live.typical_high is None:
+            raise UnsupportedTarget(f"no typical range of {target.feature.layer} was handed over")
+        low[str(target.feature.layer)] = live.typical_low
+        high[str(target.feature.layer)] = live.typical_high
+    return TypicalRange(low, high)
+
+
+def _common_facts(spec: JobSpec, model: "ImageModel", started: float) -> dict[str, Any]:
+    import torch  # noqa: PLC0415 - loaded by now
+
+    device = model.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return {
+        "schema": SCHEMA,
+        "model": {
+            "name": spec.model.name,
+            "digest": model.digest,
+            "digest_verified": bool(_expected_digest(spec)),
+            "factory": spec.model.factory,
+        },
+        "weights_file": _weights_file(spec.model.weights),
+        "input": {
+            "size": spec.model.input_size,
+            "mean": spec.model.mean,
+            "std": spec.model.std,
+        },
+        "method": {"name": METHOD, "version": METHOD_VERSION},
+        "recipe": asdict(spec.recipe),
+        "seed": spec.recipe.seed,
+        "code": {
+            "sidecar": __version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "device": {"type": device.type, "name": name or platform.machine()},
+        "job": {"id": spec.job_id, "attempt": spec.attempt, "origin": spec.origin},
+        "started": iso_time(started),
+    }
+
+
+def _weights_file(weights: str) -> dict[str, str] | None:
+    if not weights:
+        return None
+    with Path(weights).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"name": Path(weights).name, "sha256": digest}
+
+
+def _picture_facts(spec: JobSpec, picture: "Picture", png: bytes) -> dict[str, Any]:
+    target = picture.target
+    layer = target.feature.layer
+    height, width = picture.image.shape[:2]
+    live = spec.live.get(str(target.feature))
+    return {
+        "feature": str(target.feature),
+        "layer": layer.layer,
+        "kind": layer.kind.value,
+        "unit": target.feature.index,
+        "view": layer.view.value,
+        "scope": layer.scope.value,
+        "position": target.position,
+        "typical_digest": picture.typical_digest,
+        "content_key": content_key(target, spec.recipe, picture.typical_digest),
+        "activation": {
+            "view": layer.view.value,
+            "plain": picture.activation,
+            "augmented": picture.activation_augmented,
+            "augmented_spread": picture.activation_augmented_spread,
+            "start": picture.first_activation,
+        },
+        "history": thin_history(picture.history),
+        "live": None if live is None else live_facts(live, picture.activation),
+        "picture": {
+            "sha256": hashlib.sha256(png).hexdigest(),
+            "bytes": len(png),
+            "width": width,
+            "height": height,
+            "media_type": "image/png",
+        },
+    }
+
+
+def _bind_to_daemon() -> None:
+    """Have the kernel kill this process when the thread that started it ends, however it ends."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    # Refused only by odd sandboxes, which are stricter already.
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
+
+
+def _read_line() -> bytes:
+    """Read the specification unbuffered, so that the rest of stdin is left to the watcher."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        chunk = os.read(0, _READ_BYTES)
+        if not chunk:
+            raise CorruptState("stdin ended before the job was read")
+        line += chunk
+    return bytes(line)
+
+
+def _end_with_stdin() -> None:
+    """End at once, with everything the model's code started, when the daemon's end closes stdin."""
+    while os.read(0, _READ_BYTES):
+        pass
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(4)
+
+
+def _listen_for_cancel() -> Callable[[], bool]:
+    """From here on a SIGTERM asks for an orderly end; before, it simply ends the process."""
+    wanted = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: wanted.set())
+    return wanted.is_set
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

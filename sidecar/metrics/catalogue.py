@@ -1,0 +1,365 @@
+"""Every metric family the sidecar exports, as data.
+
+The collector, the alert rules, the dashboard and the documents all name families through this
+module, so none of them can mention a metric that does not exist.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+MODEL = ("model", "revision")
+LAYER = ("model", "revision", "layer", "kind", "view")
+FEATURE = ("model", "revision", "layer", "kind", "feature")
+
+
+class FamilyType(StrEnum):
+    """How the values of a family behave."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    INFO = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One metric family.
+
+    Attributes:
+        name: The name queries use; counters end in ``_total``, infos in ``_info``.
+        type: How its values behave.
+        unit: What one is, in words.
+        help: What it means; one sentence, shown by Prometheus and in the documents.
+        labels: Label names, beside Prometheus' own ``job`` and ``instance``.
+    """
+
+    name: str
+    type: FamilyType
+    unit: str
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+def _counter(name: str, unit: str, text: str, *labels: str) -> Family:
+    return Family(name, FamilyType.COUNTER, unit, text, labels)
+
+
+def _gauge(name: str, unit: str, text: str, *labels: str) -> Family:
+    return Family(name, FamilyType.GAUGE, unit, text, labels)
+
+
+# --- flagged features ------------------------------------------------------------------------
+
+FEATURE_STATE = _gauge(
+    "sidecar_feature_state",
+    "state",
+    "State of a flagged feature: 0 unknown, 1 normal, 2 pending, 3 firing, 4 resolved.",
+    *FEATURE,
+)
+FEATURE_SPIKING = _gauge(
+    "sidecar_feature_spiking",
+    "0 or 1",
+    "Whether the spike detector holds the feature as firing; it stays 1 until the feature has been "
+    "calm for several windows, so that no scrape interval misses it.",
+    *FEATURE,
+)
+FEATURE_STATE_CHANGED = _gauge(
+    "sidecar_feature_state_changed_timestamp_seconds",
+    "unix seconds",
+    "When the state of a flagged feature last changed.",
+    *FEATURE,
+)
+FEATURE_EXCEEDANCE = _gauge(
+    "sidecar_feature_exceedance_ratio",
+    "ratio",
+    "Share of sampled requests in the short window with a value above the feature's threshold; "
+    "absent while nothing is sampled.",
+    *FEATURE,
+)
+FEATURE_LONG_EXCEEDANCE = _gauge(
+    "sidecar_feature_long_exceedance_ratio",
+    "ratio",
+    "The same share over the long window; absent while nothing is sampled.",
+    *FEATURE,
+)
+FEATURE_BASELINE_EXCEEDANCE = _gauge(
+    "sidecar_feature_baseline_exceedance_ratio",
+    "ratio",
+    "Share of requests above the threshold to be expected from the baseline; absent without one.",
+    *FEATURE,
+)
+FEATURE_THRESHOLD = _gauge(
+    "sidecar_feature_threshold",
+    "activation",
+    "Baseline quantile above which a value exceeds; absent without a baseline.",
+    *FEATURE,
+)
+FEATURE_LAST = _gauge(
+    "sidecar_feature_last_activation",
+    "activation",
+    "Largest value of the newest closed window that had samples; absent before the first.",
+    *FEATURE,
+)
+FEATURE_REQUESTS = _gauge(
+    "sidecar_feature_window_requests",
+    "requests",
+    "Requests sampled in the short window; 0 means there is no data, not that the feature is quiet.",
+    *FEATURE,
+)
+FEATURE_INFO = Family(
+    "sidecar_feature_info",
+    FamilyType.INFO,
+    "1",
+    "Name, severity and owner of a flagged feature, and its path in the console; join on the "
+    "feature's labels.",
+    (*FEATURE, "name", "severity", "owner", "path"),
+)
+FLAG_UNMATCHED = _gauge(
+    "sidecar_flag_unmatched",
+    "0 or 1",
+    "A flag whose layer no hook registered, or not with that index: the feature has no series at all.",
+    "flag",
+)
+SERIES_TRUNCATED = _gauge(
+    "sidecar_series_truncated",
+    "features or layers",
+    "Flagged features, flags and layers left out of this scrape by the configured limit or because "
+    "their labels equal another's; they cannot raise an alert.",
+    "subject",
+)
+
+# --- layers and models -----------------------------------------------------------------------
+
+MODEL_INFO = Family(
+    "sidecar_model_info",
+    FamilyType.INFO,
+    "1",
+    "A model revision of which hooks have registered layers.",
+    MODEL,
+)
+LAYER_FEATURES = _gauge(
+    "sidecar_layer_features", "features", "Features of a registered layer.", *LAYER
+)
+LAYER_FLAGGED = _gauge(
+    "sidecar_layer_flagged_features", "features", "Flagged features of a registered layer.", *LAYER
+)
+LAYER_ROWS = _counter(
+    "sidecar_layer_rows_total", "rows", "Sampled rows that reached the statistics.", *LAYER
+)
+LAYER_REQUESTS = _counter(
+    "sidecar_layer_requests_total",
+    "requests",
+    "Sampled requests that reached the statistics.",
+    *LAYER,
+)
+LAYER_NONFINITE = _counter(
+    "sidecar_layer_nonfinite_total",
+    "values",
+    "NaN and infinite values seen; they are counted apart and enter no statistic.",
+    *LAYER,
+)
+LAYER_BASELINE_FROZEN = _gauge(
+    "sidecar_layer_baseline_frozen",
+    "0 or 1",
+    "Whether the layer's baseline is frozen; until then nothing of it is judged.",
+    *LAYER,
+)
+LAYER_BASELINE_REQUESTS = _gauge(
+    "sidecar_layer_baseline_requests",
+    "requests",
+    "Requests in the frozen baseline, or learned so far.",
+    *LAYER,
+)
+LAYER_LAST_SAMPLE = _gauge(
+    "sidecar_layer_last_sample_timestamp_seconds",
+    "unix seconds",
+    "When the newest sample of the layer arrived; 0: never.",
+    *LAYER,
+)
+
+# --- ingest ----------------------------------------------------------------------------------
+
+BATCHES_RECEIVED = _counter(
+    "sidecar_batches_received_total",
+    "batches",
+    "Batches and unreadable messages that came off a stream: accepted + refused.",
+)
+BATCHES_ACCEPTED = _counter(
+    "sidecar_batches_accepted_total",
+    "batches",
+    "Batches that went into the queue: processed + dropped + in flight.",
+)
+BATCHES_REFUSED = _counter(
+    "sidecar_batches_refused_total",
+    "batches",
+    "Batches and messages turned away, by the reason of docs/errors.md: `queue_full` is load, every "
+    "other reason a broken rule.",
+    "reason",
+)
+BATCHES_PROCESSED = _counter(
+    "sidecar_batches_processed_total", "batches", "Accepted batches that reached the statistics."
+)
+BATCHES_DROPPED = _counter(
+    "sidecar_batches_dropped_total",
+    "batches",
+    "Accepted batches that never reached the statistics, by reason.",
+    "reason",
+)
+BATCHES_IN_FLIGHT = _gauge(
+    "sidecar_batches_in_flight", "batches", "Accepted batches that wait or are being worked on."
+)
+PAYLOAD_BYTES = _counter(
+    "sidecar_payload_bytes_total", "bytes", "Tensor payload of accepted batches."
+)
+QUEUE_BYTES = _gauge("sidecar_queue_bytes", "bytes", "Tensor payload waiting in the ingest queue.")
+QUEUE_LIMIT = _gauge("sidecar_queue_limit_bytes", "bytes", "Tensor payload that may wait.")
+STREAMS = _gauge("sidecar_streams", "streams", "Open ingest streams; one a hooked process.")
+SAMPLING_RATE = _gauge(
+    "sidecar_sampling_ratio",
+    "ratio",
+    "Share of forward passes the sidecar asks hooks to sample; it falls under load.",
+)
+
+# --- hooks, by their own account -------------------------------------------------------------
+
+HOOK_SENT = _counter(
+    "sidecar_hook_batches_sent_total", "batches", "Batches the hooks say they sent."
+)
+HOOK_DROPPED = _counter(
+    "sidecar_hook_batches_dropped_total",
+    "batches",
+    "Batches the hooks say they dropped rather than make the model wait, by reason.",
+    "reason",
+)
+HOOK_ERRORS = _counter(
+    "sidecar_hook_errors_total",
+    "exceptions",
+    "Exceptions caught inside hooks; the model never sees them.",
+)
+HOOK_FORWARDS = _counter(
+    "sidecar_hook_forwards_total", "forward passes", "Forward passes of hooked models."
+)
+HOOK_SAMPLED = _counter(
+    "sidecar_hook_sampled_forwards_total", "forward passes", "Forward passes the hooks sampled."
+)
+HOOK_SECONDS = _counter(
+    "sidecar_hook_seconds_total", "seconds", "Time spent inside hooks in the model's own thread."
+)
+FORWARD_SECONDS = _counter(
+    "sidecar_hook_forward_seconds_total", "seconds", "Time hooked models spent in forward passes."
+)
+
+# --- jobs, storage, the daemon itself --------------------------------------------------------
+
+JOBS = _gauge("sidecar_jobs", "jobs", "Visualisation jobs in the job table, by state.", "state")
+JOB_RUNS = _counter(
+    "sidecar_job_runs_total", "jobs", "Visualisation jobs that ran to an end, whichever it was."
+)
+JOB_SECONDS = _counter(
+    "sidecar_job_run_seconds_total", "seconds", "Time those jobs took from start to end."
+)
+ARTIFACT_BYTES = _gauge("sidecar_artifact_bytes", "bytes", "Artifacts on disk.")
+ARTIFACT_LIMIT = _gauge(
+    "sidecar_artifact_limit_bytes",
+    "bytes",
+    "Artifacts that may be on disk; beyond it the oldest unreferenced ones are removed.",
+)
+SNAPSHOT_TIMESTAMP = _gauge(
+    "sidecar_snapshot_timestamp_seconds",
+    "unix seconds",
+    "When the newest whole snapshot of the statistics was written; 0: none yet.",
+)
+SNAPSHOT_INTERVAL = _gauge(
+    "sidecar_snapshot_interval_seconds", "seconds", "Configured interval of snapshots."
+)
+SNAPSHOT_FAILURES = _counter(
+    "sidecar_snapshot_failures_total", "snapshots", "Snapshots that could not be written."
+)
+QUARANTINED = _gauge(
+    "sidecar_snapshots_quarantined", "files", "Snapshot files set aside as corrupt."
+)
+BUILD_INFO = Family(
+    "sidecar_build_info",
+    FamilyType.INFO,
+    "1",
+    "Version of the sidecar and sha256 of its configuration.",
+    ("version", "config"),
+)
+COLLECT_ERRORS = _counter(
+    "sidecar_collect_errors_total",
+    "scrapes",
+    "Scrapes that had to leave out a section because reading it failed.",
+    "section",
+)
+
+FAMILIES: tuple[Family, ...] = (
+    FEATURE_STATE,
+    FEATURE_SPIKING,
+    FEATURE_STATE_CHANGED,
+    FEATURE_EXCEEDANCE,
+    FEATURE_LONG_EXCEEDANCE,
+    FEATURE_BASELINE_EXCEEDANCE,
+    FEATURE_THRESHOLD,
+    FEATURE_LAST,
+    FEATURE_REQUESTS,
+    FEATURE_INFO,
+    FLAG_UNMATCHED,
+    SERIES_TRUNCATED,
+    MODEL_INFO,
+    LAYER_FEATURES,
+    LAYER_FLAGGED,
+    LAYER_ROWS,
+    LAYER_REQUESTS,
+    LAYER_NONFINITE,
+    LAYER_BASELINE_FROZEN,
+    LAYER_BASELINE_REQUESTS,
+    LAYER_LAST_SAMPLE,
+    BATCHES_RECEIVED,
+    BATCHES_ACCEPTED,
+    BATCHES_REFUSED,
+    BATCHES_PROCESSED,
+    BATCHES_DROPPED,
+    BATCHES_IN_FLIGHT,
+    PAYLOAD_BYTES,
+    QUEUE_BYTES,
+    QUEUE_LIMIT,
+    STREAMS,
+    SAMPLING_RATE,
+    HOOK_SENT,
+    HOOK_DROPPED,
+    HOOK_ERRORS,
+    HOOK_FORWARDS,
+    HOOK_SAMPLED,
+    HOOK_SECONDS,
+    FORWARD_SECONDS,
+    JOBS,
+    JOB_RUNS,
+    JOB_SECONDS,
+    ARTIFACT_BYTES,
+    ARTIFACT_LIMIT,
+    SNAPSHOT_TIMESTAMP,
+    SNAPSHOT_INTERVAL,
+    SNAPSHOT_FAILURES,
+    QUARANTINED,
+    BUILD_INFO,
+    COLLECT_ERRORS,
+)
+"""All families, in the order of the exposition and of the documents."""
+
+FEATURE_SERIES = 10
+"""Series of one flagged feature: the families above that carry the label ``feature``."""
+
+BORROWED: tuple[str, ...] = (
+    "ALERTS",
+    "up",
+    "scrape_duration_seconds",
+    "scrape_samples_scraped",
+    "process_cpu_seconds_total",
+    "process_resident_memory_bytes",
+    "process_start_time_seconds",
+)
+"""Names that queries may use though Prometheus or its client library defines them."""
+
+
+def sample_names() -> frozenset[str]:
+    """Return every name an alert or a panel may query."""
+    return frozenset({family.name for family in FAMILIES} | set(BORROWED))

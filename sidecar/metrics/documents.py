@@ -1,0 +1,104 @@
+"""Renders the catalogue as documents: the list of metrics and the runbooks."""
+
+from sidecar.metrics.alerts import ALERTS, Alert
+from sidecar.metrics.catalogue import FAMILIES, FEATURE_SERIES
+from sidecar.metrics.dashboards import render_dashboard
+from sidecar.metrics.rules import render_rules
+from sidecar.metrics.runbooks import RUNBOOKS
+
+_METRICS = f"""\
+# Metrics and alerts
+
+<!-- Generated from sidecar/metrics/ by tools/golden.py; do not edit. -->
+
+The daemon answers `GET /metrics` at `listen.metrics` in the Prometheus text format or in
+OpenMetrics 1.0, whichever `Accept` asks for. Beside the families below it exports `process_*` and
+`python_gc_*` of the Prometheus client library.
+
+## What never changes
+
+- `sidecar_batches_received_total` = `sidecar_batches_accepted_total` +
+  sum of `sidecar_batches_refused_total`, in every scrape.
+- `sidecar_batches_accepted_total` = `sidecar_batches_processed_total` + sum of
+  `sidecar_batches_dropped_total` + `sidecar_batches_in_flight`, in every scrape.
+- A request id is never a label.
+- What is not known is absent, not zero: a share without requests, a threshold without a baseline.
+
+## Labels
+
+| label | value |
+|---|---|
+| `model` | name of the model |
+| `revision` | first 12 characters of the sha256 of its weights; a name of another form is kept whole |
+| `layer` | canonical name of the layer |
+| `kind` | `channel`, `neuron`, `head`, `latent`, `direction`, `logit` or `norm` |
+| `feature` | index in the layer, with `;view` where the view is not the kind's default |
+| `view` | how activations become one number, with `;scope` where not all positions count |
+
+`<model>@<revision>/<layer>/<kind>/<feature>` is the path of the feature's page in the console.
+
+## How many series
+
+A flagged feature has at most {FEATURE_SERIES} series, a layer 8, whatever the width of the model;
+features that are not flagged have none. Of features, flags and layers at most
+`metrics.flagged_limit` each are exported; `sidecar_series_truncated` counts what is left out.
+
+## Families
+
+| name | type | unit | labels | meaning |
+|---|---|---|---|---|
+"""
+
+_ALERTS = """
+## Alerts
+
+The rules are `deploy/prometheus/rules/sidecar.yaml`. Each has a runbook.
+
+| name | severity | holds for | meaning |
+|---|---|---|---|
+"""
+
+
+def render_metric_docs() -> str:
+    """Return ``docs/metrics.md``: every family and every alert."""
+    families = "".join(
+        f"| `{f.name}` | {f.type} | {f.unit} | {', '.join(f'`{n}`' for n in f.labels)} | {f.help} |\n"
+        for f in FAMILIES
+    )
+    return _METRICS + families + _ALERTS + "".join(_alert_row(alert) for alert in ALERTS)
+
+
+def _alert_row(alert: Alert) -> str:
+    severity = alert.severity or "of the flag"
+    hold = "as rendered, 30 s" if alert.for_seconds is None else f"{alert.for_seconds} s"
+    link = f"[`{alert.name}`](alerts/{alert.name}.md)"
+    return f"| {link} | {severity} | {hold} | {alert.summary} |\n"
+
+
+def render_runbook(name: str) -> str:
+    """Return the runbook of an alert as Markdown, or an empty text when there is no such alert."""
+    alert = next((alert for alert in ALERTS if alert.name == name), None)
+    if alert is None:
+        return ""
+    book = RUNBOOKS[name]
+    sections = (
+        ("Meaning", book.meaning),
+        ("Impact", book.impact),
+        ("Diagnosis", book.diagnosis),
+        ("Mitigation", book.mitigation),
+        ("What the picture shows", book.picture),
+        ("When to silence", book.silence),
+    )
+    text = "\n".join(f"## {title}\n\n{body}\n" for title, body in sections)
+    head = f"# {name}\n\n{alert.summary} Severity: {alert.severity or 'that of the flag'}.\n"
+    return f"{head}\n```promql\n{alert.expr}\n```\n\n{text}"
+
+
+def render_files() -> dict[str, str]:
+    """Return every file generated from the catalogue: path in the project to text."""
+    files = {
+        "deploy/prometheus/rules/sidecar.yaml": render_rules(),
+        "docs/metrics.md": render_metric_docs(),
+        "grafana/dashboards/sidecar-overview.json": render_dashboard(),
+    }
+    return files | {f"docs/alerts/{alert.name}.md": render_runbook(alert.name) for alert in ALERTS}

@@ -1,0 +1,262 @@
+"""The folded rows of the overview dashboard: jobs, cost on the model server, the sidecar itself."""
+
+from sidecar.metrics import catalogue as c
+from sidecar.metrics.vocabulary import (
+    BAD,
+    GOOD,
+    HOOK_SHARE,
+    OTHER,
+    PLAIN,
+    QUIET,
+    SIDECAR,
+    WATCH,
+    WINDOW,
+    Column,
+    Panel,
+    Query,
+    Row,
+    rate_by,
+    total_rate,
+)
+
+JOBS_ROW = Row(
+    "Jobs and portraits",
+    (
+        Panel(
+            "Jobs",
+            "timeseries",
+            "Jobs in the job table by state. Failed ones growing: `sidecar job list`. Metric: "
+            f"`{c.JOBS.name}`.",
+            "none",
+            tuple(
+                Query(f'sum({c.JOBS.name}{{{SIDECAR},state="{state}"}})', state, colour)
+                for state, colour in (
+                    ("queued", QUIET),
+                    ("running", PLAIN),
+                    ("done", GOOD),
+                    ("failed", BAD),
+                    ("cancelled", WATCH),
+                )
+            ),
+            size=(8, 8),
+            no_value="no sidecar",
+        ),
+        Panel(
+            "Time of a job",
+            "timeseries",
+            "Mean time from start to end of the jobs that ended in the interval. Metrics: "
+            f"`{c.JOB_SECONDS.name}`, `{c.JOB_RUNS.name}`.",
+            "s",
+            (Query(f"{total_rate(c.JOB_SECONDS)} / ({total_rate(c.JOB_RUNS)} > 0)", "mean"),),
+            size=(8, 8),
+            no_value="no job ended",
+        ),
+        Panel(
+            "Artifacts on disk",
+            "timeseries",
+            "Pictures and manifests; beyond the dashed limit the oldest unreferenced are removed. "
+            f"Metrics: `{c.ARTIFACT_BYTES.name}`, `{c.ARTIFACT_LIMIT.name}`.",
+            "bytes",
+            (
+                Query(f"{c.ARTIFACT_BYTES.name}{{{SIDECAR}}}", "{{instance}}"),
+                Query(f"{c.ARTIFACT_LIMIT.name}{{{SIDECAR}}}", "limit", QUIET, dashed=True),
+            ),
+            size=(8, 8),
+            no_value="no sidecar",
+        ),
+    ),
+    folded=True,
+)
+
+COST_ROW = Row(
+    "Cost on the model server",
+    (
+        Panel(
+            "Time inside hooks",
+            "timeseries",
+            "Share of the time in forward passes that hooks take, by their own clock. Metrics: "
+            f"`{c.HOOK_SECONDS.name}`, `{c.FORWARD_SECONDS.name}`.",
+            "percentunit",
+            (Query(HOOK_SHARE, "share"),),
+            no_value="no traffic",
+        ),
+        Panel(
+            "Sampled forward passes",
+            "timeseries",
+            "Share of forward passes that hooks sample, and (dashed) the share the sidecar asks for; it "
+            f"asks for less under load. Metrics: `{c.HOOK_SAMPLED.name}`, `{c.HOOK_FORWARDS.name}`, "
+            f"`{c.SAMPLING_RATE.name}`.",
+            "percentunit",
+            (
+                Query(
+                    f"{total_rate(c.HOOK_SAMPLED)} / ({total_rate(c.HOOK_FORWARDS)} > 0)", "sampled"
+                ),
+                Query(f"min({c.SAMPLING_RATE.name}{{{SIDECAR}}})", "asked for", QUIET, dashed=True),
+            ),
+            no_value="no traffic",
+        ),
+        Panel(
+            "Batches dropped by hooks",
+            "timeseries",
+            "Batches a second dropped in the model server rather than make it wait, by reason. Metric: "
+            f"`{c.HOOK_DROPPED.name}`.",
+            "suffix: /s",
+            (Query(rate_by(c.HOOK_DROPPED, "reason"), "{{reason}}"),),
+            no_value="no hook has reported",
+        ),
+        Panel(
+            "Exceptions inside hooks",
+            "timeseries",
+            "Exceptions a second caught inside hooks; the model never sees them, their samples are lost. "
+            f"Metric: `{c.HOOK_ERRORS.name}`.",
+            "suffix: /s",
+            (Query(total_rate(c.HOOK_ERRORS), "errors", BAD),),
+            no_value="no hook has reported",
+        ),
+    ),
+    folded=True,
+)
+
+HEALTH_ROW = Row(
+    "The sidecar itself",
+    (
+        Panel(
+            "What became of the batches",
+            "timeseries",
+            "Batches a second; processed, dropped and refused add up to received, but for those in "
+            f"flight. Metrics: `{c.BATCHES_PROCESSED.name}`, `{c.BATCHES_DROPPED.name}`, "
+            f"`{c.BATCHES_REFUSED.name}`, `{c.BATCHES_RECEIVED.name}`.",
+            "suffix: /s",
+            (
+                Query(total_rate(c.BATCHES_PROCESSED), "processed", GOOD),
+                Query(total_rate(c.BATCHES_DROPPED), "dropped", WATCH),
+                Query(total_rate(c.BATCHES_REFUSED), "refused", BAD),
+            ),
+            no_value="no traffic",
+            stacked=True,
+        ),
+        Panel(
+            "Refused batches",
+            "timeseries",
+            "Batches a second that were turned away, by the reason of docs/errors.md. Metric: "
+            f"`{c.BATCHES_REFUSED.name}`.",
+            "suffix: /s",
+            (Query(f"{rate_by(c.BATCHES_REFUSED, 'reason')} > 0", "{{reason}}"),),
+            no_value="none",
+        ),
+        Panel(
+            "Queue",
+            "timeseries",
+            "Payload that waits for the statistics; at the dashed limit batches are dropped. Metrics: "
+            f"`{c.QUEUE_BYTES.name}`, `{c.QUEUE_LIMIT.name}`.",
+            "bytes",
+            (
+                Query(f"{c.QUEUE_BYTES.name}{{{SIDECAR}}}", "{{instance}}"),
+                Query(f"{c.QUEUE_LIMIT.name}{{{SIDECAR}}}", "limit", QUIET, dashed=True),
+            ),
+            size=(8, 8),
+            no_value="no sidecar",
+        ),
+        Panel(
+            "Streams and batches in flight",
+            "timeseries",
+            "Open streams, one a hooked process, and batches that wait or are being worked on. Metrics: "
+            f"`{c.STREAMS.name}`, `{c.BATCHES_IN_FLIGHT.name}`.",
+            "none",
+            (
+                Query(f"sum({c.STREAMS.name}{{{SIDECAR}}})", "streams", PLAIN),
+                Query(f"sum({c.BATCHES_IN_FLIGHT.name}{{{SIDECAR}}})", "in flight", OTHER),
+            ),
+            size=(8, 8),
+            no_value="no sidecar",
+        ),
+        Panel(
+            "Payload",
+            "timeseries",
+            f"Tensor payload of accepted batches. Metric: `{c.PAYLOAD_BYTES.name}`.",
+            "Bps",
+            (Query(total_rate(c.PAYLOAD_BYTES), "payload"),),
+            size=(8, 8),
+            no_value="no traffic",
+        ),
+        Panel(
+            "Memory",
+            "timeseries",
+            "Resident memory of the daemon; jobs run in processes of their own. Metric: "
+            "`process_resident_memory_bytes`.",
+            "bytes",
+            (Query(f"process_resident_memory_bytes{{{SIDECAR}}}", "{{instance}}"),),
+            size=(8, 8),
+            no_value="no sidecar",
+        ),
+        Panel(
+            "CPU",
+            "timeseries",
+            "Cores the daemon uses. At one core for long, batches will be dropped. Metric: "
+            "`process_cpu_seconds_total`.",
+            "suffix: cores",
+            (
+                Query(
+                    f"rate(process_cpu_seconds_total{{{SIDECAR}}}{WINDOW})",
+                    "{{instance}}",
+                ),
+            ),
+            size=(8, 8),
+            no_value="no sidecar",
+        ),
+        Panel(
+            "Age of the newest snapshot",
+            "timeseries",
+            "What kill -9 would lose; the dashed line is the configured interval. Metrics: "
+            f"`{c.SNAPSHOT_TIMESTAMP.name}`, `{c.SNAPSHOT_INTERVAL.name}`.",
+            "s",
+            (
+                Query(f"time() - ({c.SNAPSHOT_TIMESTAMP.name}{{{SIDECAR}}} > 0)", "{{instance}}"),
+                Query(f"{c.SNAPSHOT_INTERVAL.name}{{{SIDECAR}}}", "interval", QUIET, dashed=True),
+            ),
+            size=(8, 8),
+            no_value="no snapshot yet",
+        ),
+        Panel(
+            "Scrape",
+            "timeseries",
+            "Time Prometheus needs for one scrape. Metric: `scrape_duration_seconds`.",
+            "s",
+            (Query(f"scrape_duration_seconds{{{SIDECAR}}}", "{{instance}}"),),
+            size=(8, 8),
+            no_value="no sidecar",
+        ),
+        Panel(
+            "Left out, failed or set aside",
+            "timeseries",
+            "Should be empty: series left out by the limit, sections that could not be read, snapshots "
+            f"that failed or are corrupt. Metrics: `{c.SERIES_TRUNCATED.name}`, "
+            f"`{c.COLLECT_ERRORS.name}`, `{c.SNAPSHOT_FAILURES.name}`, `{c.QUARANTINED.name}`.",
+            "none",
+            (
+                Query(f"{c.SERIES_TRUNCATED.name}{{{SIDECAR}}} > 0", "{{subject}} without series"),
+                Query(f"{rate_by(c.COLLECT_ERRORS, 'section')} > 0", "{{section}} unreadable"),
+                Query(f"{total_rate(c.SNAPSHOT_FAILURES)} > 0", "snapshots failed"),
+                Query(f"{c.QUARANTINED.name}{{{SIDECAR}}} > 0", "snapshots corrupt"),
+            ),
+            size=(16, 8),
+            no_value="none",
+        ),
+        Panel(
+            "Versions",
+            "table",
+            "Version and configuration of every sidecar; two lines that should be alike and are not "
+            f"explain a lot. Metric: `{c.BUILD_INFO.name}`.",
+            "none",
+            (Query(f"{c.BUILD_INFO.name}{{{SIDECAR}}}"),),
+            size=(8, 8),
+            no_value="no sidecar",
+            columns=(
+                Column("instance", "Instance"),
+                Column("version", "Version"),
+                Column("config", "Configuration"),
+            ),
+        ),
+    ),
+    folded=True,
+)

@@ -1,0 +1,317 @@
+"""What to read when an alert fires: one runbook an alert, as data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, slots=True)
+class Runbook:
+    """What to read when an alert fires; Markdown, one value a heading.
+
+    Attributes:
+        meaning: What is the case.
+        impact: What it costs, and what still works.
+        diagnosis: How to find the cause; commands to paste.
+        mitigation: How to end it.
+        picture: What the portrait shows about it.
+        silence: When silencing is right.
+    """
+
+    meaning: str
+    impact: str
+    diagnosis: str
+    mitigation: str
+    picture: str
+    silence: str
+
+
+_NO_PICTURE = (
+    "Nothing: this alert is about the measurement, not about what a feature looks for. Portraits made "
+    "before stay valid; they belong to the model revision, not to the traffic."
+)
+
+RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
+    {
+        "SidecarFeatureSpike": Runbook(
+            meaning=(
+                "More requests than the baseline explains drive a flagged feature above its threshold, in "
+                "the short and in the long window. The threshold is a high quantile of the feature's "
+                "frozen baseline; the unit counted is the request, so that one long request is one "
+                "observation."
+            ),
+            impact=(
+                "The model answers as before; nothing is blocked. What it sees, or how it reacts, has "
+                "changed in the way the feature was flagged to reveal."
+            ),
+            diagnosis=(
+                "1. Open `feature_url`: the state, the distribution against the baseline, the portrait.\n"
+                "2. Read when it began (`state since`) and compare with deployments: a new model revision "
+                "starts a baseline of its own and cannot cause this alert by itself.\n"
+                "3. Compare with the other flagged features of the layer in the dashboard: one that moves "
+                "alone points to content, all of them together to preprocessing.\n"
+                "4. On the command line:\n\n"
+                "   ```\n"
+                "   sidecar feature list\n"
+                "   sidecar feature get <model>@<revision>/<layer>/<kind>/<index>\n"
+                "   ```"
+            ),
+            mitigation=(
+                "- Traffic really changed and should not have: stop or reroute it at its source.\n"
+                "- Preprocessing changed: roll it back; every flagged feature will calm down.\n"
+                "- The change is wanted: learn the baseline anew with "
+                "`sidecar baseline reset <model> --layer <layer>`, or flag the feature with a lower "
+                "severity."
+            ),
+            picture=(
+                "The portrait is an input that drives this feature as hard as the network allows. It tells "
+                "what the feature looks for, so it is a first guess at what the traffic has more of. It is "
+                "not a sample of the traffic, and a feature can answer to more than one thing: check the "
+                "guess against real requests."
+            ),
+            silence=(
+                "During an announced change of traffic, for as long as it lasts, matched on `model`, "
+                "`layer` and `feature`. Do not silence by `alertname` alone: that hides every other "
+                "feature too."
+            ),
+        ),
+        "SidecarFeatureUnsampled": Runbook(
+            meaning=(
+                "The layer of a flagged feature is registered, but no sample of it arrives, in this or in "
+                "any other revision of the model. Its state is `unknown`, not `normal`. A revision that "
+                "was replaced by one that is sampled does not raise this alert."
+            ),
+            impact="A spike of this feature would go unseen. Other features are judged as before.",
+            diagnosis=(
+                "1. Does the model get traffic? `rate(sidecar_hook_forwards_total[5m])`.\n"
+                "2. Do hooks sample? `sidecar_sampling_ratio` falls under load and `0` stops sampling.\n"
+                "3. Do batches arrive and survive? `rate(sidecar_batches_received_total[5m])`, "
+                "`rate(sidecar_batches_refused_total[5m])`, `rate(sidecar_hook_batches_dropped_total[5m])`.\n"
+                "4. Was the layer's tap removed from the hook plan?"
+            ),
+            mitigation=(
+                "Restart or re-attach the hooks, give the sidecar room (`ingest.queue_bytes`), or remove "
+                "the flag with `sidecar feature unflag` when the model is retired."
+            ),
+            picture=_NO_PICTURE,
+            silence="While a model is deliberately without traffic, matched on `model`.",
+        ),
+        "SidecarFlagUnmatched": Runbook(
+            meaning=(
+                "A feature is flagged, in the configuration or at run time, but no hook has announced its "
+                "layer, or not with so many features: the hooks are not attached, tap other layers, or "
+                "the flag has a typing error."
+            ),
+            impact="The feature is not watched and has no series; no spike of it can be seen.",
+            diagnosis=(
+                "Compare the flag with the layers that are registered: "
+                "`sidecar feature list`, or `sidecar_layer_features` in Prometheus. Check model name, "
+                "layer name, kind, index, view and a pinned revision."
+            ),
+            mitigation="Mend the flag or the hook plan; attach the hooks.",
+            picture=_NO_PICTURE,
+            silence="While the model server is deliberately stopped.",
+        ),
+        "SidecarDown": Runbook(
+            meaning="Prometheus knows the target and cannot scrape it.",
+            impact=(
+                "No feature of this sidecar can raise an alert. The model server is not affected: hooks "
+                "drop samples, count them and reconnect by themselves."
+            ),
+            diagnosis=(
+                "1. `curl http://127.0.0.1:9464/livez` on the machine of the sidecar.\n"
+                "2. The log of the daemon: at start-up every problem of the configuration is listed and "
+                "the exit status is 2.\n"
+                "3. Killed for memory? Compare `process_resident_memory_bytes` before the gap with the "
+                "limit of the container."
+            ),
+            mitigation=(
+                "Start it again: distributions come back from the newest snapshot, with at most one "
+                "interval lost."
+            ),
+            picture=_NO_PICTURE,
+            silence="During planned maintenance of the machine, matched on `instance`.",
+        ),
+        "SidecarAbsent": Runbook(
+            meaning="No target of the sidecar's scrape job exists: service discovery finds none.",
+            impact="No feature of any model is watched, and no other alert of the sidecar can fire.",
+            diagnosis=(
+                "Look at the targets page of Prometheus and at its scrape configuration; is the job named "
+                "as in the rules?"
+            ),
+            mitigation=(
+                "Mend the scrape configuration, or generate the rules for the name of your job."
+            ),
+            picture=_NO_PICTURE,
+            silence="Where the sidecar was removed for good: remove the rules too.",
+        ),
+        "SidecarSamplesDropped": Runbook(
+            meaning=(
+                "Samples arrive faster than they are digested. Hooks and sidecar drop the newest batches "
+                "rather than make the model wait, and count every one."
+            ),
+            impact=(
+                "Fewer samples: spikes are found later. Drops under load are not independent of the "
+                "traffic, so distributions lean towards quiet hours."
+            ),
+            diagnosis=(
+                "Where? `rate(sidecar_hook_batches_dropped_total[5m])` by reason, against "
+                '`rate(sidecar_batches_refused_total{reason="queue_full"}[5m])` and '
+                "`rate(sidecar_batches_dropped_total[5m])`. Is `sidecar_queue_bytes` near "
+                "`sidecar_queue_limit_bytes`? Is `process_cpu_seconds_total` at one core?"
+            ),
+            mitigation=(
+                "Lower `ingest.sampling_rate` or the rows a hook takes from a forward pass, tap fewer "
+                "layers, or give the sidecar more CPU. A larger `ingest.queue_bytes` only bridges bursts."
+            ),
+            picture=_NO_PICTURE,
+            silence="During a load test, matched on `instance`.",
+        ),
+        "SidecarBatchesRefused": Runbook(
+            meaning=(
+                "Batches break a rule of the protocol or a configured limit. The label `reason` says which; "
+                "`docs/errors.md` lists all reasons."
+            ),
+            impact="These samples are lost. Every other batch, also of the same stream, is digested.",
+            diagnosis=(
+                "Find the reason in `docs/errors.md`. After an upgrade, compare the versions of hooks and "
+                "sidecar; `layer_conflict` means that two processes announce one layer with two widths, "
+                "`message_too_large` that `ingest.message_limit_bytes` is too small for the batches."
+            ),
+            mitigation="Mend the sender, or raise the limit that the reason names.",
+            picture=_NO_PICTURE,
+            silence="While a broken client is being replaced, matched on `reason`.",
+        ),
+        "SidecarNonFinite": Runbook(
+            meaning=(
+                "Values that are no numbers were sampled. They are counted apart and enter no mean, no "
+                "histogram and no test."
+            ),
+            impact=(
+                "The statistics stay right. The model's answers for these requests are probably wrong."
+            ),
+            diagnosis=(
+                "Find the first layer, in the order of the network, that has any: "
+                "`increase(sidecar_layer_nonfinite_total[5m]) > 0`. Half precision overflows above 65 504; "
+                "look at the layer's `max` before it began."
+            ),
+            mitigation=(
+                "Roll back the last change of weights, precision or preprocessing; run the layer in a "
+                "wider type."
+            ),
+            picture=(
+                "The portrait of a feature in such a layer, of the same revision, shows whether the weights "
+                "are sound: noise or a failed job points to the weights, a usual portrait to the input."
+            ),
+            silence="Never for long; at most while the faulty revision is being withdrawn.",
+        ),
+        "SidecarBaselineMissing": Runbook(
+            meaning=(
+                "A baseline freezes by itself after `statistics.baseline_min_requests` requests and "
+                "`statistics.baseline_min_seconds` seconds. This layer is sampled, but did not get there."
+            ),
+            impact="Its flagged features stay `unknown`; no spike of them is found.",
+            diagnosis=(
+                "`sidecar_layer_baseline_requests` against `statistics.baseline_min_requests`: at the "
+                "present rate, when is it reached? Was the baseline reset, or the revision new?"
+            ),
+            mitigation=(
+                "Wait, sample more, ask for fewer requests in the configuration, or freeze what was "
+                "learned: `sidecar baseline freeze <model> --layer <layer>`. Freeze only when the "
+                "traffic was normal."
+            ),
+            picture=_NO_PICTURE,
+            silence="For a new revision with little traffic, matched on `revision`.",
+        ),
+        "SidecarJobsFailing": Runbook(
+            meaning="A job ended with an error; its code is one of the SC8xx of `docs/errors.md`.",
+            impact="Alerts come without a new portrait. Monitoring is not affected.",
+            diagnosis=(
+                "```\n"
+                "sidecar job list\n"
+                "sidecar job get <id>\n"
+                "```\n\n"
+                "`SC801` and `SC802` point to the model's factory or weights, `SC803` to a feature that "
+                "gives no gradient, `SC804` to `jobs.time_limit_seconds`, `SC806` to a worker that was "
+                "killed, mostly for memory."
+            ),
+            mitigation="Mend what the code names and submit the job again: `sidecar job run <feature>`.",
+            picture="A portrait that is missing says nothing about the feature; an older one stays valid.",
+            silence="While the worker's machine is being maintained.",
+        ),
+        "SidecarSnapshotStale": Runbook(
+            meaning="No snapshot was written whole for ten configured intervals.",
+            impact="Monitoring goes on. After a crash, baselines and history of that time are gone.",
+            diagnosis=(
+                "`sidecar_snapshot_failures_total` grows: disk full or read-only (`df`, `SC701` in the "
+                "log). It does not grow: the daemon is starved of CPU."
+            ),
+            mitigation=(
+                "Free space in `state_dir`, or lower `store.artifact_limit_bytes`. Snapshots resume by "
+                "themselves."
+            ),
+            picture=_NO_PICTURE,
+            silence="While the disk is being replaced.",
+        ),
+        "SidecarStateCorrupt": Runbook(
+            meaning=(
+                "A snapshot's magic, version or checksum is wrong. It was renamed to `*.corrupt-<n>`, and "
+                "the older generation was used where there is one."
+            ),
+            impact="Statistics since the older generation are lost; without one, baselines learn anew.",
+            diagnosis="Look at the disk's own health, and at what else writes into `state_dir`.",
+            mitigation=(
+                "Freeze or restore baselines where needed, then remove the `*.corrupt-*` files: the alert "
+                "ends with them at the next start."
+            ),
+            picture=_NO_PICTURE,
+            silence="Once the cause is known, until the files are removed.",
+        ),
+        "SidecarHookErrors": Runbook(
+            meaning=(
+                "Code of the hooks failed in a model server's process. It was caught there; the forward "
+                "pass went on unchanged."
+            ),
+            impact="Samples of the affected layers are missing. The model's answers are not affected.",
+            diagnosis=(
+                "The log of the model server names the exception once. A layer that returns no tensor, or "
+                "one of an unexpected rank, is the usual cause."
+            ),
+            mitigation="Correct the hook plan for that layer, or leave the layer out.",
+            picture=_NO_PICTURE,
+            silence="While a corrected plan is being rolled out.",
+        ),
+        "SidecarSeriesTruncated": Runbook(
+            meaning=(
+                "More features are flagged, or layers registered, than `metrics.flagged_limit` allows to be "
+                "exported, or two of them would have equal labels."
+            ),
+            impact=(
+                "What is left out is still judged by the daemon and shown in the console, but Prometheus "
+                "does not see it."
+            ),
+            diagnosis="`sidecar feature list` shows all flagged features; old revisions count too.",
+            mitigation=(
+                "Raise `metrics.flagged_limit` (about ten series each) or remove flags nobody needs."
+            ),
+            picture=_NO_PICTURE,
+            silence="Never: raise the limit instead.",
+        ),
+        "SidecarScrapeIncomplete": Runbook(
+            meaning=(
+                "Reading a part of the daemon's state failed, so its series are missing from the scrape; "
+                "the rest of the scrape was served."
+            ),
+            impact="Alerts on the missing series cannot fire. With `features`, that is every spike.",
+            diagnosis=(
+                "`sidecar_collect_errors_total` by `section`. `jobs` and `storage` read the disk: is it "
+                "full or gone? Anything else is a defect of the sidecar: report it with its version from "
+                "`sidecar_build_info`."
+            ),
+            mitigation="Mend the disk, or restart the daemon: its state comes back from the snapshot.",
+            picture=_NO_PICTURE,
+            silence="Never for `features`; otherwise while the disk is being mended.",
+        ),
+    }
+)
+"""By name of the alert."""

@@ -1,0 +1,77 @@
+"""What the metrics room asks of the daemon: immutable counts, read on every scrape."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from sidecar.monitor import FeatureStatus, IngestCounts, LayerStatus
+
+
+@dataclass(frozen=True, slots=True)
+class JobCounts:
+    """How the visualisation jobs stand.
+
+    Attributes:
+        states: Jobs in the job table by state: ``queued``, ``running``, ``done``, ``failed``,
+            ``cancelled``. A state that is missing counts as zero.
+        timed: Jobs that ran to an end since the daemon started.
+        seconds: Seconds those took from start to end, added up.
+    """
+
+    states: Mapping[str, int] = field(default_factory=dict)
+    timed: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StorageCounts:
+    """How the state directory stands.
+
+    Attributes:
+        artifact_bytes: Bytes of artifacts on disk.
+        artifact_limit_bytes: Bytes of artifacts that may be on disk.
+        snapshot_at: Unix seconds of the newest snapshot that was written whole; 0: none yet.
+        snapshot_interval_seconds: Configured interval of snapshots.
+        snapshot_failures: Snapshots that could not be written since the daemon started.
+        quarantined: Snapshot files set aside as corrupt.
+    """
+
+    artifact_bytes: int = 0
+    artifact_limit_bytes: int = 0
+    snapshot_at: float = 0.0
+    snapshot_interval_seconds: float = 0.0
+    snapshot_failures: int = 0
+    quarantined: int = 0
+
+
+class MetricsSource(Protocol):
+    """What the daemon shows to a scrape.
+
+    Every method is called from the threads of the metrics server, at any time and possibly several
+    at once. It returns values that never change afterwards, and neither waits for the network nor
+    for the statistics to finish a batch.
+    """
+
+    def features(self) -> Sequence[FeatureStatus]:
+        """Return the flagged features, in an order that stays the same from scrape to scrape."""
+        ...
+
+    def layers(self) -> Sequence[LayerStatus]:
+        """Return the registered layers, in an order that stays the same from scrape to scrape."""
+        ...
+
+    def unmatched_flags(self) -> Sequence[str]:
+        """Return the text of the flags whose layer no hook registered, or not with that index."""
+        ...
+
+    def ingest(self) -> IngestCounts:
+        """Return what became of the batches."""
+        ...
+
+    def jobs(self) -> JobCounts:
+        """Return how the jobs stand."""
+        ...
+
+    def storage(self) -> StorageCounts:
+        """Return how the state directory stands."""
+        ...

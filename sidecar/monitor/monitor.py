@@ -1,0 +1,527 @@
+"""Statistics, flags and detectors under one lock."""
+
+import json
+import math
+import struct
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from sidecar.config import SpikeConfig, StatisticsConfig
+from sidecar.detect import SpikePolicy, State
+from sidecar.errors import (
+    BaselineNotReady,
+    CorruptState,
+    InvalidInput,
+    UnknownFeature,
+    UnknownLayer,
+    UnknownModel,
+)
+from sidecar.features import (
+    Capture,
+    FeatureKey,
+    FeatureSelector,
+    LayerKey,
+    LayerSample,
+    default_view,
+)
+from sidecar.monitor.views import (
+    Event,
+    FeatureDistribution,
+    FeatureStatus,
+    Flag,
+    LayerStatus,
+    Window,
+)
+from sidecar.monitor.watch import LayerWatch
+from sidecar.stats import Bank, Binning, Distribution, Period, WindowCounts
+
+LEVELS = np.array([0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 0.9999])
+"""Quantile levels shown to people; dense in the upper tail, where spikes live."""
+
+TYPICAL_LEVELS = np.array([0.01, 0.999])
+"""The range of activations called typical: what all but the rarest live rows stay within."""
+
+_PERIODS = {
+    Window.CURRENT: Period.CURRENT,
+    Window.BASELINE: Period.BASELINE,
+    Window.HISTORY: Period.HISTORY,
+}
+_HEADER = struct.Struct("<4sII")  # magic, version, length of the JSON that follows
+_MAGIC = b"SCMO"
+_VERSION = 1
+
+
+@dataclass(slots=True)
+class _Layer:
+    """Book-keeping of one layer beside its statistics."""
+
+    capture: Capture
+    watch: LayerWatch
+    rows: int = 0
+    requests: int = 0
+    nonfinite: int = 0
+    baseline_requests: int = 0
+    baseline_started: float = 0.0
+    last_seen: float = 0.0
+
+
+class Monitor:
+    """Every feature's distribution, flag and state.
+
+    All methods may be called from any thread; each holds the lock for one layer's arithmetic at
+    most, except ``encode``, which copies everything and compresses the copy without it.
+    """
+
+    def __init__(self, statistics: StatisticsConfig, spike: SpikeConfig, *, now: float) -> None:
+        """Start empty.
+
+        Args:
+            statistics: How distributions are kept.
+            spike: When a flagged feature counts as spiking.
+            now: Unix seconds; the first window starts here.
+        """
+        self._settings = statistics
+        self._policy = SpikePolicy(**spike.model_dump())
+        self._lock = threading.RLock()
+        self._bank = Bank(
+            Binning(mantissa_bits=statistics.mantissa_bits),
+            warmup_rows=statistics.warmup_rows,
+            history_seconds=statistics.history_seconds,
+            layer_limit=statistics.layer_limit,
+            feature_limit=statistics.feature_limit,
+        )
+        self._layers: dict[LayerKey, _Layer] = {}
+        self._flags: dict[FeatureSelector, Flag] = {}
+        self._window_ends = now + statistics.window_seconds
+
+    # -- what the hooks send ----------------------------------------------------------------
+
+    def register(self, layer: LayerKey, width: int, capture: Capture, now: float) -> None:
+        """Announce a layer; announcing it again changes nothing but its capture.
+
+        Raises:
+            LayerConflict: It is known with another width.
+            LimitReached: The configured number of layers or features is reached.
+        """
+        with self._lock:
+            self._bank.register(layer, width)
+            known = self._layers.get(layer)
+            if known is None:
+                known = _Layer(capture, LayerWatch.empty(layer, self._policy, now))
+                self._layers[layer] = known
+                self._rewatch(layer, now)
+            known.capture = capture
+
+    def apply(self, sample: LayerSample, now: float) -> None:
+        """Take in sampled activations of a registered layer.
+
+        Raises:
+            UnregisteredLayer: The layer was never registered.
+            ShapeMismatch: The sample's width is not the layer's.
+        """
+        with self._lock:
+            self._bank.update(sample, now)
+            layer = self._layers[sample.layer]
+            # Requests without a row were seen nowhere: they are no evidence, and fill no baseline.
+            requests = len(np.unique(sample.request_index))
+            layer.rows += len(sample.values)
+            layer.requests += requests
+            if not self._bank.frozen(sample.layer):
+                layer.baseline_requests += requests
+            layer.last_seen = now
+            layer.baseline_started = layer.baseline_started or now
+
+    def tick(self, now: float) -> tuple[Event, ...]:
+        """Close the window if it is over, run the detectors, and return what changed.
+
+        A clock that jumps back does not stall detection: the window then ends at once. One that
+        jumps ahead closes one window, not the many it skipped.
+        """
+        length = self._settings.window_seconds
+        with self._lock:
+            if self._window_ends - length <= now < self._window_ends:
+                return ()
+            self._window_ends = now + length
+            windows = self._bank.close_window(now)
+            events: list[Event] = []
+            for key, counts in windows.items():
+                events += self._close(key, counts, now)
+            return tuple(events)
+
+    def _close(self, key: LayerKey, counts: WindowCounts, now: float) -> Iterator[Event]:
+        layer = self._layers[key]
+        layer.nonfinite += counts.nonfinite
+        for change in layer.watch.observe(counts, self._policy, now):
+            feature = key.feature(int(layer.watch.indices[change.index]))
+            yield Event(now, f"feature_{change.after}", str(feature), change.reason)
+        if self._bank.frozen(key):
+            return
+        # A clock that was put back must not put off the baseline until it has caught up.
+        layer.baseline_started = min(layer.baseline_started, now)
+        age = now - layer.baseline_started if layer.baseline_started else 0.0
+        ripe = layer.baseline_requests >= self._settings.baseline_min_requests
+        if ripe and age >= self._settings.baseline_min_seconds:
+            yield self._freeze(key, now, "learned")
+
+    # -- flags and baselines ----------------------------------------------------------------
+
+    def set_flags(self, flags: Mapping[FeatureSelector, Flag], now: float) -> None:
+        """Watch exactly the features these selectors name, in every layer known now or later."""
+        with self._lock:
+            self._flags = dict(flags)
+            for layer in self._layers:
+                self._rewatch(layer, now)
+
+    def _rewatch(self, key: LayerKey, now: float) -> None:
+        wanted: dict[int, Flag] = {}
+        width = self._bank.width(key)
+        for selector, flag in self._flags.items():
+            if selector.matches(key) and selector.index < width:
+                wanted[selector.index] = flag
+        layer = self._layers[key]
+        before = (layer.watch.indices.tolist(), layer.watch.flags)
+        if before == (sorted(wanted), [wanted[i] for i in sorted(wanted)]):
+            return
+        layer.watch.rewatch(wanted, self._policy, now)
+        self._set_thresholds(key)
+
+    def _set_thresholds(self, key: LayerKey) -> None:
+        """Tell the bank what to compare with; an unset threshold is never exceeded."""
+        layer = self._layers[key]
+        if self._bank.frozen(key) and len(layer.watch.indices):
+            watched = self._bank.snapshot(key, Period.BASELINE, layer.watch.indices)
+            layer.watch.use_baseline(watched, self._policy.quantile)
+        else:
+            layer.watch.forget_baseline()
+        limits = np.where(np.isfinite(layer.watch.thresholds), layer.watch.thresholds, np.inf)
+        self._bank.watch(key, layer.watch.indices, limits.astype(np.float32))
+
+    def freeze(self, layers: Sequence[LayerKey], now: float) -> tuple[Event, ...]:
+        """Take what was learned so far as the baseline of ``layers``.
+
+        Raises:
+            BaselineNotReady: Nothing was learned of one of them; then none is frozen.
+        """
+        with self._lock:
+            for key in layers:
+                if not self._frozen(key) and not self._layers[key].baseline_requests:
+                    raise BaselineNotReady(
+                        f"layer {key}: no sample seen since it was registered or reset, so there is "
+                        "nothing to freeze: send traffic first"
+                    )
+            return tuple(self._freeze(k, now, "by command") for k in layers if not self._frozen(k))
+
+    def _frozen(self, key: LayerKey) -> bool:
+        return self._bank.frozen(key)
+
+    def _freeze(self, key: LayerKey, now: float, how: str) -> Event:
+        self._bank.freeze(key)
+        self._set_thresholds(key)
+        requests = self._layers[key].baseline_requests
+        return Event(now, "baseline_frozen", str(key), f"{how}, {requests} requests")
+
+    def reset(self, layers: Sequence[LayerKey], now: float) -> tuple[Event, ...]:
+        """Forget the baselines of ``layers`` and learn anew."""
+        with self._lock:
+            events = []
+            for key in layers:
+                layer = self._layers[key]
+                detail = f"{layer.baseline_requests} requests forgotten"
+                self._bank.reset(key)
+                layer.baseline_requests, layer.baseline_started = 0, now
+                self._set_thresholds(key)
+                events.append(Event(now, "baseline_reset", str(key), detail))
+            return tuple(events)
+
+    # -- questions --------------------------------------------------------------------------
+
+    def select(self, model: str = "", revision: str = "", layer: str = "") -> tuple[LayerKey, ...]:
+        """Return the layers that match; empty strings match all, a revision may be a prefix."""
+        with self._lock:
+            return tuple(
+                key
+                for key in sorted(self._layers)
+                if (not model or key.model == model)
+                and key.revision.startswith(revision)
+                and (not layer or key.layer == layer)
+            )
+
+    def resolve(self, text: str) -> FeatureKey:
+        """Find the feature a person names.
+
+        Args:
+            text: ``model@revision/layer/kind/index[;view]``; the revision may be a prefix, or be
+                left out with its ``@`` when only one revision was seen.
+
+        Raises:
+            InvalidName: The text has another form.
+            UnknownModel: No such model or revision was seen.
+            UnknownLayer: The model has no such layer.
+            UnknownFeature: The layer has no such index, or several revisions fit.
+        """
+        wanted = FeatureSelector.parse(text)
+        with self._lock:
+            fitting = [key for key in self._layers if wanted.matches(key)]
+            if len(fitting) == 1:
+                return self._within(fitting[0], wanted.index)
+            if fitting:
+                names = ", ".join(sorted(key.revision[:12] for key in fitting))
+                raise UnknownFeature(f"feature {text!r} fits revisions {names}: name one")
+            known = self.select(wanted.model, wanted.revision)
+            if not known:
+                raise UnknownModel(
+                    f"feature {text!r}: no layer of model {wanted.model!r}"
+                    f"{' at that revision' if wanted.revision else ''} was ever registered"
+                )
+            names = ", ".join(sorted({f"{k.layer}/{k.kind}" for k in known})[:20])
+            view = "" if wanted.view is default_view(wanted.kind) else f";{wanted.view}"
+            raise UnknownLayer(
+                f"feature {text!r}: no layer {wanted.layer}/{wanted.kind}{view}; there are {names}"
+            )
+
+    def _within(self, layer: LayerKey, index: int) -> FeatureKey:
+        width = self._bank.width(layer)
+        if index >= width:
+            raise UnknownFeature(f"feature index {index} of {layer}: use 0 to {width - 1}")
+        return layer.feature(index)
+
+    def layers(self) -> tuple[LayerStatus, ...]:
+        """Return how every layer stands, sorted by key."""
+        with self._lock:
+            return tuple(self._layer_status(key) for key in sorted(self._layers))
+
+    def _layer_status(self, key: LayerKey) -> LayerStatus:
+        layer = self._layers[key]
+        return LayerStatus(
+            key=key,
+            width=self._bank.width(key),
+            capture=layer.capture,
+            rows=layer.rows,
+            requests=layer.requests,
+            nonfinite=layer.nonfinite,
+            baseline_requests=layer.baseline_requests,
+            baseline_frozen=self._bank.frozen(key),
+            last_seen=layer.last_seen,
+        )
+
+    def watched(self) -> tuple[FeatureStatus, ...]:
+        """Return how every flagged feature of every known layer stands, sorted by key."""
+        with self._lock:
+            return tuple(
+                status
+                for key in sorted(self._layers)
+                for status in self._layers[key].watch.statuses(self._policy, self._learning(key))
+            )
+
+    def unmatched(self) -> tuple[FeatureSelector, ...]:
+        """Return the flags for which no known layer has a feature: not the layer, or not the index."""
+        with self._lock:
+            widths = {key: self._bank.width(key) for key in self._layers}
+            flags = tuple(self._flags)
+        # By name first: a thousand flags times thousands of layers is too much for every scrape.
+        places: dict[tuple[str, str], list[LayerKey]] = {}
+        for key in widths:
+            places.setdefault((key.model, key.layer), []).append(key)
+        return tuple(
+            flag
+            for flag in flags
+            if not any(
+                flag.matches(key) and flag.index < widths[key]
+                for key in places.get((flag.model, flag.layer), ())
+            )
+        )
+
+    def _learning(self, key: LayerKey) -> str:
+        layer, settings = self._layers[key], self._settings
+        return (
+            f"Learning its baseline: {layer.baseline_requests} of at least "
+            f"{settings.baseline_min_requests} requests over at least "
+            f"{settings.baseline_min_seconds:g} s."
+        )
+
+    def features(
+        self, layers: Iterable[LayerKey], offset: int, limit: int
+    ) -> tuple[tuple[FeatureStatus, ...], int]:
+        """Return one page of all features of ``layers``, flagged or not, and how many there are."""
+        found: list[FeatureStatus] = []
+        total = 0
+        with self._lock:
+            for key in layers:
+                width = self._bank.width(key)
+                first = max(offset - total, 0)
+                last = min(offset + limit - total, width)
+                if first < last:
+                    watch = self._layers[key].watch.statuses(self._policy, self._learning(key))
+                    known = {status.key.index: status for status in watch}
+                    found += [known.get(i) or _unwatched(key, i) for i in range(first, last)]
+                total += width
+        return tuple(found), total
+
+    def feature(self, key: FeatureKey) -> FeatureStatus:
+        """Return how one feature stands.
+
+        Raises:
+            UnknownLayer: Its layer was never registered.
+            UnknownFeature: The layer has no such index.
+        """
+        with self._lock:
+            if key.layer not in self._layers:
+                raise UnknownLayer(f"layer {key.layer} was never registered")
+            self._within(key.layer, key.index)
+            page, _ = self.features([key.layer], key.index, 1)
+        return page[0]
+
+    def distribution(self, key: FeatureKey, window: Window) -> FeatureDistribution:
+        """Return one feature's distribution over one window.
+
+        Raises:
+            UnknownLayer: Its layer was never registered.
+            UnknownFeature: The layer has no such index.
+        """
+        with self._lock:
+            self.feature(key)
+            one = self._bank.snapshot(key.layer, _PERIODS[window], np.array([key.index]))
+        return _describe(key, window, one)
+
+    def typical_range(self, layer: LayerKey) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return ``(low, high)``, each ``(width,)`` float32, of the frozen baseline; else None."""
+        with self._lock:
+            if layer not in self._layers or not self._bank.frozen(layer):
+                return None
+            baseline = self._bank.snapshot(layer, Period.BASELINE)
+        # Seconds of work for the widest layers, so not under the lock.
+        bounds = baseline.quantile(TYPICAL_LEVELS)
+        return bounds[:, 0].astype(np.float32), bounds[:, 1].astype(np.float32)
+
+    # -- survival ---------------------------------------------------------------------------
+
+    def encode(self) -> bytes:
+        """Return everything but the flags, for ``restore``."""
+        with self._lock:
+            state = {
+                "layers": [
+                    {
+                        "key": str(key.feature(0)),
+                        "capture": asdict(layer.capture),
+                        "rows": layer.rows,
+                        "requests": layer.requests,
+                        "nonfinite": layer.nonfinite,
+                        "baseline_requests": layer.baseline_requests,
+                        "baseline_started": layer.baseline_started,
+                        "last_seen": layer.last_seen,
+                        "watch": layer.watch.to_dict(),
+                    }
+                    for key, layer in self._layers.items()
+                ]
+            }
+            bank = self._bank.encoder()
+        text = json.dumps(state, separators=(",", ":")).encode()
+        return _HEADER.pack(_MAGIC, _VERSION, len(text)) + text + bank()
+
+    def restore(self, payload: bytes, now: float) -> None:
+        """Become what ``encode`` saw; call before anything is registered.
+
+        Raises:
+            CorruptState: The payload is not what ``encode`` makes, or was made under settings with
+                other bins; the monitor is then unchanged.
+        """
+        layers, bank = self._decode(payload, now)
+        with self._lock:
+            self._bank, self._layers = bank, layers
+            for key in layers:
+                self._set_thresholds(key)
+
+    def _decode(self, payload: bytes, now: float) -> tuple[dict[LayerKey, _Layer], Bank]:
+        try:
+            magic, version, length = _HEADER.unpack_from(payload)
+            if (magic, version) != (_MAGIC, _VERSION):
+                raise CorruptState(f"snapshot starts with {magic!r} version {version}")
+            text = payload[_HEADER.size : _HEADER.size + length]
+            saved = json.loads(text)
+            layers = dict(self._decode_layer(item, now) for item in saved["layers"])
+        except (
+            struct.error,
+            ValueError,
+            KeyError,
+            TypeError,
+            OverflowError,
+            InvalidInput,
+        ) as error:
+            raise CorruptState(f"snapshot cannot be read: {error!r}") from error
+        bank = Bank.decode(
+            payload[_HEADER.size + length :],
+            binning=Binning(mantissa_bits=self._settings.mantissa_bits),
+            warmup_rows=self._settings.warmup_rows,
+            history_seconds=self._settings.history_seconds,
+            layer_limit=self._settings.layer_limit,
+            feature_limit=self._settings.feature_limit,
+        )
+        if set(bank.layers()) != set(layers):
+            raise CorruptState("snapshot's layers and statistics disagree")
+        for key, layer in layers.items():
+            if np.any(layer.watch.indices >= bank.width(key)):
+                raise CorruptState(f"snapshot watches features that {key} does not have")
+        return layers, bank
+
+    def _decode_layer(self, item: Mapping[str, Any], now: float) -> tuple[LayerKey, _Layer]:
+        key = FeatureKey.parse(item["key"]).layer
+        watch = LayerWatch.empty(key, self._policy, now)
+        watch.restore(item["watch"])
+        return key, _Layer(
+            Capture(**item["capture"]),
+            watch,
+            rows=int(item["rows"]),
+            requests=int(item["requests"]),
+            nonfinite=int(item["nonfinite"]),
+            baseline_requests=int(item["baseline_requests"]),
+            baseline_started=float(item["baseline_started"]),
+            last_seen=float(item["last_seen"]),
+        )
+
+
+def _unwatched(layer: LayerKey, index: int) -> FeatureStatus:
+    unknown = math.nan
+    return FeatureStatus(
+        key=layer.feature(index),
+        flag=None,
+        state=State.UNKNOWN,
+        since=0.0,
+        requests=0,
+        exceedance_ratio=unknown,
+        long_exceedance_ratio=unknown,
+        baseline_ratio=unknown,
+        threshold=unknown,
+        last=unknown,
+        explanation="Not flagged: its distribution is kept, but nothing is said of it.",
+    )
+
+
+def _describe(key: FeatureKey, window: Window, one: Distribution) -> FeatureDistribution:
+    """Turn a one-feature distribution into a view, cut to its occupied bins."""
+    counts = one.counts[0].astype(np.int64)  # (bins,)
+    edges = one.edges(0)  # (bins + 1,)
+    occupied = np.flatnonzero(counts)
+    first, last = (occupied[0], occupied[-1] + 1) if len(occupied) else (0, 0)
+    count = int(one.count[0])
+    return FeatureDistribution(
+        key=key,
+        window=window,
+        count=count,
+        mean=float(one.mean[0]) if count else math.nan,
+        variance=float(one.variance[0]) if count else math.nan,
+        minimum=float(one.minimum[0]),
+        maximum=float(one.maximum[0]),
+        zero_ratio=float(one.zeros[0]) / count if count else 0.0,
+        nonfinite=int(one.nans[0]) + int(one.infinities[0]),
+        edges=edges[first : last + 1] if count else np.empty(0),
+        counts=counts[first:last],
+        levels=LEVELS,
+        quantiles=one.quantile(LEVELS)[0],
+        relative_error=one.binning.relative_error,
+        started=one.started,
+        ended=one.ended,
+    )

@@ -1,0 +1,486 @@
+"""Every question and command of people and machines, with its entry in the audit log."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+import sidecar
+from sidecar.config import SidecarConfig, read_labels
+from sidecar.detect import State
+from sidecar.errors import (
+    Conflict,
+    InvalidInput,
+    NotFound,
+    SidecarError,
+    StorageError,
+    UnknownArtifact,
+    UnknownFeature,
+    UnknownLayer,
+    UnsupportedTarget,
+)
+from sidecar.features import FeatureKey, FeatureSelector, LayerKey
+from sidecar.jobs import Job, JobQueue, JobRequest, Portrait, Runner
+from sidecar.monitor.monitor import Monitor
+from sidecar.monitor.views import (
+    Event,
+    FeatureDistribution,
+    FeatureStatus,
+    Flag,
+    LayerStatus,
+    Window,
+)
+from sidecar.recipes import PICTURE_KINDS, Recipe, Target
+from sidecar.store import ArtifactStore, Catalogue
+
+PORTRAIT_LIMIT = 20
+"""Portraits of one feature that are listed; older ones stay in the store until it is full."""
+
+EVENT_BACKLOG = 10_000
+"""Audit entries waiting for the disk; beyond it the oldest are lost and counted in the log."""
+
+DETAIL_LIMIT = 1000
+"""Characters of an audit entry's detail: an alert's summary comes from outside and may be anything."""
+
+TEXT_LIMIT = 80
+"""Characters of a flag's name and owner, as in the configuration: both are labels of every scrape."""
+
+KEY_LIMIT = 1000
+"""Characters of an idempotency key; our own hold a whole feature key."""
+
+TARGET_LIMIT = 64
+"""Features of one job: they are optimised in one batch, in one worker's memory."""
+
+SEVERITIES = ("info", "warning", "critical")
+
+STATE_ORDER = (State.FIRING, State.PENDING, State.RESOLVED, State.NORMAL, State.UNKNOWN)
+"""What a person wants to see first."""
+
+_STATE_EVENTS = ("feature_", "baseline_")
+_ALERT_LABELS = ("model", "revision", "layer", "kind", "feature")
+
+
+class Operations:
+    """What the console, the command line and the webhook may ask of the daemon.
+
+    Every method may be called from any thread, may block on the disk, and raises nothing but
+    ``SidecarError``.
+    """
+
+    def __init__(
+        self,
+        config: SidecarConfig,
+        *,
+        monitor: Monitor,
+        catalogue: Catalogue,
+        artifacts: ArtifactStore,
+        queue: JobQueue,
+        runner: Runner,
+        clock: Callable[[], float],
+    ) -> None:
+        """Join the parts; flags of the configuration and the catalogue take effect."""
+        self._config, self._monitor, self._clock = config, monitor, clock
+        self._catalogue, self._artifacts = catalogue, artifacts
+        self._queue, self._runner = queue, runner
+        self._configured = {
+            FeatureSelector.parse(flag.feature): Flag(flag.name, flag.severity, flag.owner)
+            for flag in config.flags
+        }
+        self._labels = {m.name: read_labels(m.labels) for m in config.models if m.labels}
+        self._backlog: deque[Event] = deque(maxlen=EVENT_BACKLOG)
+        self._backlog_lock, self._flush_lock = threading.Lock(), threading.Lock()
+        self._lost = 0
+        self._changes = 0
+        self._flags_lock = threading.Lock()
+        self._apply_flags()
+
+    # -- features ---------------------------------------------------------------------------
+
+    @property
+    def version(self) -> str:
+        """The sidecar's version."""
+        return sidecar.__version__
+
+    def features(
+        self,
+        *,
+        model: str = "",
+        revision: str = "",
+        layer: str = "",
+        flagged_only: bool = False,
+        state: State | None = None,
+        query: str = "",
+        offset: int = 0,
+        limit: int = 100,
+    ) -> tuple[Sequence[FeatureStatus], int]:
+        """Return one page of features and how many fit; flagged ones first, the firing at the top.
+
+        Args:
+            model: Only of this model; empty: of all.
+            revision: Only of revisions that start with this.
+            layer: Only of this layer.
+            flagged_only: Only those somebody watches.
+            state: Only those in this state.
+            query: Only those whose key, name or owner holds this text, in any case.
+            offset: How many to skip.
+            limit: At most so many; 0 asks for the total alone.
+        """
+        keys = self._monitor.select(model, revision, layer)
+        wanted = set(keys)
+        watched = [s for s in self._monitor.watched() if s.key.layer in wanted]
+        watched.sort(key=lambda s: (STATE_ORDER.index(s.state), s.key))
+        fits = [s for s in watched if state in (None, s.state) and _mentions(s, query)]
+        if flagged_only or state not in (None, State.UNKNOWN):
+            return fits[offset : offset + limit], len(fits)
+        layers = [key for key in keys if query.lower() in str(key).lower()]
+        page = list(fits[offset : offset + limit])
+        start = max(offset - len(fits), 0)
+        rest, plain = self._plain(layers, {s.key for s in watched}, start, limit - len(page))
+        return [*page, *rest], len(fits) + plain
+
+    def _plain(
+        self, layers: Sequence[LayerKey], watched: AbstractSet[FeatureKey], start: int, count: int
+    ) -> tuple[Sequence[FeatureStatus], int]:
+        """Return features of ``layers`` that nobody watches, from the ``start``th on, and their number."""
+        widths = {status.key: status.width for status in self._monitor.layers()}
+        before = dict(zip(layers, accumulate((widths[key] for key in layers), initial=0)))  # noqa: B905 - one sum more than layers
+        places = sorted(before[k.layer] + k.index for k in watched if k.layer in before)
+        total = sum(widths[key] for key in layers) - len(places)
+        for place in places:
+            # Each watched feature further up pushes the one that is looked for one place down.
+            start += place <= start
+        found, _ = self._monitor.features(layers, start, count + len(places))
+        return [status for status in found if status.key not in watched][:count], total
+
+    def layers(self) -> Sequence[LayerStatus]:
+        """Return every registered layer, sorted by key."""
+        return self._monitor.layers()
+
+    def labels(self, model: str) -> Sequence[str]:
+        """Return the model's class names in the order of its logits; empty where none are known."""
+        return self._labels.get(model, ())
+
+    def resolve(self, text: str) -> FeatureKey:
+        """Return the feature that ``text`` names; its revision may be a prefix or left out."""
+        return self._monitor.resolve(text)
+
+    def feature(self, key: FeatureKey) -> FeatureStatus:
+        """Return how a feature stands; NotFound where there is no such feature."""
+        return self._monitor.feature(key)
+
+    def watched(self) -> Sequence[FeatureStatus]:
+        """Return the flagged features of all known layers."""
+        return self._monitor.watched()
+
+    def unmatched_flags(self) -> Sequence[str]:
+        """Return the text of the flags whose layer no hook registered, or not with that index."""
+        return [str(flag) for flag in self._monitor.unmatched()]
+
+    def distribution(self, key: FeatureKey, window: Window) -> FeatureDistribution:
+        """Return a feature's distribution over a window."""
+        return self._monitor.distribution(key, window)
+
+    def events(self, key: FeatureKey | None, limit: int) -> Sequence[Event]:
+        """Return the newest audit events, newest first, of one feature and its layer or of all."""
+        subjects = [None] if key is None else [str(key), str(key.layer)]
+        stored = [event for s in subjects for event in self._catalogue.events(s, limit)]
+        stored.sort(key=lambda event: event.at, reverse=True)
+        return [Event(e.at, e.what, e.subject, e.detail) for e in stored[:limit]]
+
+    # -- flags and baselines ----------------------------------------------------------------
+
+    def flag(self, key: FeatureKey, flag: Flag) -> None:
+        """Watch a feature from now on, or change how.
+
+        Raises:
+            InvalidInput: The name or owner is too long or not printable, or there is no such severity.
+        """
+        _check_flag(flag)
+        self.feature(key)
+        selector = _pinned(key)
+        self._catalogue.set_flag(str(selector), flag.name, flag.severity, flag.owner)
+        self._apply_flags()
+        detail = f"{flag.name or 'unnamed'}, severity {flag.severity}"
+        self.record((Event(self._clock(), "feature_flagged", str(key), detail),))
+
+    def unflag(self, key: FeatureKey) -> None:
+        """Watch a feature no longer.
+
+        Raises:
+            Conflict: The configuration flags it.
+            UnknownFeature: Nobody watches it.
+        """
+        self.feature(key)
+        mine = [s for s in self._flags() if s.index == key.index and s.matches(key.layer)]
+        if not mine:
+            raise UnknownFeature(f"feature {key} is not flagged")
+        if held := [s for s in mine if s in self._configured]:
+            raise Conflict(f"feature {key} is flagged in the configuration as {held[0]}: edit that")
+        for selector in mine:
+            self._catalogue.remove_flag(str(selector))
+        self._apply_flags()
+        self.record((Event(self._clock(), "feature_unflagged", str(key), ""),))
+
+    def _flags(self) -> dict[FeatureSelector, Flag]:
+        found = dict(self._configured)
+        for stored in self._catalogue.flags():
+            selector = FeatureSelector.parse(stored.selector)
+            found[selector] = Flag(stored.name, stored.severity, stored.owner)
+        return found
+
+    def _apply_flags(self) -> None:
+        with self._flags_lock:
+            self._monitor.set_flags(self._flags(), self._clock())
+
+    def freeze(self, model: str, revision: str, layer: str) -> int:
+        """Freeze the baselines of the matching layers now; return how many layers matched."""
+        layers = self._matching(model, revision, layer)
+        self.record(self._monitor.freeze(layers, self._clock()))
+        return len(layers)
+
+    def reset(self, model: str, revision: str, layer: str) -> int:
+        """Learn the baselines of the matching layers anew; return how many layers matched."""
+        layers = self._matching(model, revision, layer)
+        self.record(self._monitor.reset(layers, self._clock()))
+        return len(layers)
+
+    def _matching(self, model: str, revision: str, layer: str) -> tuple[LayerKey, ...]:
+        if not model:
+            raise InvalidInput("model is empty: name the model whose baselines are meant")
+        found = self._monitor.select(model, revision, layer)
+        if not found:
+            wanted = f"model {model!r} revision {revision!r} layer {layer!r}"
+            raise UnknownLayer(f"{wanted}: no such layer was ever registered")
+        return found
+
+    def record(self, events: Sequence[Event]) -> None:
+        """Put audit entries on their way; ``flush_events`` writes and acts on them, off the writer."""
+        for event in events:
+            kept = replace(event, detail=_storable(event.detail))
+            with self._backlog_lock:
+                self._lost += len(self._backlog) == EVENT_BACKLOG
+                self._backlog.append(kept)
+                self._changes += event.what.startswith(_STATE_EVENTS)
+            structlog.get_logger().info(kept.what, subject=kept.subject, detail=kept.detail)
+
+    @property
+    def changes(self) -> int:
+        """How often a feature's state or a baseline changed; what is worth a snapshot at once."""
+        with self._backlog_lock:
+            return self._changes
+
+    def flush_events(self) -> None:
+        """Write waiting audit entries; those the disk refuses stay for the next time.
+
+        Raises:
+            StorageError: The disk refuses them.
+        """
+        with self._flush_lock:
+            while (event := self._next_event()) is not None:
+                try:
+                    self._catalogue.add_event(event.at, event.what, event.subject, event.detail)
+                except StorageError:
+                    self._put_back(event)
+                    raise
+                self._react(event)
+            self._tell_lost()
+
+    def _next_event(self) -> Event | None:
+        with self._backlog_lock:
+            return self._backlog.popleft() if self._backlog else None
+
+    def _put_back(self, event: Event) -> None:
+        with self._backlog_lock:
+            if len(self._backlog) < EVENT_BACKLOG:
+                self._backlog.appendleft(event)
+            else:
+                self._lost += 1
+
+    def _tell_lost(self) -> None:
+        with self._backlog_lock:
+            lost, self._lost = self._lost, 0
+        if lost:
+            structlog.get_logger().warning("audit_entries_lost", count=lost)
+
+    # -- jobs -------------------------------------------------------------------------------
+
+    def default_recipe(self) -> Recipe:
+        """Return the recipe of jobs that do not name their own values."""
+        return Recipe.of(self._config.jobs.recipe)
+
+    def recipe(self, values: Mapping[str, Any]) -> Recipe:
+        """Return the default recipe with some values named.
+
+        Raises:
+            UnsupportedTarget: A name is unknown, or a value has the wrong type or range.
+        """
+        return Recipe.of({**self._config.jobs.recipe, **values})
+
+    def submit(self, request: JobRequest) -> Job:
+        """Queue a job, or return the one that has the same idempotency key.
+
+        Raises:
+            InvalidInput: The idempotency key is too long or not printable.
+            UnsupportedTarget: The job names no feature, several models, a model without a factory,
+                or a typical range where there is no baseline.
+            JobQueueFull: Too many jobs wait.
+        """
+        self._check(request)
+        return self._queue.submit(request, self._clock())
+
+    def _check(self, request: JobRequest) -> None:
+        _check_text("idempotency_key", request.idempotency_key, KEY_LIMIT)
+        if not request.targets:
+            raise UnsupportedTarget("job has no features: name at least one")
+        if len(request.targets) > TARGET_LIMIT:
+            raise UnsupportedTarget(
+                f"job has {len(request.targets)} features: name at most {TARGET_LIMIT}"
+            )
+        for target in request.targets:
+            self.feature(target.feature)
+        owners = {(t.feature.layer.model, t.feature.layer.revision) for t in request.targets}
+        if len(owners) > 1:
+            raise UnsupportedTarget(f"job names {len(owners)} model revisions: make one job each")
+        name, _ = owners.pop()
+        model = self._config.model(name)
+        if model is None or model.factory is None:
+            raise UnsupportedTarget(
+                f"model {name!r} has no factory in the configuration, so no picture of it can be "
+                "made: set models.factory"
+            )
+        layers = {target.feature.layer for target in request.targets}
+        learned = {status.key for status in self._monitor.layers() if status.baseline_frozen}
+        if request.recipe.typical_range and not layers <= learned:
+            raise UnsupportedTarget(
+                "recipe.typical_range needs a frozen baseline of the layer: wait, or run "
+                "'sidecar baseline freeze'"
+            )
+
+    def jobs(self, key: FeatureKey | None, limit: int, before: str = "") -> Sequence[Job]:
+        """Return the newest jobs, newest first, of one feature or of all, older than ``before``."""
+        if key is None:
+            return self._queue.list(limit, before or None)
+        recent = self._queue.list(limit * 10, before or None)
+        mine = [job for job in recent if any(t.feature == key for t in job.request.targets)]
+        return mine[:limit]
+
+    def job(self, job_id: str) -> Job:
+        """Return a job; UnknownJob where there is none."""
+        return self._queue.get(job_id)
+
+    def cancel(self, job_id: str) -> Job:
+        """Stop a job; JobFinished where it has ended."""
+        self._queue.cancel(job_id, self._clock())
+        return self._queue.get(job_id)
+
+    def preview(self, job_id: str) -> bytes | None:
+        """Return the newest intermediate picture of a running job as PNG; None before the first."""
+        return self._runner.preview(job_id)
+
+    def wait_job(self, job_id: str, seen: int, timeout: float) -> int:
+        """Block until a job's version differs from ``seen`` or ``timeout`` seconds have passed."""
+        return self._runner.wait_change(job_id, seen, timeout)
+
+    def portraits(self, key: FeatureKey) -> Sequence[Portrait]:
+        """Return the finished pictures of a feature that are still in the store, newest first."""
+        found = self._queue.portraits(str(key), PORTRAIT_LIMIT)
+        return [p for p in found if self._artifacts.has(p.picture_digest)]
+
+    def artifact(self, digest: str) -> tuple[Path, str]:
+        """Return the file and media type of an artifact; UnknownArtifact where there is none."""
+        if not self._artifacts.has(digest):
+            raise UnknownArtifact(f"artifact {digest[:80]!r} is not in the store")
+        return self._artifacts.open(digest)
+
+    # -- alerts -----------------------------------------------------------------------------
+
+    def alert_fired(
+        self,
+        fingerprint: str,
+        started: float,
+        labels: Mapping[str, str],
+        annotations: Mapping[str, str],
+    ) -> Job | None:
+        """Ask for the portrait of the feature an alert is about.
+
+        The same fingerprint and start are one job however often they are sent.
+
+        Returns:
+            The job, or None where portraits on alerts are switched off or no picture can be made.
+
+        Raises:
+            NotFound: The labels name no known feature.
+            JobQueueFull: Too many jobs wait; the alert may be sent again.
+        """
+        missing = [name for name in _ALERT_LABELS if not labels.get(name)]
+        if missing:
+            raise NotFound(f"alert has no labels {', '.join(missing)}: it is about no feature")
+        values = [labels[name] for name in _ALERT_LABELS]
+        key = self.resolve("{}@{}/{}/{}/{}".format(*values))
+        detail = annotations.get("summary", "")
+        return self.portrait_of(key, f"alert:{fingerprint}:{started:.3f}", detail)
+
+    def portrait_of(self, key: FeatureKey, idempotency_key: str, detail: str) -> Job | None:
+        """Ask for a feature's portrait because it fires; None where none can be made."""
+        model = self._config.model(key.layer.model)
+        possible = key.layer.kind in PICTURE_KINDS and model is not None and model.factory
+        if not self._config.alerts.portrait_on_firing or not possible:
+            return None
+        request = JobRequest(
+            (Target(key),),
+            self.default_recipe(),
+            origin="alert",
+            idempotency_key=idempotency_key,
+        )
+        self._check(request)
+        now = self._clock()
+        job = self._queue.submit(request, now)
+        if job.created == now and not job.attempts:  # else it was asked for before
+            self.record((Event(now, "portrait_requested", str(key), detail),))
+        return job
+
+    def _react(self, event: Event) -> None:
+        """Ask for the portrait of a feature that began to fire, where no Alertmanager does."""
+        if not self._config.alerts.direct or event.what != "feature_firing":
+            return
+        try:
+            key = FeatureKey.parse(event.subject)
+            self.portrait_of(key, f"direct:{event.subject}:{event.at:.3f}", event.detail)
+        except SidecarError as error:
+            log = structlog.get_logger()
+            log.warning("portrait_refused", subject=event.subject, error=str(error))
+
+
+def _pinned(key: FeatureKey) -> FeatureSelector:
+    layer = key.layer
+    return FeatureSelector(
+        layer.model, layer.layer, layer.kind, key.index, layer.view, layer.revision, layer.scope
+    )
+
+
+def _check_flag(flag: Flag) -> None:
+    _check_text("name", flag.name, TEXT_LIMIT)
+    _check_text("owner", flag.owner, TEXT_LIMIT)
+    if flag.severity not in SEVERITIES:
+        raise InvalidInput(f"severity {flag.severity[:40]!r}: use one of {', '.join(SEVERITIES)}")
+
+
+def _check_text(what: str, value: str, limit: int) -> None:
+    if len(value) > limit or not value.isprintable():
+        raise InvalidInput(f"{what} {value[:40]!r}: use at most {limit} printable characters")
+
+
+def _storable(text: str) -> str:
+    """Return text that UTF-8 can hold; one lone surrogate would stop the whole log."""
+    return text[:DETAIL_LIMIT].encode("utf-8", "replace").decode()
+
+
+def _mentions(status: FeatureStatus, query: str) -> bool:
+    flag = status.flag or Flag()
+    return query.lower() in f"{status.key} {flag.name} {flag.owner}".lower()

@@ -1,0 +1,200 @@
+"""What the monitor tells people and machines: immutable values, made on request."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sidecar.detect import State
+from sidecar.features import Capture, FeatureKey, LayerKey
+
+
+class Window(StrEnum):
+    """Which stretch of time a distribution covers."""
+
+    CURRENT = "current"
+    BASELINE = "baseline"
+    HISTORY = "history"
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """Why a feature is watched, and who is told.
+
+    Attributes:
+        name: What people call it; may be empty.
+        severity: ``info``, ``warning`` or ``critical``.
+        owner: Who is told; may be empty.
+    """
+
+    name: str = ""
+    severity: str = "warning"
+    owner: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureStatus:
+    """A feature as it stands now.
+
+    Attributes:
+        key: Which feature.
+        flag: Why it is watched; None where it is not.
+        state: What the detector says; unknown where it is not watched.
+        since: Unix seconds of the last change of state.
+        requests: Requests in the short detection window.
+        exceedance_ratio: Share of those with a value above ``threshold``.
+        long_exceedance_ratio: The same over the long detection window.
+        baseline_ratio: That share in the baseline.
+        threshold: Baseline quantile of the spike test; NaN before there is a baseline.
+        last: Largest value of the last closed window that had samples; NaN before.
+        explanation: Why the state is what it is, in words.
+    """
+
+    key: FeatureKey
+    flag: Flag | None
+    state: State
+    since: float
+    requests: int
+    exceedance_ratio: float
+    long_exceedance_ratio: float
+    baseline_ratio: float
+    threshold: float
+    last: float
+    explanation: str
+
+
+@dataclass(frozen=True, slots=True)
+class LayerStatus:
+    """A layer as it stands now.
+
+    Attributes:
+        key: Which layer.
+        width: Features in it.
+        capture: How it is measured.
+        rows: Rows seen since it was registered.
+        requests: Requests seen since it was registered.
+        nonfinite: NaN and infinite values seen since it was registered.
+        baseline_requests: Requests in the frozen baseline, or learned so far.
+        baseline_frozen: Whether the baseline is frozen.
+        last_seen: Unix seconds of the newest sample; 0: never.
+    """
+
+    key: LayerKey
+    width: int
+    capture: Capture
+    rows: int
+    requests: int
+    nonfinite: int
+    baseline_requests: int
+    baseline_frozen: bool
+    last_seen: float
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureDistribution:
+    """The distribution of one feature over one window.
+
+    Attributes:
+        key: Which feature.
+        window: Over which stretch of time.
+        count: Finite values.
+        mean: Their mean; NaN when there are none.
+        variance: Their population variance.
+        minimum: Their least; NaN when there are none.
+        maximum: Their greatest.
+        zero_ratio: Share of exact zeros among them.
+        nonfinite: NaN and infinite values, counted apart.
+        edges: Bin edges in increasing order, shape ``(bins + 1,)``; only the occupied stretch.
+        counts: Values in ``[edges[i], edges[i + 1])``, shape ``(bins,)``.
+        levels: Quantile levels, shape ``(levels,)``.
+        quantiles: Values at those levels, shape ``(levels,)``; NaN when there are none.
+        relative_error: Largest error of a quantile as a ratio of its distance from the centre.
+        started: Unix seconds of the first value; 0 when there are none.
+        ended: Unix seconds of the last.
+    """
+
+    key: FeatureKey
+    window: Window
+    count: int
+    mean: float
+    variance: float
+    minimum: float
+    maximum: float
+    zero_ratio: float
+    nonfinite: int
+    edges: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    levels: NDArray[np.float64]
+    quantiles: NDArray[np.float64]
+    relative_error: float
+    started: float = 0.0
+    ended: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One entry of the audit log: a transition, a flag, a freeze.
+
+    Attributes:
+        at: Unix seconds.
+        what: Constant snake_case name, such as ``feature_firing`` or ``baseline_frozen``.
+        subject: Text form of the feature or layer key.
+        detail: The numbers that made it, in words.
+    """
+
+    at: float
+    what: str
+    subject: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class IngestCounts:
+    """What became of the batches since the daemon started; one consistent reading.
+
+    ``received = accepted + sum(refused)`` and ``accepted = processed + sum(dropped) + in_flight``
+    hold in every reading: a batch is counted in at the moment its fate is known, under one lock. Every
+    counter only grows: what a hook process reports is added up as increments, so that a hook that
+    restarts takes nothing away.
+
+    Attributes:
+        received: Batches read from streams.
+        accepted: Of those, the ones that went into the queue.
+        refused: Of those, the ones that broke a rule, by reason.
+        processed: Accepted batches that reached the statistics.
+        dropped: Accepted batches thrown away under load, by reason.
+        in_flight: Accepted batches that wait or are being worked on.
+        payload_bytes: Bytes of tensor payload in accepted batches.
+        queue_bytes: Bytes of tensor payload that wait now.
+        queue_limit_bytes: Bytes that may wait.
+        streams: Open ingest streams.
+        sampling_rate: Share of forward passes the daemon asks hooks to sample now.
+        hook_batches_sent: Batches the hooks say they sent.
+        hook_dropped: Batches the hooks say they dropped, by reason.
+        hook_errors: Exceptions caught inside hooks.
+        forwards: Forward passes the hooks saw.
+        sampled_forwards: Of those, the ones they sampled.
+        hook_seconds: Seconds spent inside hooks.
+        forward_seconds: Seconds the hooked models spent in forward passes.
+    """
+
+    received: int = 0
+    accepted: int = 0
+    refused: Mapping[str, int] = field(default_factory=dict)
+    processed: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    in_flight: int = 0
+    payload_bytes: int = 0
+    queue_bytes: int = 0
+    queue_limit_bytes: int = 0
+    streams: int = 0
+    sampling_rate: float = 1.0
+    hook_batches_sent: int = 0
+    hook_dropped: Mapping[str, int] = field(default_factory=dict)
+    hook_errors: int = 0
+    forwards: int = 0
+    sampled_forwards: int = 0
+    hook_seconds: float = 0.0
+    forward_seconds: float = 0.0

@@ -1,0 +1,169 @@
+"""The flagged features of one layer: their thresholds, their detector, and what they say."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sidecar.detect import (
+    Observation,
+    SpikePolicy,
+    SpikeState,
+    State,
+    Transition,
+    initial,
+    rates,
+    step,
+)
+from sidecar.errors import CorruptState
+from sidecar.features import LayerKey
+from sidecar.monitor.views import FeatureStatus, Flag
+from sidecar.stats import Distribution, WindowCounts
+
+
+@dataclass(slots=True)
+class LayerWatch:
+    """The watched features of one layer and their detector.
+
+    Every array is aligned with ``indices``.
+
+    Attributes:
+        layer: Which layer.
+        indices: Watched features in increasing order, shape ``(n,)``.
+        flags: Why each is watched.
+        spikes: The detector's state.
+        thresholds: Baseline quantiles of the spike test, shape ``(n,)``; NaN without a baseline.
+        baseline_rates: Share of baseline requests above them, shape ``(n,)``; NaN without one.
+        last: Largest value in the last window that had samples, shape ``(n,)``.
+        reasons: Words of each feature's last transition.
+    """
+
+    layer: LayerKey
+    indices: NDArray[np.int64]
+    flags: list[Flag]
+    spikes: SpikeState
+    thresholds: NDArray[np.float64]
+    baseline_rates: NDArray[np.float64]
+    last: NDArray[np.float64]
+    reasons: list[str] = field(default_factory=list)
+
+    @classmethod
+    def empty(cls, layer: LayerKey, policy: SpikePolicy, now: float) -> Self:
+        """Return a watch over no feature."""
+        nothing = np.empty(0)
+        indices = np.empty(0, np.int64)
+        return cls(layer, indices, [], initial(0, policy, now), nothing, nothing, nothing)
+
+    def rewatch(self, flags: Mapping[int, Flag], policy: SpikePolicy, now: float) -> None:
+        """Watch exactly the features of ``flags``; those watched before keep their state."""
+        indices = np.array(sorted(flags), dtype=np.int64)
+        position = {int(index): i for i, index in enumerate(self.indices)}
+        keep = np.array([position.get(int(index), -1) for index in indices], dtype=np.int64)
+        self.spikes = self.spikes.resized(keep, policy, now)
+        self.thresholds, self.baseline_rates, self.last = (
+            np.where(keep < 0, np.nan, np.append(values, np.nan)[keep])
+            for values in (self.thresholds, self.baseline_rates, self.last)
+        )
+        self.reasons = [self.reasons[i] if i >= 0 else "" for i in keep]
+        self.indices = indices
+        self.flags = [flags[int(index)] for index in indices]
+
+    def forget_baseline(self) -> None:
+        """Drop the thresholds: until a new baseline is there, nothing can be said."""
+        self.thresholds = np.full(len(self.indices), np.nan)
+        self.baseline_rates = np.full(len(self.indices), np.nan)
+
+    def use_baseline(self, watched: Distribution, quantile: float) -> None:
+        """Take thresholds and rates from the frozen baseline of the watched features."""
+        self.thresholds = watched.threshold(quantile)
+        # A bounded sample cannot show rates below about one over its size: do not believe 0.
+        row_rate = np.maximum(watched.exceedance(self.thresholds), 1.0 / (watched.rows + 1))
+        rows_per_request = max(1.0, watched.rows / max(watched.requests, 1))
+        self.baseline_rates = 1.0 - (1.0 - row_rate) ** rows_per_request
+
+    def observe(
+        self, counts: WindowCounts, policy: SpikePolicy, now: float
+    ) -> tuple[Transition, ...]:
+        """Take in one closed window and return what changed."""
+        known = np.isfinite(self.thresholds)
+        self.last = np.where(np.isfinite(counts.maximum), counts.maximum, self.last)
+        seen = Observation(
+            # Only requests that were compared with the threshold are evidence of anything.
+            requests=np.where(known, counts.watched_requests, 0),
+            exceedances=np.where(known, counts.exceedances, 0),
+            baseline_rate=np.where(known, self.baseline_rates, np.nan),
+        )
+        self.spikes, transitions = step(self.spikes, seen, policy, now)
+        for transition in transitions:
+            self.reasons[transition.index] = transition.reason
+        return transitions
+
+    def statuses(self, policy: SpikePolicy, learning: str) -> Sequence[FeatureStatus]:
+        """Return how each watched feature stands.
+
+        Args:
+            policy: The spike test's settings.
+            learning: Words said of a feature without a baseline.
+        """
+        requests, short, long = rates(self.spikes, policy)
+        found = []
+        for i, index in enumerate(self.indices):
+            ready = math.isfinite(self.thresholds[i])
+            state = self.spikes.state(i)
+            found.append(
+                FeatureStatus(
+                    key=self.layer.feature(int(index)),
+                    flag=self.flags[i],
+                    state=state,
+                    since=float(self.spikes.since[i]),
+                    requests=int(requests[i]),
+                    exceedance_ratio=float(short[i]),
+                    long_exceedance_ratio=float(long[i]),
+                    baseline_ratio=float(self.baseline_rates[i]),
+                    threshold=float(self.thresholds[i]),
+                    last=float(self.last[i]),
+                    explanation=(self.reasons[i] or _at_rest(state)) if ready else learning,
+                )
+            )
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the watch as JSON-able values; flags are kept elsewhere."""
+        return {
+            "indices": self.indices.tolist(),
+            "spikes": self.spikes.to_dict(),
+            "last": [None if math.isnan(x) else x for x in self.last.tolist()],
+            "reasons": self.reasons,
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Take detector state back from ``to_dict`` of a watch over the same layer.
+
+        Raises:
+            CorruptState: It is not what ``to_dict`` returns; so may KeyError, TypeError and
+                ValueError say.
+        """
+        self.indices = np.array(saved["indices"], dtype=np.int64)
+        n = len(self.indices)
+        self.spikes = SpikeState.from_dict(saved["spikes"])
+        self.last = np.array(
+            [math.nan if x is None else x for x in saved["last"]], dtype=np.float64
+        )
+        self.reasons = [str(reason) for reason in saved["reasons"]]
+        if {self.indices.shape, self.last.shape, (len(self.spikes),), (len(self.reasons),)} != {
+            (n,)
+        }:
+            raise CorruptState(f"the watch over {self.layer} has parts of different lengths")
+        if n and (self.indices[0] < 0 or np.any(np.diff(self.indices) <= 0)):
+            raise CorruptState(f"the watch over {self.layer} has its features in disorder")
+        self.flags = [Flag()] * n
+        self.forget_baseline()
+
+
+def _at_rest(state: State) -> str:
+    if state is State.UNKNOWN:
+        return "Not sampled: nothing can be said."
+    return "Within its baseline."

@@ -1,0 +1,27 @@
+"""Distributions of many features at once, in one pass, in bounded memory.
+
+Promises: every finite value is counted exactly once, in bins whose width is a fixed ratio of the
+value's distance from its feature's centre; a quantile is off by at most ``Binning.relative_error``
+of that distance; distributions on the same bins merge exactly, in any order; NaN and infinities are
+counted apart and touch nothing else; whatever was encoded comes back equal, and anything else raises
+``CorruptState``. Memory is at most ``5 * Binning.bins * 4`` bytes of counters a feature up to 2**32
+rows, half of that for stores of up to 65,535 rows. Nothing here reads a clock, a file or a socket.
+"""
+
+from sidecar.stats.bank import Bank
+from sidecar.stats.binning import Binning
+from sidecar.stats.distribution import Distribution, merge
+from sidecar.stats.encoding import decode, encode
+from sidecar.stats.epoch import Period
+from sidecar.stats.watch import WindowCounts
+
+__all__ = [
+    "Bank",
+    "Binning",
+    "Distribution",
+    "Period",
+    "WindowCounts",
+    "decode",
+    "encode",
+    "merge",
+]

@@ -1,0 +1,382 @@
+"""The bank: the distributions of every feature of every registered layer."""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sidecar.errors import (
+    BaselineNotReady,
+    CorruptState,
+    LayerConflict,
+    LimitReached,
+    ShapeMismatch,
+    UnknownFeature,
+    UnknownLayer,
+    UnregisteredLayer,
+    UnsupportedDtype,
+)
+from sidecar.features import FeatureKind, LayerKey, LayerSample, Scope, View
+from sidecar.stats.binning import Binning, learn_grid
+from sidecar.stats.distribution import Distribution
+from sidecar.stats.encoding import Arrays, corrupt_unless_read, pack, unpack
+from sidecar.stats.epoch import Epoch, Period
+from sidecar.stats.warmup import Warmup
+from sidecar.stats.watch import Watch, WindowCounts
+
+_BANK = b"bank"
+
+
+class Bank:
+    """Keeps, for every feature of every layer, what was seen now, before, and in the baseline.
+
+    Not thread-safe: one writer. Snapshots are immutable copies that anybody may keep.
+
+    Args:
+        binning: How finely distances from a feature's centre are binned.
+        warmup_rows: Rows of a layer after which its bins are placed for good; until then the rows
+            themselves are kept, and snapshots place bins provisionally.
+        history_seconds: The history covers between one and two of these.
+        layer_limit: Most layers that may be registered.
+        feature_limit: Most features over all layers.
+    """
+
+    def __init__(
+        self,
+        binning: Binning,
+        *,
+        warmup_rows: int,
+        history_seconds: float,
+        layer_limit: int,
+        feature_limit: int,
+    ) -> None:
+        self._binning = binning
+        self._warmup_rows = warmup_rows
+        self._history_seconds = history_seconds
+        self._layer_limit = layer_limit
+        self._feature_limit = feature_limit
+        self._layers: dict[LayerKey, _Layer] = {}
+
+    def register(self, layer: LayerKey, width: int) -> None:
+        """Announce a layer; announcing it again with the same width changes nothing.
+
+        Raises:
+            LayerConflict: It is known with another width.
+            LimitReached: There is no room for another layer or for so many features.
+            ShapeMismatch: The width is not positive.
+        """
+        known = self._layers.get(layer)
+        if known is not None:
+            if known.width != width:
+                raise LayerConflict(
+                    f"layer {layer} has {known.width} features and was announced with {width}: "
+                    "another width needs another model revision or layer name"
+                )
+            return
+        if width < 1:
+            raise ShapeMismatch(f"layer {layer} was announced with width {width}: use at least 1")
+        self._check_room(layer, width)
+        self._layers[layer] = _Layer(width, Warmup(width, self._warmup_rows))
+
+    def _check_room(self, layer: LayerKey, width: int) -> None:
+        used = sum(known.width for known in self._layers.values())
+        if len(self._layers) >= self._layer_limit:
+            raise LimitReached(f"layer {layer}: {self._layer_limit} layers are kept already")
+        if used + width > self._feature_limit:
+            raise LimitReached(
+                f"layer {layer}: {width} features on top of {used} exceed the limit of "
+                f"{self._feature_limit}"
+            )
+
+    def layers(self) -> tuple[LayerKey, ...]:
+        """Return the registered layers, in the order they were announced."""
+        return tuple(self._layers)
+
+    def width(self, layer: LayerKey) -> int:
+        """Return how many features a layer has.
+
+        Raises:
+            UnknownLayer: It was never registered.
+        """
+        return self._known(layer).width
+
+    def update(self, sample: LayerSample, now: float) -> None:
+        """Count a sample: every value once, each request of it once.
+
+        NaN and infinities are counted apart and touch neither moments nor bins.
+
+        Args:
+            sample: Rows of one registered layer; a request's rows are adjacent.
+            now: Unix seconds.
+
+        Raises:
+            UnregisteredLayer: The layer was never registered.
+            ShapeMismatch: The rows are not as wide as the layer.
+            UnsupportedDtype: The values are not float32.
+
+        Complexity:
+            O(values), vectorised over features; temporaries bounded whatever the batch.
+        """
+        known = self._layers.get(sample.layer)
+        if known is None:
+            raise UnregisteredLayer(f"layer {sample.layer}: announce it before sending rows")
+        if sample.values.dtype != np.float32:
+            raise UnsupportedDtype(f"layer {sample.layer}: {sample.values.dtype}, need float32")
+        if sample.values.shape[1] != known.width:
+            raise ShapeMismatch(
+                f"layer {sample.layer}: rows of {sample.values.shape[1]} values, need {known.width}"
+            )
+        if not len(sample.values):
+            return
+        changes = np.flatnonzero(sample.request_index[1:] != sample.request_index[:-1]) + 1
+        starts = np.concatenate(([0], changes))  # (requests,)
+        known.watch.absorb(sample.values, starts)
+        self._absorb(known, sample.values, len(starts), now)
+
+    def _absorb(
+        self, layer: "_Layer", values: NDArray[np.float32], requests: int, now: float
+    ) -> None:
+        layer.seen.absorb(values, requests, now)
+        if isinstance(layer.seen, Warmup) and layer.seen.complete:
+            layer.seen = layer.seen.replay(self._binning, self._history_seconds)
+
+    def watch(
+        self, layer: LayerKey, indices: NDArray[np.int64], thresholds: NDArray[np.float32]
+    ) -> None:
+        """Count, from now on, the requests in which these features pass these thresholds.
+
+        Exactly these are watched; one that was watched with the same threshold keeps its counts of
+        the open window.
+
+        Args:
+            layer: A registered layer.
+            indices: Features, shape ``(n,)``.
+            thresholds: A request exceeds when any of its rows is above, shape ``(n,)``.
+
+        Raises:
+            UnknownLayer: It was never registered.
+            UnknownFeature: It has no such feature.
+            ShapeMismatch: There are not as many thresholds as indices.
+        """
+        known = self._known(layer)
+        known.watch.set(indices, thresholds, known.width)
+
+    def close_window(self, now: float) -> dict[LayerKey, WindowCounts]:
+        """End every layer's window, fold it into history and learning baselines, start the next.
+
+        Returns:
+            What the window held, for every registered layer, sampled or not.
+        """
+        closed = {}
+        for key, layer in self._layers.items():
+            requests, rows, nonfinite = layer.window()
+            layer.seen.close(now)
+            closed[key] = layer.watch.close(requests, rows, nonfinite)
+        return closed
+
+    def snapshot(
+        self, layer: LayerKey, period: Period, features: NDArray[np.int64] | None = None
+    ) -> Distribution:
+        """Return an immutable copy of what was seen of a layer over a period.
+
+        Before the bins of the layer are placed for good, they are placed provisionally from the
+        rows at hand, so such snapshots are right but may not merge with later ones.
+
+        Args:
+            layer: A registered layer.
+            period: Over which stretch of time.
+            features: Only these, in this order, at the cost of these alone; None: all.
+
+        Raises:
+            UnknownLayer: The layer was never registered.
+            UnknownFeature: It has no such feature.
+        """
+        known = self._known(layer)
+        if features is None:
+            return self._epoch(known).snapshot(period)
+        if len(features) and not 0 <= features.min() <= features.max() < known.width:
+            raise UnknownFeature(f"features of {layer}: use 0 to {known.width - 1}")
+        if isinstance(known.seen, Epoch):
+            return known.seen.snapshot(period, features)
+        return known.seen.replay(self._binning, self._history_seconds, features).snapshot(period)
+
+    def baseline_rate(self, layer: LayerKey, level: float) -> float:
+        """Return how often a request should pass a feature's baseline quantile.
+
+        Requests are not kept, so this is the rate for independent rows, ``1 - level ** rows`` at
+        the baseline's mean number of rows a request. It is exact for one row a request, and an
+        upper bound where rows of a request resemble each other or their number varies.
+
+        Args:
+            layer: A registered layer.
+            level: Of the quantile, from 0 to 1.
+
+        Returns:
+            A rate from 0 to 1; NaN before anything was learned.
+
+        Raises:
+            UnknownLayer: The layer was never registered.
+        """
+        rows, requests = self._epoch(self._known(layer)).learned()
+        return min(1.0, 1.0 - level ** (rows / requests)) if requests else math.nan
+
+    def freeze(self, layer: LayerKey) -> None:
+        """End the baseline of a layer with what was seen up to now; again changes nothing.
+
+        Places the bins for good if they were not yet.
+
+        Raises:
+            UnknownLayer: The layer was never registered.
+            BaselineNotReady: Nothing was seen of it since it was registered or reset.
+        """
+        known = self._known(layer)
+        epoch = self._epoch(known)
+        if not any(epoch.learned()):
+            raise BaselineNotReady(
+                f"layer {layer}: no sample seen yet, so there is no baseline to freeze: send traffic"
+            )
+        epoch.freeze()
+        known.seen = epoch
+
+    def reset(self, layer: LayerKey) -> None:
+        """Start a layer over, as if it had just been registered: it learns a new baseline.
+
+        Its bins are placed anew too, because a layer is reset when it no longer looks like its
+        baseline; windows and history lie on the old bins and go with them, and nothing is watched.
+
+        Raises:
+            UnknownLayer: The layer was never registered.
+        """
+        width = self._known(layer).width
+        self._layers[layer] = _Layer(width, Warmup(width, self._warmup_rows))
+
+    def frozen(self, layer: LayerKey) -> bool:
+        """Return whether the baseline of a layer is frozen.
+
+        Raises:
+            UnknownLayer: The layer was never registered.
+        """
+        seen = self._known(layer).seen
+        return isinstance(seen, Epoch) and seen.frozen
+
+    def encode(self) -> bytes:
+        """Return the whole bank as bytes for ``decode``: windows, baselines, history, watches."""
+        return self.encoder()()
+
+    def encoder(self) -> Callable[[], bytes]:
+        """Copy the whole bank; what is returned turns the copy into bytes for ``decode``.
+
+        Compressing takes many times as long as copying, and the writer need not wait for it.
+        """
+        arrays: Arrays = {}
+        layers = [
+            {"key": asdict(key), **layer.put(arrays, f"{number}.")}
+            for number, (key, layer) in enumerate(self._layers.items())
+        ]
+        header = {"binning": asdict(self._binning), "layers": layers}
+        return partial(pack, _BANK, header, arrays)
+
+    @classmethod
+    def decode(
+        cls,
+        payload: bytes,
+        binning: Binning,
+        *,
+        warmup_rows: int,
+        history_seconds: float,
+        layer_limit: int,
+        feature_limit: int,
+    ) -> Self:
+        """Return the bank that ``encode`` saw, under the given settings.
+
+        Layers beyond lowered limits are kept; the limits hold for new ones.
+
+        Raises:
+            CorruptState: The bytes are not what ``encode`` makes, or were counted in other bins.
+        """
+        bank = cls(
+            binning,
+            warmup_rows=warmup_rows,
+            history_seconds=history_seconds,
+            layer_limit=layer_limit,
+            feature_limit=feature_limit,
+        )
+        with corrupt_unless_read("statistics"):
+            header, arrays = unpack(_BANK, payload)
+            if header["binning"] != asdict(binning):
+                raise CorruptState(
+                    f"statistics were counted with {header['binning']}, and the configuration says "
+                    f"{asdict(binning)}: they start anew"
+                )
+            for number, saved in enumerate(header["layers"]):
+                bank._layers[_read_key(saved["key"])] = bank._read(saved, arrays, f"{number}.")
+        return bank
+
+    def _read(self, saved: dict[str, Any], arrays: Arrays, prefix: str) -> "_Layer":
+        width = int(saved["width"])
+        if width < 1:
+            raise ValueError(f"width {width}")
+        layer = _Layer(width, Warmup(width, self._warmup_rows))
+        layer.watch.take(arrays, prefix, width)
+        if "epoch" in saved:
+            like = learn_grid(np.empty((0, width), np.float32), self._binning)
+            layer.seen = Epoch.take(arrays, prefix, saved["epoch"], like, self._history_seconds)
+        elif isinstance(layer.seen, Warmup):
+            layer.seen.take(arrays, prefix, saved["warmup"])
+        return layer
+
+    def _known(self, layer: LayerKey) -> "_Layer":
+        known = self._layers.get(layer)
+        if known is None:
+            raise UnknownLayer(f"layer {layer} was never registered")
+        return known
+
+    def _epoch(self, layer: "_Layer") -> Epoch:
+        """Return the layer's counts; during warm-up, on bins placed provisionally."""
+        if isinstance(layer.seen, Epoch):
+            return layer.seen
+        return layer.seen.replay(self._binning, self._history_seconds)
+
+
+class _Layer:
+    """One registered layer: what was seen of it, and what is watched."""
+
+    __slots__ = ("seen", "watch", "width")
+
+    def __init__(self, width: int, seen: Warmup | Epoch) -> None:
+        self.width = width
+        self.seen = seen
+        self.watch = Watch()
+
+    def window(self) -> tuple[int, int, int]:
+        """Return the requests, rows and non-finite values of the open window."""
+        if isinstance(self.seen, Epoch):
+            tally = self.seen.open
+            return tally.requests, tally.rows, tally.nonfinite
+        arrived = self.seen.arrived
+        return (
+            sum(one.requests for one in arrived),
+            sum(len(one.values) for one in arrived),
+            sum(int(np.count_nonzero(~np.isfinite(one.values))) for one in arrived),
+        )
+
+    def put(self, arrays: Arrays, prefix: str) -> dict[str, Any]:
+        """Add all arrays under ``prefix``; return the plain values."""
+        self.watch.put(arrays, prefix)
+        name = "epoch" if isinstance(self.seen, Epoch) else "warmup"
+        return {"width": self.width, name: self.seen.put(arrays, prefix)}
+
+
+def _read_key(saved: dict[str, str]) -> LayerKey:
+    return LayerKey(
+        saved["model"],
+        saved["revision"],
+        saved["layer"],
+        FeatureKind(saved["kind"]),
+        View(saved["view"]),
+        Scope(saved["scope"]),
+    )

@@ -1,0 +1,339 @@
+"""The distribution of many features at once, as an immutable value."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sidecar.errors import ShapeMismatch, UnknownFeature
+from sidecar.stats.binning import Binning, Grid, round_up
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Distribution:
+    """What was seen of ``F`` features over one stretch of time.
+
+    Values are counted in log-linear bins of their distance from a frozen centre, so the counts are
+    exact and only the position of a value within its bin is lost. A value less than
+    ``2.0**exponent`` from the centre is known to that distance; one more than
+    ``2.0**(exponent + octaves)`` away is known to lie between that and the extreme; any other is
+    known to ``binning.relative_error`` of its distance, up to float32 rounding of that distance.
+
+    Attributes:
+        binning: How finely values are binned.
+        centre: Where each feature's bins mirror, shape ``(F,)``, float32.
+        exponent: Power of two at which each feature's near-zero bins end, shape ``(F,)``, int32.
+        rows: Rows seen, finite or not.
+        requests: Requests those rows belonged to; one split over several samples counts for each.
+        sums: Sum of the finite values' distances from the centre, shape ``(F,)``, float64.
+        squares: Sum of the squares of those, shape ``(F,)``, float64.
+        minimum: Least finite value, shape ``(F,)``, float32; NaN where there is none.
+        maximum: Greatest finite value, likewise.
+        zeros: Values that are exactly zero, shape ``(F,)``, int64.
+        nans: NaN values, counted here only, shape ``(F,)``, int64.
+        infinities: Infinite values of either sign, counted here only, shape ``(F,)``, int64.
+        counts: Finite values in each bin from most negative to most positive, shape
+            ``(F, binning.bins)``, uint32, or uint64 beyond 2**32 - 1 rows.
+        started: Unix seconds of the first sample; 0: empty.
+        ended: Unix seconds of the last sample; 0: empty.
+    """
+
+    binning: Binning
+    centre: NDArray[np.float32]
+    exponent: NDArray[np.int32]
+    rows: int
+    requests: int
+    sums: NDArray[np.float64]
+    squares: NDArray[np.float64]
+    minimum: NDArray[np.float32]
+    maximum: NDArray[np.float32]
+    zeros: NDArray[np.int64]
+    nans: NDArray[np.int64]
+    infinities: NDArray[np.int64]
+    counts: NDArray[np.unsignedinteger[Any]]
+    started: float
+    ended: float
+
+    def __post_init__(self) -> None:
+        """Refuse arrays that do not describe the same features."""
+        per_feature = (self.exponent, self.sums, self.squares, self.minimum, self.maximum)
+        shapes = {array.shape for array in (*per_feature, self.zeros, self.nans, self.infinities)}
+        if shapes != {(self.features,)} or self.counts.shape != (self.features, self.binning.bins):
+            raise ShapeMismatch(
+                f"arrays of {self.features} features and {self.binning.bins} bins have shapes "
+                f"{sorted(shapes)} and {self.counts.shape}"
+            )
+
+    @property
+    def features(self) -> int:
+        """How many features it describes."""
+        return len(self.centre)
+
+    @property
+    def count(self) -> NDArray[np.int64]:
+        """Finite values of each feature, shape ``(F,)``."""
+        return self.rows - self.nans - self.infinities
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Mean of the finite values, shape ``(F,)``; NaN where there is none."""
+        return self.centre.astype(np.float64) + _ratio(self.sums, self.count)
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        """Population variance of the finite values, shape ``(F,)``; NaN where there is none."""
+        mean = _ratio(self.sums, self.count)
+        return np.maximum(_ratio(self.squares, self.count) - mean * mean, 0.0)
+
+    def quantile(self, levels: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return quantiles of the finite values.
+
+        The quantile at level ``p`` of ``n`` values is the ``ceil(p * n)``-th smallest. The bin of
+        that value is known, so the error is at most ``binning.relative_error`` of its distance from
+        the centre, or half the near-zero width, whichever is greater (and float32 rounding); the
+        least and the greatest value are exact, and so is an exact zero where the counters prove it.
+
+        Args:
+            levels: Shape ``(q,)``, each from 0 to 1.
+
+        Returns:
+            Shape ``(F, q)``, never decreasing along ``q``'s order; NaN where nothing was counted.
+
+        Complexity:
+            O(F * bins) additions and O(F * q * log(F * bins)) comparisons; a temporary of
+            ``(F, bins)`` int64.
+        """
+        found = _Located.at(self, np.asarray(levels, np.float64))
+        near, far = found.bounds(self)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            size = np.where(near == 0, far / 2, 2 * near * far / (near + far))
+        value = self.centre[:, None] + np.where(found.bin < self.binning.half, -size, size)
+        return found.sharpen(self, np.clip(value, self._least, self._most))
+
+    def threshold(self, level: float) -> NDArray[np.float64]:
+        """Return the least bin edge with at most ``1 - level`` of the finite values above it.
+
+        Unlike a quantile this errs to one side only: of the values counted here, the share above
+        the threshold is never more than ``1 - level``, however they cluster within a bin. It is at
+        most one bin's width above the quantile, and never above the maximum.
+
+        Args:
+            level: From 0 to 1.
+
+        Returns:
+            Shape ``(F,)``, each exactly a float32; NaN where nothing was counted.
+        """
+        found = _Located.at(self, np.array([level]))
+        features = np.arange(self.features)[:, None]
+        edge = self.centre[:, None] + self._grid.edge_offset(found.bin + 1, features)  # (F, 1)
+        return found.sharpen(self, np.minimum(round_up(edge), self._most))[:, 0]
+
+    def rank(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the share of finite values at or below one value for each feature.
+
+        Exact zeros are placed exactly, other values evenly over their bin, so the error is at most
+        the share of values in the one bin that holds ``values``.
+
+        Args:
+            values: Shape ``(F,)``.
+
+        Returns:
+            Shape ``(F,)``; NaN where nothing was counted or the value is NaN.
+        """
+        value = np.asarray(values, np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            bins = self._grid.index(value.astype(np.float32)[None, :])[0].astype(np.int64)
+        features = np.arange(self.features)
+        low, high = (
+            self.centre + self._grid.edge_offset(bins + upper, features) for upper in (0, 1)
+        )
+        # Rounding of the distance can carry an extreme just over an edge: keep both in between.
+        low, high = (np.clip(edge, self.minimum, self.maximum) for edge in (low, high))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            inside = np.where(high > low, (value - low) / (high - low), value >= low)
+        zeros = np.where(bins == self._zero_bin, self.zeros, 0)
+        below = np.where(np.arange(self.binning.bins) < bins[:, None], self.counts, 0).sum(axis=1)
+        spread = (self.counts[features, bins] - zeros) * np.clip(inside, 0.0, 1.0)
+        share = _ratio(below + spread + zeros * (value >= 0), self.count)
+        return np.where(np.isnan(value), np.nan, share)
+
+    def exceedance(self, thresholds: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the share of finite values above one threshold for each feature.
+
+        Args:
+            thresholds: Shape ``(F,)``.
+
+        Returns:
+            Shape ``(F,)``, as exact as ``rank``; NaN where nothing was counted or the threshold is
+            NaN.
+        """
+        return 1.0 - self.rank(thresholds)
+
+    def edges(self, index: int) -> NDArray[np.float64]:
+        """Return one feature's bin edges.
+
+        Args:
+            index: Which feature.
+
+        Returns:
+            Shape ``(bins + 1,)``, finite and increasing: bin ``i`` holds ``[edges[i], edges[i+1])``.
+            The outermost two lie beyond every value seen.
+
+        Raises:
+            UnknownFeature: There is no such feature.
+        """
+        one = self.select(np.array([index]))
+        numbers = np.arange(1, self.binning.bins)
+        inner = one.centre + one._grid.edge_offset(numbers, np.zeros_like(numbers))  # noqa: SLF001 - another of us
+        reach = 2.0 * (inner[-1] - one.centre.astype(np.float64))
+        low = np.fmin(one.centre - reach, np.nextafter(one.minimum.astype(np.float64), -np.inf))
+        high = np.fmax(one.centre + reach, np.nextafter(one.maximum.astype(np.float64), np.inf))
+        return np.concatenate((low, inner, high))
+
+    def select(self, indices: NDArray[np.int64]) -> "Distribution":
+        """Return the distribution of some features, in the order of ``indices``.
+
+        Raises:
+            UnknownFeature: An index is negative or not below the number of features.
+        """
+        chosen = np.asarray(indices, np.int64)
+        wrong = chosen[(chosen < 0) | (chosen >= self.features)]
+        if len(wrong):
+            raise UnknownFeature(f"feature {wrong[0]}: use 0 to {self.features - 1}")
+        return Distribution(
+            binning=self.binning,
+            centre=self.centre[chosen],
+            exponent=self.exponent[chosen],
+            rows=self.rows,
+            requests=self.requests,
+            sums=self.sums[chosen],
+            squares=self.squares[chosen],
+            minimum=self.minimum[chosen],
+            maximum=self.maximum[chosen],
+            zeros=self.zeros[chosen],
+            nans=self.nans[chosen],
+            infinities=self.infinities[chosen],
+            counts=self.counts[chosen],
+            started=self.started,
+            ended=self.ended,
+        )
+
+    @property
+    def _grid(self) -> Grid:
+        return Grid(self.binning, self.centre, self.exponent)
+
+    @property
+    def _zero_bin(self) -> NDArray[np.int32]:
+        """The bin that exact zeros fall into, shape ``(F,)``."""
+        return self._grid.index(np.zeros((1, self.features), np.float32)).reshape(-1)
+
+    @property
+    def _least(self) -> NDArray[np.float64]:
+        return self.minimum.astype(np.float64)[:, None]
+
+    @property
+    def _most(self) -> NDArray[np.float64]:
+        return self.maximum.astype(np.float64)[:, None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Located:
+    """The bins that hold the values of given ranks; all arrays have shape ``(F, q)``."""
+
+    rank: NDArray[np.int64]
+    bin: NDArray[np.int64]
+    zero_rank: NDArray[np.int64]
+
+    @classmethod
+    def at(cls, seen: Distribution, levels: NDArray[np.float64]) -> "_Located":
+        """Find the value at each level; where nothing was counted, some bin."""
+        count = seen.count[:, None]
+        rank = np.clip(np.ceil(levels * count).astype(np.int64) - 1, 0, np.maximum(count - 1, 0))
+        # One cumulative sum over all features, so that one binary search serves them all.
+        running = np.cumsum(seen.counts, dtype=np.int64)  # (F * bins,)
+        first = np.arange(seen.features)[:, None] * seen.binning.bins
+        before = np.concatenate(([0], running))
+        start = before[first]
+        place = np.searchsorted(running, start + rank, side="right") - first
+        zero_rank = rank - (before[first + seen._zero_bin[:, None]] - start)  # noqa: SLF001 - same file
+        return cls(rank, np.clip(place, 0, seen.binning.bins - 1), zero_rank)
+
+    def bounds(self, seen: Distribution) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the distances from the centre at which each bin begins and ends."""
+        features = np.arange(seen.features)[:, None]
+        one, other = (
+            np.abs(seen._grid.edge_offset(self.bin + upper, features))  # noqa: SLF001 - same file
+            for upper in (0, 1)
+        )
+        extreme = np.fmax(seen._most - seen.centre[:, None], seen.centre[:, None] - seen._least)  # noqa: SLF001 - same file
+        far = np.maximum(one, other)
+        return np.minimum(one, other), np.where(np.isinf(far), extreme, far)
+
+    def sharpen(self, seen: Distribution, estimate: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Replace estimates by values that are known exactly."""
+        count = seen.count[:, None]
+        zeros = seen.zeros[:, None]
+        zero_bin = seen._zero_bin[:, None]  # noqa: SLF001 - same file
+        others = np.take_along_axis(seen.counts, zero_bin.astype(np.int64), axis=1) - zeros
+        # Zeros are adjacent in rank. Wherever in their bin the others lie, these ranks are zeros.
+        is_zero = (self.bin == zero_bin) & (self.zero_rank >= others) & (self.zero_rank < zeros)
+        known = np.where(is_zero, 0.0, estimate)
+        known = np.where(self.rank == 0, seen._least, known)  # noqa: SLF001 - same file
+        known = np.where(self.rank == count - 1, seen._most, known)  # noqa: SLF001 - same file
+        return np.where(count > 0, known, np.nan)
+
+
+def merge(a: Distribution, b: Distribution) -> Distribution:
+    """Combine two disjoint samples as if they had been one.
+
+    Counts, extremes and times are exact, whatever the order; sums and squares are too up to float64
+    rounding. An empty side is the identity, so shards may be merged as they arrive.
+
+    Args:
+        a: A distribution.
+        b: One of the same features on the same bins, from values not in ``a``.
+
+    Returns:
+        A new distribution; neither argument is changed.
+
+    Raises:
+        ShapeMismatch: They have other features, binning, centres or exponents.
+
+    Complexity:
+        O(F * bins) time and one new array of counts.
+    """
+    if not a._grid.equals(b._grid):  # noqa: SLF001 - same file
+        raise ShapeMismatch(
+            f"distributions of {a.features} and {b.features} features do not lie on the same bins: "
+            "merge only what was counted with one binning, centre and exponent"
+        )
+    rows = a.rows + b.rows
+    starts = [side.started for side in (a, b) if side.rows]
+    return Distribution(
+        binning=a.binning,
+        centre=a.centre,
+        exponent=a.exponent,
+        rows=rows,
+        requests=a.requests + b.requests,
+        sums=a.sums + b.sums,
+        squares=a.squares + b.squares,
+        minimum=np.fmin(a.minimum, b.minimum),
+        maximum=np.fmax(a.maximum, b.maximum),
+        zeros=a.zeros + b.zeros,
+        nans=a.nans + b.nans,
+        infinities=a.infinities + b.infinities,
+        counts=np.add(a.counts, b.counts, dtype=count_type(rows)),
+        started=min(starts, default=0.0),
+        ended=max(a.ended, b.ended),
+    )
+
+
+def count_type(rows: int) -> np.dtype[np.unsignedinteger[Any]]:
+    """Return the counter type of a distribution that no bin of ``rows`` rows can overflow."""
+    return np.dtype(np.uint32 if rows <= np.iinfo(np.uint32).max else np.uint64)
+
+
+def _ratio(part: NDArray[np.float64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Divide, giving NaN where there is nothing to divide by."""
+    return np.where(whole > 0, part, np.nan) / np.maximum(whole, 1)

@@ -1,0 +1,22 @@
+"""What survives a restart: the catalogue, the artifacts and the snapshots.
+
+The room promises that a write it has answered is on the disk, that a crash at any instruction leaves
+the state of before or of after it, and that a damaged file is set aside and counted, so it never
+stops a start. A full disk is a ``DiskFull`` for the caller; nothing that was there before is lost.
+"""
+
+from sidecar.store.artifacts import Artifact, ArtifactStore
+from sidecar.store.catalogue import Catalogue, StoredEvent, StoredFlag, StoredLayer
+from sidecar.store.database import Database
+from sidecar.store.snapshots import Snapshots
+
+__all__ = [
+    "Artifact",
+    "ArtifactStore",
+    "Catalogue",
+    "Database",
+    "Snapshots",
+    "StoredEvent",
+    "StoredFlag",
+    "StoredLayer",
+]

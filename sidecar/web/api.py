@@ -1,0 +1,160 @@
+"""The JSON API, version 1."""
+
+import json
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sidecar.errors import InvalidInput
+from sidecar.features import FeatureKey
+from sidecar.jobs import JobRequest
+from sidecar.recipes import Target
+from sidecar.web import serialise
+from sidecar.web.actions import recipe_of
+from sidecar.web.console import Console
+from sidecar.web.filters import LIST_LIMIT, one_of, state, text, whole, window
+from sidecar.web.security import read_body
+from sidecar.web.serialise import Json
+
+BODY_LIMIT_BYTES = 256 << 10
+"""Largest job request."""
+
+_TARGET_LIMIT = 64
+_OFFSET_LIMIT = 1 << 40
+
+
+def features(request: Request) -> Response:
+    """``GET /api/v1/features``: one page of features, and how many there are in all."""
+    console, params = Console.of(request), request.query_params
+    offset = whole(params, "offset", 0, 0, _OFFSET_LIMIT)
+    limit = whole(params, "limit", 100, 0, LIST_LIMIT)
+    found, total = console.backend.features(
+        model=text(params, "model"),
+        revision=text(params, "revision"),
+        layer=text(params, "layer"),
+        flagged_only=one_of(params, "flagged", ("false", "true")) == "true",
+        state=state(params),
+        query=text(params, "q"),
+        offset=offset,
+        limit=limit,
+    )
+    items = [serialise.feature(status, console.base) for status in found]
+    return Json({"features": items, "total": total, "offset": offset, "limit": limit})
+
+
+def feature(request: Request) -> Response:
+    """``GET /api/v1/features/{feature}``: one feature, with its portraits."""
+    console = Console.of(request)
+    key = console.backend.resolve(request.path_params["feature"])
+    answer = serialise.feature(console.backend.feature(key), console.base)
+    answer["portraits"] = [
+        {
+            "picture": f"{console.base}/api/v1/artifacts/{one.picture_digest}",
+            "manifest": f"{console.base}/api/v1/artifacts/{one.manifest_digest}",
+            "content_key": one.content_key,
+            "created": one.created,
+        }
+        for one in console.backend.portraits(key)
+    ]
+    return Json(answer)
+
+
+def distribution(request: Request) -> Response:
+    """``GET /api/v1/features/{feature}/distribution?window=current|baseline|history``."""
+    console = Console.of(request)
+    wanted = window(request.query_params)
+    key = console.backend.resolve(request.path_params["feature"])
+    return Json(serialise.distribution(console.backend.distribution(key, wanted)))
+
+
+def layers(request: Request) -> Response:
+    """``GET /api/v1/layers``: every layer that was ever registered."""
+    return Json({"layers": [serialise.layer(one) for one in Console.of(request).backend.layers()]})
+
+
+def jobs(request: Request) -> Response:
+    """``GET /api/v1/jobs``: the newest jobs, newest first, of one feature or of all."""
+    console, params = Console.of(request), request.query_params
+    limit = whole(params, "limit", 50, 1, LIST_LIMIT)
+    named = params.get("feature", "")
+    key = console.backend.resolve(named) if named else None
+    found = console.backend.jobs(key, limit, text(params, "before"))
+    return Json({"jobs": [serialise.job(one, console.base) for one in found]})
+
+
+def job(request: Request) -> Response:
+    """``GET /api/v1/jobs/{id}``: how one job stands."""
+    console = Console.of(request)
+    return Json(serialise.job(console.backend.job(request.path_params["job_id"]), console.base))
+
+
+async def submit(request: Request) -> Response:
+    """``POST /api/v1/jobs``: queue a job.
+
+    The body is ``{"features": [...], "recipe": {...}, "idempotency_key": "",
+    "time_limit_seconds": 0}``; all but ``features`` may be left out.
+    """
+    console = Console.of(request)
+    console.gate.check_origin(request.headers)
+    asked = await read_json(request, BODY_LIMIT_BYTES)
+
+    def act() -> dict[str, Any]:
+        return serialise.job(console.backend.submit(_job_request(console, asked)), console.base)
+
+    answer = await run_in_threadpool(act)
+    return Json(answer, 202, location=answer["page"])
+
+
+async def cancel(request: Request) -> Response:
+    """``POST /api/v1/jobs/{id}/cancel``: stop a job."""
+    console = Console.of(request)
+    console.gate.check_origin(request.headers)
+    found = await run_in_threadpool(console.backend.cancel, request.path_params["job_id"])
+    return Json(serialise.job(found, console.base))
+
+
+async def read_json(request: Request, limit: int) -> dict[str, Any]:
+    """Return the JSON object in a request's body.
+
+    Raises:
+        InvalidInput: It is sent as something else than JSON, or is no JSON object.
+        MessageTooLarge: It has more than ``limit`` bytes.
+    """
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if kind != "application/json":  # what a foreign form cannot send without being asked first
+        raise InvalidInput(f"content-type {kind[:80]!r} is not application/json")
+    body = await read_body(request, limit)
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"body is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidInput(f"body is a JSON {type(value).__name__}, need an object")
+    return value
+
+
+def _job_request(console: Console, asked: dict[str, Any]) -> JobRequest:
+    unknown = set(asked) - {"features", "recipe", "idempotency_key", "time_limit_seconds"}
+    if unknown:
+        raise InvalidInput(f"job has unknown keys: {', '.join(sorted(unknown))[:200]}")
+    named = _typed(asked, "features", list, [])
+    if not 1 <= len(named) <= _TARGET_LIMIT or not all(isinstance(one, str) for one in named):
+        raise InvalidInput(f"features must be a list of 1 to {_TARGET_LIMIT} feature keys")
+    recipe = recipe_of(console.backend.default_recipe(), _typed(asked, "recipe", dict, {}))
+    limit = asked.get("time_limit_seconds", 0)
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 <= limit < 1e9:  # noqa: PLR2004 - finite
+        raise InvalidInput("time_limit_seconds must be a number of at least 0")
+    key = _typed(asked, "idempotency_key", str, "")
+    if len(key) > 200:  # noqa: PLR2004 - as long as a name
+        raise InvalidInput("idempotency_key has more than 200 characters")
+    keys: list[FeatureKey] = [console.backend.resolve(one) for one in named]
+    return JobRequest(tuple(Target(one) for one in keys), recipe, "api", key, float(limit))
+
+
+def _typed(asked: dict[str, Any], name: str, kind: type, default: Any) -> Any:
+    value = asked.get(name, default)
+    if not isinstance(value, kind):
+        raise InvalidInput(f"{name} must be a {kind.__name__}, not {type(value).__name__}")
+    return value

@@ -1,0 +1,145 @@
+"""Values as JSON: stable names, seconds since 1970, null where a number is not known."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+from urllib.parse import quote
+
+from starlette.responses import Response
+
+from sidecar.features import LayerKey
+from sidecar.jobs import Job
+from sidecar.monitor import FeatureDistribution, FeatureStatus, LayerStatus
+
+
+class Json(Response):
+    """A JSON answer that is never cached, because it says how things are now."""
+
+    media_type = "application/json"
+
+    def __init__(self, content: Any, status_code: int = 200, **headers: str) -> None:
+        """Encode ``content``; NaN and infinities must be gone by now."""
+        super().__init__(encode(content), status_code, {"cache-control": "no-store", **headers})
+
+
+def encode(content: Any) -> str:
+    """Return compact JSON; raises ValueError for NaN, which no JSON reader need accept."""
+    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def known(value: float) -> float | None:
+    """Return ``value``, or None where it is NaN or infinite."""
+    return value if math.isfinite(value) else None
+
+
+def layer_names(key: LayerKey) -> dict[str, str]:
+    """Return the parts of a layer key."""
+    return {
+        "model": key.model,
+        "revision": key.revision,
+        "layer": key.layer,
+        "kind": str(key.kind),
+        "view": str(key.view),
+        "scope": str(key.scope),
+    }
+
+
+def feature(status: FeatureStatus, base: str) -> dict[str, Any]:
+    """Return a feature's state; links in it start with ``base``."""
+    page = f"{base}/f/{status.key.path}"
+    return {
+        "key": str(status.key),
+        **layer_names(status.key.layer),
+        "index": status.key.index,
+        "flag": asdict(status.flag) if status.flag else None,
+        "state": str(status.state),
+        "since": status.since or None,
+        "requests": status.requests,
+        "exceedance_ratio": known(status.exceedance_ratio),
+        "long_exceedance_ratio": known(status.long_exceedance_ratio),
+        "baseline_ratio": known(status.baseline_ratio),
+        "threshold": known(status.threshold),
+        "last": known(status.last),
+        "explanation": status.explanation,
+        "page": page,
+        "portrait": f"{page}/portrait.png",
+    }
+
+
+def layer(status: LayerStatus) -> dict[str, Any]:
+    """Return how a layer stands."""
+    return {
+        **layer_names(status.key),
+        "width": status.width,
+        "capture": asdict(status.capture),
+        "rows": status.rows,
+        "requests": status.requests,
+        "nonfinite": status.nonfinite,
+        "baseline_requests": status.baseline_requests,
+        "baseline_frozen": status.baseline_frozen,
+        "last_seen": status.last_seen or None,
+    }
+
+
+def distribution(value: FeatureDistribution) -> dict[str, Any]:
+    """Return a distribution with its occupied bins; ``edges`` has one entry more than ``counts``."""
+    return {
+        "key": str(value.key),
+        "window": str(value.window),
+        "count": value.count,
+        "mean": known(value.mean),
+        "variance": known(value.variance),
+        "minimum": known(value.minimum),
+        "maximum": known(value.maximum),
+        "zero_ratio": known(value.zero_ratio),
+        "nonfinite": value.nonfinite,
+        "edges": [known(edge) for edge in value.edges.tolist()],
+        "counts": value.counts.tolist(),
+        "quantiles": [
+            {"level": level, "value": known(quantile)}
+            for level, quantile in zip(value.levels.tolist(), value.quantiles.tolist(), strict=True)
+        ],
+        "relative_error": known(value.relative_error),
+    }
+
+
+def job(value: Job, base: str) -> dict[str, Any]:
+    """Return a job as it stands; links in it start with ``base``."""
+    here = f"{base}/api/v1/jobs/{quote(value.id, safe='')}"
+    preview = f"{here}/preview.png?v={value.preview_version}" if value.preview_version else None
+    return {
+        "id": value.id,
+        "state": str(value.state),
+        "features": [str(target.feature) for target in value.request.targets],
+        "positions": [target.position for target in value.request.targets],
+        "recipe": asdict(value.request.recipe),
+        "origin": value.request.origin,
+        "idempotency_key": value.request.idempotency_key,
+        "step": value.step,
+        "steps": value.steps,
+        "message": value.message,
+        "error_code": value.error_code or None,
+        "error": value.error or None,
+        "created": value.created or None,
+        "started": value.started or None,
+        "ended": value.ended or None,
+        "attempts": value.attempts,
+        "from_cache": value.from_cache,
+        "portraits": [
+            {
+                **asdict(portrait),
+                "picture": f"{base}/api/v1/artifacts/{portrait.picture_digest}",
+                "manifest": f"{base}/api/v1/artifacts/{portrait.manifest_digest}",
+            }
+            for portrait in value.portraits
+        ],
+        "preview": preview,
+        "page": f"{base}/jobs/{quote(value.id, safe='')}",
+    }
+
+
+def error(code: str, message: str, **more: Any) -> Mapping[str, Any]:
+    """Return the body of every answer that is not a success."""
+    return {"code": code, "message": message, **more}

@@ -1,0 +1,70 @@
+"""Raw payload bytes to numpy arrays."""
+
+import sys
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sidecar.errors import PayloadMismatch, ShapeMismatch, UnsupportedDtype
+
+ITEM_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+"""Bytes of one value of each dtype a tensor may have."""
+
+
+def check_payload(length: int, dtype: str, shape: tuple[int, ...]) -> None:
+    """Check that a payload can be an array of this dtype and shape.
+
+    Args:
+        length: Bytes of the payload.
+        dtype: Claimed dtype.
+        shape: Claimed shape; Python integers, so no claim can overflow the product.
+
+    Raises:
+        UnsupportedDtype: The dtype is none of ``f32``, ``f16``, ``bf16``.
+        ShapeMismatch: The shape is not two positive dimensions.
+        PayloadMismatch: The payload is shorter or longer than the shape says.
+    """
+    if dtype not in ITEM_BYTES:
+        raise UnsupportedDtype(f"dtype {dtype[:40]!r}: use one of {', '.join(ITEM_BYTES)}")
+    if len(shape) != 2 or min(shape) < 1:  # noqa: PLR2004 - rows and width
+        raise ShapeMismatch(
+            f"shape {shape[:8]} of {len(shape)} dimensions: use (rows, width), both at least 1"
+        )
+    wanted = shape[0] * shape[1] * ITEM_BYTES[dtype]
+    if length != wanted:
+        raise PayloadMismatch(
+            f"payload has {length} bytes, but shape {shape} of {dtype} needs {wanted}"
+        )
+
+
+def to_float32(
+    payload: bytes | memoryview, dtype: str, shape: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """Read a payload as float32; every f16 and bf16 value is represented exactly.
+
+    Args:
+        payload: Little-endian values in C order.
+        dtype: ``f32``, ``f16`` or ``bf16``.
+        shape: ``(rows, width)``.
+
+    Returns:
+        Shape ``(rows, width)``, C-contiguous. For f32 on a little-endian machine it aliases the
+        payload and is read-only; otherwise it is a fresh array.
+
+    Raises:
+        UnsupportedDtype: Another dtype.
+        ShapeMismatch: Not two positive dimensions.
+        PayloadMismatch: The length of the payload does not fit the shape.
+    """
+    check_payload(memoryview(payload).nbytes, dtype, shape)
+    if dtype == "f32":
+        values = np.frombuffer(payload, dtype="<f4")
+        native = values if sys.byteorder == "little" else values.astype(np.float32)
+        return native.reshape(shape)
+    if dtype == "f16":
+        # Widening a signalling NaN sets the invalid flag; it is data here, not a mistake.
+        with np.errstate(invalid="ignore"):
+            return np.frombuffer(payload, dtype="<f2").astype(np.float32).reshape(shape)
+    # bfloat16 is the upper half of a float32.
+    wide = np.frombuffer(payload, dtype="<u2").astype(np.uint32) << np.uint32(16)
+    return wide.view(np.float32).reshape(shape)

@@ -1,0 +1,20 @@
+"""What every test may rely on."""
+
+import os
+import sys
+
+import pytest
+import structlog
+from hypothesis import settings
+
+# The same examples in every run of continuous integration, so that a red run is about the change;
+# everywhere else new ones are looked for each time.
+settings.register_profile("ci", derandomize=True, print_blob=True)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def log_to_stderr() -> None:
+    """Keep the log out of stdout, which commands print their data to."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))

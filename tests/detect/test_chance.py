@@ -1,0 +1,69 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidecar.detect.chance import log_tail
+from tests import reference
+
+pytestmark = pytest.mark.unit
+
+
+def tail(successes: int, trials: int, rate: float) -> float:
+    """Return the log tail of one count."""
+    return float(log_tail(np.array([successes]), np.array([trials]), np.array([rate]))[0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    trials=st.integers(1, 120),
+    share=st.floats(0, 1),
+    rate=st.floats(1e-9, 1 - 1e-9),
+)
+def test_the_tail_is_the_exact_sum(trials: int, share: float, rate: float) -> None:
+    """The chance agrees with a sum in exact fractions, near the mean and far from it."""
+    successes = round(share * trials)
+
+    found = tail(successes, trials, rate)
+
+    assert reference.binomial_log_tail(successes, trials, rate) == pytest.approx(
+        found, rel=1e-9, abs=1e-11
+    )
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "rate", "expected"),
+    [
+        (0, 10, 0.3, 0.0),
+        (0, 0, 0.3, 0.0),
+        (1, 10, 0.0, -math.inf),
+        (10, 10, 1.0, 0.0),
+        (64, 64, 1e-3, 64 * math.log(1e-3)),
+        (2000, 2000, 1e-9, 2000 * math.log(1e-9)),
+        (1, 10**9, 1e-12, math.log(-math.expm1(10**9 * math.log1p(-1e-12)))),
+    ],
+)
+def test_the_ends_are_right(successes: int, trials: int, rate: float, expected: float) -> None:
+    """Certain, impossible, and far below what a float holds."""
+    assert expected == pytest.approx(tail(successes, trials, rate), rel=1e-6)
+
+
+def test_without_a_rate_there_is_no_chance() -> None:
+    """An unknown rate gives NaN, with and without successes."""
+    assert math.isnan(tail(3, 10, math.nan))
+    assert math.isnan(tail(0, 10, math.nan))
+
+
+@settings(max_examples=30, deadline=None)
+@given(trials=st.integers(1, 10**6), rate=st.floats(1e-6, 0.999))
+def test_more_successes_are_never_more_likely(trials: int, rate: float) -> None:
+    """The tail falls from 0 as the count grows, without a jump where the method changes."""
+    counts = np.unique(np.linspace(0, trials, 60).astype(int))
+
+    found = log_tail(counts, np.full(len(counts), trials), np.full(len(counts), rate))
+
+    assert 0.0 == found[0]
+    assert not np.isnan(found).any()
+    assert np.all(np.diff(found) <= 1e-9)

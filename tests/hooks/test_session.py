@@ -1,0 +1,311 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sidecar.hooks.account import Account
+from sidecar.hooks.batch import ForwardBatch, TappedRows
+from sidecar.hooks.queue import ByteQueue
+from sidecar.hooks.session import Registry, Session, Timing
+from sidecar.wire import (
+    Acknowledgement,
+    Batch,
+    Hello,
+    HookReport,
+    Refusal,
+    RegisterLayer,
+    Steering,
+    StreamDecoder,
+    Welcome,
+    encode_response,
+)
+
+pytestmark = pytest.mark.unit
+
+Rows = Callable[..., TappedRows]
+Make = Callable[..., ForwardBatch]
+HELLO = Hello("tiny", "rev", client_id="host-1")
+
+
+class Stream:
+    """A session without a transport: the test is the network, and holds the clock."""
+
+    def __init__(self, *, welcome: Welcome | None = None, timing: Timing | None = None) -> None:
+        self.now = 1000.0
+        self.account = Account()
+        self.queue = ByteQueue(1 << 20, self.account)
+        self.registry = Registry()
+        self.rates: list[float] = []
+        self.cancelled: list[bool] = []
+        self.decoder = StreamDecoder()
+        self.timing = timing or Timing(welcome=0.0)
+        self.session = self.open()
+        self.welcome = welcome or Welcome(1 << 20, 1 << 20, 0.5)
+
+    def open(self) -> Session:
+        """Start a new stream of the same process."""
+        session = Session(
+            HELLO,
+            self.registry,
+            self.queue,
+            self.account,
+            clock=lambda: self.now,
+            timing=self.timing,
+            rate=lambda: 0.25,
+            on_rate=self.rates.append,
+        )
+        session.bind(lambda: self.cancelled.append(True))
+        return session
+
+    def offer(self, batch: ForwardBatch) -> None:
+        """Let a forward pass hand its batch over."""
+        self.queue.offer(batch, self.now)
+
+    def next(self) -> Any:
+        """Return the next message as the daemon reads it."""
+        return self.decoder.decode(next(self.session))
+
+    def say(self, value: Any) -> None:
+        """Let the daemon say something."""
+        self.session.receive(encode_response(value))
+
+    def greet(self) -> None:
+        """Do the handshake."""
+        assert self.next() == HELLO
+        self.say(self.welcome)
+
+
+def test_a_stream_says_hello_registers_and_sends(tapped: Rows, forward_batch: Make) -> None:
+    """Hello first; after the welcome each layer is registered right before its first rows."""
+    stream = Stream()
+    stream.greet()
+    for _ in range(2):
+        stream.offer(forward_batch(tapped("a"), tapped("b")))
+
+    messages = [stream.next() for _ in range(4)]
+
+    assert [RegisterLayer, RegisterLayer, Batch, Batch] == [type(m) for m in messages]
+    assert ["a", "b"] == [message.layer.layer for message in messages[:2]]
+    assert [1, 2] == [message.sequence for message in messages[2:]]
+    assert [1, 2] == [message.report.batches_sent + 1 for message in messages[2:]]
+
+
+def test_a_new_stream_registers_everything_again(tapped: Rows, forward_batch: Make) -> None:
+    """After a reconnect the daemon hears of all layers before any batch, and numbers start at 1."""
+    stream = Stream()
+    stream.greet()
+    stream.offer(forward_batch(tapped("a"), tapped("b")))
+    for _ in range(3):
+        stream.next()
+    stream.session.end()
+    stream.session, stream.decoder = stream.open(), StreamDecoder()
+    stream.greet()
+    stream.offer(forward_batch(tapped("b")))
+
+    messages = [stream.next() for _ in range(3)]
+
+    assert ["a", "b"] == [message.layer.layer for message in messages[:2]]
+    assert messages[2].sequence == 1
+
+
+def test_without_credit_batches_are_dropped_and_counted(tapped: Rows, forward_batch: Make) -> None:
+    """Unacknowledged payload never exceeds the credit; an acknowledgement gives it back."""
+    stream = Stream(welcome=Welcome(60, 1 << 20, 1.0))  # two batches of 24 bytes
+    stream.greet()
+    for _ in range(3):
+        stream.offer(forward_batch(tapped()))
+    sent = [stream.next() for _ in range(3)]
+    stream.queue.close()
+
+    assert [RegisterLayer, Batch, Batch] == [type(message) for message in sent]
+    with pytest.raises(StopIteration):
+        next(stream.session)
+    assert stream.account.dropped == {"no_credit": 1}
+    assert stream.queue.pending == 0
+
+
+@pytest.mark.parametrize(
+    "answer", [Acknowledgement(1, 30), Refusal(1, "SC202", "payload_mismatch", "wrong")]
+)
+def test_settled_batches_give_their_credit_back(
+    tapped: Rows, forward_batch: Make, answer: Any
+) -> None:
+    """An acknowledgement or a refusal of the batch makes room for the next."""
+    stream = Stream(welcome=Welcome(30, 1 << 20, 1.0))
+    stream.greet()
+    stream.offer(forward_batch(tapped()))
+    stream.next()
+    stream.next()
+
+    stream.say(answer)
+    stream.offer(forward_batch(tapped()))
+
+    assert stream.next().sequence == 2
+    assert stream.account.dropped == {}
+
+
+def test_credit_follows_every_acknowledgement(tapped: Rows, forward_batch: Make) -> None:
+    """A daemon under load shrinks the credit with its next answer."""
+    stream = Stream()
+    stream.greet()
+    stream.offer(forward_batch(tapped()))
+    stream.next()
+    stream.next()
+
+    stream.say(Acknowledgement(1, 10))
+    stream.offer(forward_batch(tapped()))
+    stream.queue.close()
+
+    with pytest.raises(StopIteration):
+        next(stream.session)
+    assert stream.account.dropped == {"no_credit": 1}
+
+
+def test_messages_keep_to_the_daemons_limit(tapped: Rows, forward_batch: Make) -> None:
+    """A batch is cut to the welcome's message limit, and sent once as far as the books go."""
+    stream = Stream(welcome=Welcome(1 << 20, 2000, 1.0))
+    stream.greet()
+    stream.offer(forward_batch(tapped(items=64, width=20)))
+
+    messages = [next(stream.session) for _ in range(6)]
+
+    assert max(map(len, messages)) <= 2000
+    assert stream.account.report(1.0).batches_sent == 1
+
+
+def test_a_row_above_the_limit_is_dropped_as_too_large(tapped: Rows, forward_batch: Make) -> None:
+    """What cannot be cut is counted, and the stream goes on."""
+    stream = Stream(welcome=Welcome(1 << 20, 2000, 1.0))
+    stream.greet()
+    stream.offer(forward_batch(tapped("wide", items=1, width=5000)))
+    stream.offer(forward_batch(tapped("narrow")))
+
+    messages = [stream.next(), stream.next()]
+
+    assert [RegisterLayer, Batch] == [type(message) for message in messages]
+    assert stream.account.dropped == {"too_large": 1}
+
+
+def test_a_batch_that_cannot_be_staged_is_counted(forward_batch: Make) -> None:
+    """An error on the way off the device costs that batch and nothing else."""
+    stream = Stream()
+    stream.greet()
+
+    def broken() -> tuple[TappedRows, ...]:
+        raise RuntimeError("device lost")
+
+    stream.offer(ForwardBatch(broken, held_bytes=1))
+    stream.offer(forward_batch())
+
+    assert isinstance(stream.next(), RegisterLayer)
+    assert stream.account.dropped == {"error": 1}
+    assert stream.account.report(1.0).errors == 1
+
+
+def test_old_batches_are_not_sent(forward_batch: Make) -> None:
+    """Rows that waited through an outage would be counted in a window they do not belong to."""
+    stream = Stream()
+    stream.offer(forward_batch())
+    stream.now += stream.timing.stale + 1
+    stream.greet()
+    stream.offer(forward_batch())
+
+    assert [RegisterLayer, Batch] == [type(stream.next()), type(stream.next())]
+    assert stream.account.dropped == {"disconnected": 1}
+
+
+def test_the_daemon_steers_the_rate() -> None:
+    """Welcome and steering both set the rate, 0 included."""
+    stream = Stream()
+    stream.greet()
+
+    stream.say(Steering(0.0, "overload"))
+
+    assert stream.rates == [0.5, 0.0]
+
+
+def test_reports_are_sent_when_there_are_no_batches() -> None:
+    """A silent server's books still reach the daemon."""
+    stream = Stream()
+    stream.greet()
+    stream.now += stream.timing.report
+    stream.account.forward(0.5, 0.1, sampled=True)
+
+    report = stream.next()
+
+    assert isinstance(report, HookReport)
+    assert (1, 1, 0.5, 0.1, 0.25) == (
+        report.forwards,
+        report.sampled_forwards,
+        report.forward_seconds,
+        report.hook_seconds,
+        report.sampling_rate,
+    )
+
+
+def test_a_daemon_that_never_answers_ends_the_stream() -> None:
+    """Without a welcome nothing is sent and the call is cancelled."""
+    stream = Stream()
+    stream.next()
+
+    with pytest.raises(StopIteration):
+        next(stream.session)
+    assert stream.cancelled
+    assert stream.session.ended
+
+
+def test_a_daemon_that_stops_acknowledging_is_taken_for_dead(forward_batch: Make) -> None:
+    """After the stall time the stream is cancelled, so that another can be opened."""
+    stream = Stream()
+    stream.greet()
+    stream.offer(forward_batch())
+    stream.next()
+    stream.next()
+    stream.now += stream.timing.stall
+
+    with pytest.raises(StopIteration):
+        next(stream.session)
+    assert stream.cancelled
+
+
+def test_a_refused_hello_ends_the_stream() -> None:
+    """An unknown model gets no second message."""
+    stream = Stream()
+    stream.next()
+
+    stream.say(Refusal(0, "SC401", "unknown_model", "lite9 is not configured"))
+
+    with pytest.raises(StopIteration):
+        next(stream.session)
+    assert stream.session.refusals == {"SC401": 1}
+
+
+def test_a_call_bound_after_the_end_is_cancelled() -> None:
+    """Whichever comes first, the end or the call, the call does not go on."""
+    stream = Stream()
+    stream.session.end()
+    cancelled: list[bool] = []
+
+    stream.session.bind(lambda: cancelled.append(True))
+
+    assert cancelled == [True]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.binary(max_size=40), max_size=5))
+def test_no_answer_can_break_the_stream(forward_batch: Make, answers: list[bytes]) -> None:
+    """Whatever the other side says, the stream ends in order and the batch is accounted for."""
+    stream = Stream()
+    stream.greet()
+    stream.offer(forward_batch())
+    stream.queue.close()
+
+    for answer in answers:
+        stream.session.receive(answer)
+    messages = list(stream.session)
+
+    report = stream.account.report(1.0)
+    assert len(messages) in (0, 2)
+    assert report.batches_sent + sum(report.dropped.values()) + stream.queue.pending == 1

@@ -1,0 +1,121 @@
+"""Overload: what does not fit is counted, metrics answer, and hooks are slowed down."""
+
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from sidecar.features import Request
+from sidecar.ingest.pipeline import STEER_SECONDS
+from sidecar.testing import RunningDaemon, running_daemon, wait_until
+from sidecar.wire import Acknowledgement, OutgoingBatch, OutgoingTensor, Steering, encode_request
+from tests.ingest.conftest import WIDTH, RawClient
+
+pytestmark = pytest.mark.service
+
+BATCHES = 400
+
+
+def scrape(running: RunningDaemon) -> dict[str, float]:
+    """Return the ingest counters of a real scrape; those with reasons are added up."""
+    with urllib.request.urlopen(f"{running.metrics_url}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found[sample.name] = found.get(sample.name, 0.0) + sample.value
+    return found
+
+
+def assert_conserved(found: dict[str, float]) -> None:
+    """Every batch is somewhere."""
+    refused = found.get("sidecar_batches_refused_total", 0.0)
+    dropped = found.get("sidecar_batches_dropped_total", 0.0)
+    done = found["sidecar_batches_processed_total"] + found["sidecar_batches_in_flight"]
+    assert (
+        found["sidecar_batches_received_total"] == found["sidecar_batches_accepted_total"] + refused
+    )
+    assert found["sidecar_batches_accepted_total"] == done + dropped
+
+
+def test_overload_and_garbage_are_conserved_in_the_metrics(tmp_path: Path) -> None:
+    """After a flood with bad batches in it, the counters of a scrape add up to what was sent."""
+    settings = {
+        "models": [{"name": "tiny"}],
+        "ingest": {"queue_bytes": 8192},
+        "statistics": {"warmup_rows": 8},
+    }
+    with running_daemon(tmp_path, settings) as running, grpc.insecure_channel(running.grpc) as ch:
+        client = RawClient(ch).open()
+        client.hello()
+        rates: list[float] = []
+        reader = threading.Thread(target=_read_all, args=(client, BATCHES, rates))
+        reader.start()
+        for i in range(BATCHES):
+            if i % 10 == 3:
+                client.sequence += 1
+                lie = OutgoingTensor(1, "f32", (5, WIDTH), b"short")
+                requests = tuple(Request() for _ in range(5))
+                client.send(encode_request(OutgoingBatch(client.sequence, (lie,), requests)))
+            elif i % 10 == 7:
+                client.send(b"\xff garbage")
+            else:
+                client.batch(np.random.default_rng(i).normal(size=(200, WIDTH)))
+            if i % 50 == 0:
+                assert_conserved(scrape(running))
+        wait_until(lambda: scrape(running)["sidecar_batches_received_total"] == BATCHES, 30)
+        found = wait_until(
+            lambda: (m := scrape(running))["sidecar_batches_in_flight"] == 0 and m, 30
+        )
+        client.close()
+        reader.join(30)
+
+    assert_conserved(found)
+    assert found["sidecar_batches_refused_total"] >= BATCHES / 5
+    assert found["sidecar_batches_processed_total"] > 0
+
+
+def _read_all(client: RawClient, last: int, rates: list[float]) -> None:
+    """Read answers to the end, as a hook does, noting sampling rates."""
+    try:
+        while True:
+            answer = client.read()
+            if isinstance(answer, Steering):
+                rates.append(answer.sampling_rate)
+            if isinstance(answer, Acknowledgement) and answer.sequence >= last:
+                return
+    except (StopIteration, grpc.RpcError):
+        return
+
+
+def test_a_full_queue_lowers_the_sampling_rate_and_an_empty_one_restores_it(
+    tmp_path: Path,
+) -> None:
+    """Back-pressure reaches the hook as a smaller share, and goes away again."""
+    settings = {"models": [{"name": "tiny"}], "ingest": {"queue_bytes": 4096}}
+    with running_daemon(tmp_path, settings) as running, grpc.insecure_channel(running.grpc) as ch:
+        client = RawClient(ch).open()
+        client.hello()
+        client.read_until_settled(client.batch(np.ones((1, WIDTH))))
+        with running.daemon.monitor._lock:  # noqa: SLF001 - a writer that cannot go on
+            for _ in range(8):
+                client.batch(np.ones((50, WIDTH)))
+            wait_until(lambda: running.daemon.ledger.fill_ratio > 0.5, what="a full queue")
+            # The rate changes once a second at most: the queue has to be full when its turn comes.
+            due = time.monotonic() + 1.5 * STEER_SECONDS
+            wait_until(lambda: time.monotonic() > due)
+        low = wait_until(lambda: _steering(client), 20)
+        wait_until(lambda: running.daemon.ledger.sampling_rate == 1.0, 20, "recovery")
+        client.close()
+
+    assert low < 1.0
+
+
+def _steering(client: RawClient) -> float:
+    answer = client.read()
+    return answer.sampling_rate if isinstance(answer, Steering) else 0.0

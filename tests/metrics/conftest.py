@@ -1,0 +1,216 @@
+"""A daemon that lives in memory, and a real metrics server over it."""
+
+import math
+import shutil
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from sidecar.detect import State
+from sidecar.features import Capture, FeatureKey, FeatureKind, LayerKey
+from sidecar.metrics import Collector, JobCounts, MetricsServer, StorageCounts
+from sidecar.monitor import FeatureStatus, Flag, IngestCounts, LayerStatus
+
+REVISION = "3fa1c2d4e5f60718" * 4
+
+Scrape = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+@dataclass
+class MemorySource:
+    """What a daemon would know; tests change it as they go."""
+
+    watched: list[FeatureStatus] = field(default_factory=list)
+    registered: list[LayerStatus] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)
+    counts: IngestCounts = field(default_factory=IngestCounts)
+    job_counts: JobCounts = field(default_factory=JobCounts)
+    storage_counts: StorageCounts = field(default_factory=StorageCounts)
+    broken: set[str] = field(default_factory=set)
+
+    def _check(self, section: str) -> None:
+        if section in self.broken:
+            raise OSError(f"{section} cannot be read")
+
+    def features(self) -> Sequence[FeatureStatus]:
+        """Return the flagged features."""
+        self._check("features")
+        return tuple(self.watched)
+
+    def layers(self) -> Sequence[LayerStatus]:
+        """Return the layers."""
+        self._check("layers")
+        return tuple(self.registered)
+
+    def unmatched_flags(self) -> Sequence[str]:
+        """Return the flags without a layer."""
+        self._check("flags")
+        return tuple(self.unmatched)
+
+    def ingest(self) -> IngestCounts:
+        """Return the batches' fates."""
+        self._check("ingest")
+        return self.counts
+
+    def jobs(self) -> JobCounts:
+        """Return the jobs."""
+        self._check("jobs")
+        return self.job_counts
+
+    def storage(self) -> StorageCounts:
+        """Return the disk's state."""
+        self._check("storage")
+        return self.storage_counts
+
+
+def build_layer(layer: str = "_blocks.14", revision: str = REVISION) -> LayerKey:
+    """Return the key of a channel layer of the model ``lite0``."""
+    return LayerKey("lite0", revision, layer, FeatureKind.CHANNEL)
+
+
+def build_feature(
+    key: FeatureKey, state: State = State.NORMAL, flag: Flag | None = None, **values: float
+) -> FeatureStatus:
+    """Return a flagged feature with a baseline and 128 requests in its window."""
+    known = {
+        "since": 1_795_448_000.0,
+        "requests": 128,
+        "exceedance_ratio": 0.001,
+        "long_exceedance_ratio": 0.002,
+        "baseline_ratio": 0.001,
+        "threshold": 3.25,
+        "last": 1.5,
+    }
+    about = flag or Flag("stop signs", "critical", "vision")
+    return FeatureStatus(key=key, flag=about, state=state, explanation="", **{**known, **values})
+
+
+def build_status(key: LayerKey, **values: float) -> LayerStatus:
+    """Return a layer of 192 features that was sampled."""
+    known = {
+        "width": 192,
+        "rows": 640,
+        "requests": 320,
+        "nonfinite": 0,
+        "baseline_requests": 300,
+        "baseline_frozen": True,
+        "last_seen": 1_795_448_001.5,
+    }
+    return LayerStatus(key=key, capture=Capture(), **{**known, **values})
+
+
+@pytest.fixture
+def source() -> MemorySource:
+    """Return a source with one layer, two flagged features and batches of every fate."""
+    layer = build_layer()
+    return MemorySource(
+        watched=[
+            build_feature(layer.feature(33), State.FIRING, exceedance_ratio=0.425, last=9.75),
+            build_feature(
+                layer.feature(34),
+                State.UNKNOWN,
+                Flag(),
+                requests=0,
+                exceedance_ratio=math.nan,
+                long_exceedance_ratio=math.nan,
+                baseline_ratio=math.nan,
+                threshold=math.nan,
+                last=math.nan,
+            ),
+        ],
+        registered=[build_status(layer)],
+        unmatched=["lite0/_blocks.99/channel/1"],
+        counts=IngestCounts(
+            received=110,
+            accepted=100,
+            refused={"queue_full": 7, "payload_mismatch": 3},
+            processed=90,
+            dropped={"internal": 4},
+            in_flight=6,
+            payload_bytes=4096,
+            queue_bytes=512,
+            queue_limit_bytes=1024,
+            streams=2,
+            sampling_rate=0.5,
+            hook_batches_sent=110,
+            hook_dropped={"no_credit": 5},
+            hook_errors=1,
+            forwards=1000,
+            sampled_forwards=500,
+            hook_seconds=0.25,
+            forward_seconds=100.0,
+        ),
+        job_counts=JobCounts({"queued": 2, "failed": 1, "done": 5}, timed=6, seconds=90.0),
+        storage_counts=StorageCounts(2048, 1 << 20, 1_795_448_000.0, 30.0, 1, 0),
+    )
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., MetricsServer]]:
+    """Return a function that starts a server over a source on a free port; all are stopped."""
+    started: list[MetricsServer] = []
+
+    def start(source: MemorySource, flagged_limit: int = 1000, **checks: object) -> MetricsServer:
+        collector = Collector(
+            source, version="0.1.0", config_digest="ab" * 32, flagged_limit=flagged_limit
+        )
+        server = MetricsServer("127.0.0.1:0", collector, **checks)
+        server.start()
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture
+def make_layer() -> Callable[..., LayerKey]:
+    """Return ``build_layer``."""
+    return build_layer
+
+
+@pytest.fixture
+def make_feature() -> Callable[..., FeatureStatus]:
+    """Return ``build_feature``."""
+    return build_feature
+
+
+@pytest.fixture
+def make_status() -> Callable[..., LayerStatus]:
+    """Return ``build_status``."""
+    return build_status
+
+
+@pytest.fixture
+def scrape() -> Callable[[MetricsServer], Scrape]:
+    """Return a function that scrapes a server and reads the text back; equal series are an error."""
+
+    def read(server: MetricsServer) -> Scrape:
+        with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        found: Scrape = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                key = (sample.name, frozenset(sample.labels.items()))
+                assert key not in found, f"{key} is there twice"
+                found[key] = sample.value
+        return found
+
+    return read
+
+
+@pytest.fixture
+def need() -> Callable[[str], str]:
+    """Return a function that finds a program, or skips the test and says what to install."""
+
+    def find(program: str) -> str:
+        found = shutil.which(program)
+        if found is None:
+            pytest.skip(f"{program} is missing: apt-get install prometheus prometheus-alertmanager")
+        return found
+
+    return find

@@ -1,0 +1,314 @@
+"""What a scrape says, read back from real HTTP."""
+
+import subprocess
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as parse_openmetrics,
+)
+from prometheus_client.parser import text_string_to_metric_families
+
+from sidecar.detect import State
+from sidecar.features import FeatureKey, FeatureKind, LayerKey, Scope, View
+from sidecar.metrics import Collector
+from sidecar.metrics.catalogue import FAMILIES, FEATURE_SERIES
+from sidecar.monitor import Flag, IngestCounts
+
+pytestmark = pytest.mark.service
+
+FEATURE = {
+    "model": "lite0",
+    "revision": "3fa1c2d4e5f6",
+    "layer": "_blocks.14",
+    "kind": "channel",
+    "feature": "33",
+}
+LAYER = {**{k: v for k, v in FEATURE.items() if k != "feature"}, "view": "max"}
+
+
+def key(name: str, /, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
+    """Return what a scrape is indexed by."""
+    return name, frozenset(labels.items())
+
+
+def with_label(found: Mapping[Any, float], name: str, label: str) -> dict[str, float]:
+    """Return the values of a family by one of its labels."""
+    return {dict(labels)[label]: value for (n, labels), value in found.items() if n == name}
+
+
+def test_every_value_of_a_flagged_feature_arrives(source: Any, serve: Any, scrape: Any) -> None:
+    """A flagged feature has its ten series, with exact values and labels."""
+    found = scrape(serve(source))
+
+    mine = {n: v for (n, labels), v in found.items() if FEATURE.items() <= dict(labels).items()}
+    expected = {
+        "sidecar_feature_state": 3,
+        "sidecar_feature_spiking": 1,
+        "sidecar_feature_state_changed_timestamp_seconds": 1_795_448_000.0,
+        "sidecar_feature_exceedance_ratio": 0.425,
+        "sidecar_feature_long_exceedance_ratio": 0.002,
+        "sidecar_feature_baseline_exceedance_ratio": 0.001,
+        "sidecar_feature_threshold": 3.25,
+        "sidecar_feature_last_activation": 9.75,
+        "sidecar_feature_window_requests": 128,
+        "sidecar_feature_info": 1,
+    }
+    assert expected == mine
+    assert len(expected) == FEATURE_SERIES
+    about = {"name": "stop signs", "severity": "critical", "owner": "vision"}
+    path = "lite0@3fa1c2d4e5f6/_blocks.14/channel/33"
+    assert found[key("sidecar_feature_info", **FEATURE, **about, path=path)] == 1
+
+
+def test_what_is_not_known_is_absent(source: Any, serve: Any, scrape: Any) -> None:
+    """A feature without samples or baseline has a state and no shares, rather than zeros or NaN."""
+    found = scrape(serve(source))
+
+    other = FEATURE | {"feature": "34"}
+    mine = {n for n, labels in found if other.items() <= dict(labels).items()}
+    expected = {"state", "spiking", "state_changed_timestamp_seconds", "window_requests", "info"}
+    assert {f"sidecar_feature_{name}" for name in expected} == mine
+    assert found[key("sidecar_feature_state", **other)] == 0
+    assert not [name for name, value in found.items() if value != value]  # noqa: PLR0124 - NaN
+
+
+def test_every_state_has_its_number(
+    source: Any, make_feature: Any, make_layer: Any, serve: Any, scrape: Any
+) -> None:
+    """The codes are those that the documents and the dashboard name; only firing spikes."""
+    source.watched = [make_feature(make_layer().feature(i), state) for i, state in enumerate(State)]
+
+    found = scrape(serve(source))
+
+    names = ("unknown", "normal", "pending", "firing", "resolved")
+    assert list(names) == [str(state) for state in State]
+    codes = with_label(found, "sidecar_feature_state", "feature")
+    assert {str(i): float(i) for i in range(5)} == codes
+    spiking = with_label(found, "sidecar_feature_spiking", "feature")
+    assert {"0": 0, "1": 0, "2": 0, "3": 1, "4": 0} == spiking
+
+
+def test_batches_are_conserved(source: Any, serve: Any, scrape: Any) -> None:
+    """Received is accepted and refused; accepted is processed, dropped and in flight."""
+    found = scrape(serve(source))
+
+    refused = with_label(found, "sidecar_batches_refused_total", "reason")
+    dropped = with_label(found, "sidecar_batches_dropped_total", "reason")
+    received = found[key("sidecar_batches_received_total")]
+    accepted = found[key("sidecar_batches_accepted_total")]
+    processed = found[key("sidecar_batches_processed_total")]
+    assert received == accepted + sum(refused.values()) == 110
+    in_flight = found[key("sidecar_batches_in_flight")]
+    assert accepted == processed + sum(dropped.values()) + in_flight == 100
+    assert {"queue_full": 7, "payload_mismatch": 3} == {r: v for r, v in refused.items() if v}
+    assert refused["malformed"] == 0
+
+
+def test_layers_jobs_and_storage_arrive(source: Any, serve: Any, scrape: Any) -> None:
+    """Aggregates of layers, jobs, disk and build carry the source's numbers."""
+    found = scrape(serve(source))
+
+    assert found[key("sidecar_layer_features", **LAYER)] == 192
+    assert found[key("sidecar_layer_flagged_features", **LAYER)] == 2
+    assert found[key("sidecar_layer_requests_total", **LAYER)] == 320
+    assert found[key("sidecar_layer_baseline_frozen", **LAYER)] == 1
+    last = found[key("sidecar_layer_last_sample_timestamp_seconds", **LAYER)]
+    assert last == 1_795_448_001.5
+    assert found[key("sidecar_model_info", model="lite0", revision="3fa1c2d4e5f6")] == 1
+    jobs = with_label(found, "sidecar_jobs", "state")
+    assert {"queued": 2, "running": 0, "done": 5, "failed": 1, "cancelled": 0} == jobs
+    assert found[key("sidecar_job_run_seconds_total")] == 90
+    assert found[key("sidecar_artifact_bytes")] == 2048
+    assert found[key("sidecar_snapshot_timestamp_seconds")] == 1_795_448_000.0
+    assert found[key("sidecar_flag_unmatched", flag="lite0/_blocks.99/channel/1")] == 1
+    assert found[key("sidecar_build_info", version="0.1.0", config="ab" * 6)] == 1
+    assert found[key("sidecar_hook_seconds_total")] == 0.25
+
+
+def test_every_family_of_the_catalogue_is_exposed_and_no_other(source: Any, serve: Any) -> None:
+    """Names, types and help of the exposition are the catalogue's, whether there is data or not."""
+    server = serve(source)
+
+    with urllib.request.urlopen(f"{server.url}/metrics") as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+
+    mine = {f.name: f for f in families if f.name.startswith("sidecar_")}
+    expected = {f.name.removesuffix("_total"): f for f in FAMILIES}
+    assert set(expected) == set(mine)
+    assert {n: f.help for n, f in expected.items()} == {n: f.documentation for n, f in mine.items()}
+    counters = {n for n, f in expected.items() if f.type == "counter"}
+    assert counters == {n for n, f in mine.items() if f.type == "counter"}
+    for name, family in mine.items():
+        for sample in family.samples:
+            assert set(expected[name].labels) >= set(sample.labels)
+
+
+def test_openmetrics_is_strictly_valid(source: Any, serve: Any) -> None:
+    """The strict OpenMetrics parser takes the exposition, units and types included."""
+    server = serve(source)
+    accept = {"Accept": "application/openmetrics-text;version=1.0.0;q=0.9,text/plain;q=0.5"}
+
+    with urllib.request.urlopen(
+        urllib.request.Request(f"{server.url}/metrics", headers=accept)
+    ) as a:
+        media_type, text = a.headers["Content-Type"], a.read().decode()
+
+    families = {family.name: family for family in parse_openmetrics(text)}
+    assert media_type.startswith("application/openmetrics-text; version=1.0.0")
+    assert families["sidecar_queue_bytes"].unit == "bytes"
+    assert families["sidecar_feature"].type == "info"
+
+
+def test_promtool_finds_nothing_to_complain_about(
+    source: Any, serve: Any, need: Callable[[str], str]
+) -> None:
+    """Prometheus' own linter accepts names, types and help texts of our families."""
+    promtool = need("promtool")
+    with urllib.request.urlopen(f"{serve(source).url}/metrics") as answer:
+        text = answer.read()
+
+    done = subprocess.run(
+        [promtool, "check", "metrics"], input=text, capture_output=True, check=False
+    )
+
+    complaints = [line for line in done.stderr.decode().splitlines() if "sidecar_" in line]
+    assert not complaints, complaints
+
+
+def test_the_limit_is_hard_and_what_is_left_out_is_counted(
+    source: Any, make_feature: Any, make_layer: Any, make_status: Any, serve: Any, scrape: Any
+) -> None:
+    """Whatever is flagged or registered, series stay below the limit and the rest is told."""
+    source.watched = [make_feature(make_layer().feature(i)) for i in range(50)]
+    source.registered = [make_status(make_layer(f"_blocks.{i}")) for i in range(13)]
+    source.unmatched = [f"lite0/x/channel/{i}" for i in range(11)]
+
+    found = scrape(serve(source, 10))
+
+    first = {str(i) for i in range(10)}
+    assert first == set(with_label(found, "sidecar_feature_state", "feature"))
+    left_out = with_label(found, "sidecar_series_truncated", "subject")
+    assert {"features": 40, "layers": 3, "flags": 1} == left_out
+
+
+def test_equal_labels_never_make_equal_series(
+    source: Any, make_feature: Any, make_status: Any, serve: Any, scrape: Any
+) -> None:
+    """Two revisions that share twelve characters are one series and a count, not a broken scrape."""
+    layers = [LayerKey("m", "0123456789ab" + c * 52, "l", FeatureKind.NEURON) for c in "cd"]
+    source.registered = [make_status(layer) for layer in layers]
+    source.watched = [make_feature(layer.feature(1)) for layer in layers]
+
+    found = scrape(serve(source))
+
+    left_out = with_label(found, "sidecar_series_truncated", "subject")
+    assert {"features": 1, "layers": 1, "flags": 0} == left_out
+
+
+def test_revisions_named_by_people_are_kept_whole(
+    source: Any, make_status: Any, serve: Any, scrape: Any
+) -> None:
+    """Only a sha256 is cut: two names that begin alike stay two revisions."""
+    names = ("production-2026-11", "production-2026-12")
+    layers = [LayerKey("m", name, "l", FeatureKind.NEURON) for name in names]
+    source.registered = [make_status(layer) for layer in layers]
+
+    found = scrape(serve(source))
+
+    assert set(names) == set(with_label(found, "sidecar_model_info", "revision"))
+
+
+def test_views_and_scopes_are_told_apart(
+    source: Any, make_feature: Any, make_status: Any, serve: Any, scrape: Any
+) -> None:
+    """One layer seen in three ways is three layers, and its features' labels say which."""
+    ways = ((View.MAX, Scope.ALL), (View.MEAN, Scope.ALL), (View.MAX, Scope.BOS))
+    layers = [LayerKey("m", "r", "l", FeatureKind.CHANNEL, *way) for way in ways]
+    source.registered = [make_status(layer) for layer in layers]
+    source.watched = [make_feature(layer.feature(7)) for layer in layers]
+
+    found = scrape(serve(source))
+
+    views = set(with_label(found, "sidecar_layer_rows_total", "view"))
+    assert {"max", "mean", "max;bos"} == views
+    features = set(with_label(found, "sidecar_feature_state", "feature"))
+    assert {"7", "7;mean", "7;max;bos"} == features
+
+
+@pytest.mark.parametrize("section", ["features", "flags", "layers", "ingest", "jobs", "storage"])
+def test_a_section_that_cannot_be_read_costs_only_itself(
+    section: str, source: Any, serve: Any, scrape: Any
+) -> None:
+    """The rest of the scrape is served and every failure is counted."""
+    source.broken = {section}
+    server = serve(source)
+
+    scrape(server)
+    found = scrape(server)
+
+    errors = with_label(found, "sidecar_collect_errors_total", "section")
+    assert {section: 2.0} == {name: count for name, count in errors.items() if count}
+    survivors = {
+        "features": "sidecar_feature_state",
+        "layers": "sidecar_layer_rows_total",
+        "ingest": "sidecar_batches_received_total",
+        "jobs": "sidecar_jobs",
+        "storage": "sidecar_artifact_bytes",
+        "flags": "sidecar_flag_unmatched",
+    }
+    there = {name for name, _ in found}
+    assert survivors[section] not in there
+    assert set(survivors.values()) - {survivors[section]} <= there
+
+
+def test_reasons_from_hooks_cannot_grow_the_scrape(source: Any, serve: Any, scrape: Any) -> None:
+    """A client that invents reasons gets them summed under ``other``; nothing is lost."""
+    invented = {f"reason-{i:04}": 2 for i in range(500)}
+    source.counts = replace(source.counts, hook_dropped=invented)
+
+    found = with_label(scrape(serve(source)), "sidecar_hook_batches_dropped_total", "reason")
+
+    assert len(found) <= 33
+    assert sum(found.values()) == 1000
+    assert found["other"] > 900
+
+
+TEXT = st.text(st.characters(), max_size=80)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(name=TEXT, owner=TEXT, value=st.floats(), reason=TEXT)
+def test_no_text_or_number_breaks_the_exposition(
+    name: str,
+    owner: str,
+    value: float,
+    reason: str,
+    source: Any,
+    make_feature: Any,
+    make_layer: Any,
+) -> None:
+    """Quotes, line ends, surrogates, NaN and infinities come through, or are replaced or absent."""
+    feature: FeatureKey = make_layer().feature(1)
+    flag = Flag(name, "warning", owner)
+    source.watched = [make_feature(feature, State.NORMAL, flag, last=value, threshold=value)]
+    source.counts = IngestCounts(received=1, refused={reason: 1})
+    registry = CollectorRegistry()
+    registry.register(Collector(source, version="0", config_digest="0"))
+
+    samples = [
+        sample
+        for family in text_string_to_metric_families(generate_latest(registry).decode())
+        for sample in family.samples
+    ]
+
+    labels = next(s.labels for s in samples if s.name == "sidecar_feature_info")
+    assert name.encode("utf-8", "replace").decode() == labels["name"]
+    refused = [s.value for s in samples if s.name == "sidecar_batches_refused_total"]
+    assert sum(refused) == 1

@@ -1,0 +1,273 @@
+"""A real Prometheus scrapes the real server, evaluates the rules and answers the dashboard."""
+
+import json
+import re
+import socket
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sidecar.detect import State
+from sidecar.metrics import JobCounts, render_rules
+from sidecar.metrics.dashboards import render_dashboard
+from sidecar.monitor import IngestCounts
+
+pytestmark = pytest.mark.e2e
+
+DEADLINE_SECONDS = 40.0
+
+FEATURE = {
+    "model": "lite0",
+    "revision": "3fa1c2d4e5f6",
+    "layer": "_blocks.14",
+    "kind": "channel",
+    "feature": "33",
+}
+
+
+class Prometheus:
+    """A running Prometheus."""
+
+    def __init__(self, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+
+    def get(self, path: str, **values: str) -> Any:
+        """Return the data of an API call; errors of Prometheus are raised."""
+        query = f"?{urllib.parse.urlencode(values)}" if values else ""
+        with urllib.request.urlopen(f"{self.url}/api/v1/{path}{query}", timeout=10) as answer:
+            return json.load(answer)["data"]
+
+    def query(self, expr: str) -> list[Any]:
+        """Return the vector an expression gives now."""
+        return self.get("query", query=expr)["result"]
+
+    def alerts(self, name: str) -> list[Any]:
+        """Return the active alerts of this name."""
+        found = self.get("alerts")["alerts"]
+        return [alert for alert in found if alert["labels"]["alertname"] == name]
+
+
+def eventually(check: Callable[[], Any], what: str) -> Any:
+    """Return the first true answer of ``check``; fail when there is none in time."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            if found := check():
+                return found
+        except OSError:
+            pass
+        # Prometheus has no call that waits: asking ten times a second is the only way.
+        time.sleep(0.1)
+    return pytest.fail(f"not within {DEADLINE_SECONDS} s: {what}")
+
+
+@pytest.fixture
+def start_prometheus(tmp_path: Path, need: Any) -> Iterator[Callable[..., Prometheus]]:
+    """Return a function that runs Prometheus over some rules and one target, every second."""
+    program = need("prometheus")
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(rules: str, target: int) -> Prometheus:
+        config = yaml.safe_load(Path("deploy/prometheus/prometheus.yaml").read_text())
+        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        del config["alerting"]
+        job = config["scrape_configs"][0]
+        job |= {"scrape_interval": "1s", "scrape_timeout": "1s"}
+        job["static_configs"] = [{"targets": [f"127.0.0.1:{target}"]}]
+        (tmp_path / "rules").mkdir()
+        (tmp_path / "rules" / "sidecar.yaml").write_text(rules)
+        (tmp_path / "prometheus.yaml").write_text(yaml.safe_dump(config))
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        log = (tmp_path / "prometheus.log").open("wb")
+        command = [
+            program,
+            f"--config.file={tmp_path}/prometheus.yaml",
+            f"--storage.tsdb.path={tmp_path}/data",
+            f"--web.listen-address=127.0.0.1:{port}",
+        ]
+        with log:
+            running.append(subprocess.Popen(command, stdout=log, stderr=log))
+        found = Prometheus(port)
+        eventually(lambda: found.get("status/runtimeinfo"), "Prometheus answers")
+        return found
+
+    yield start
+    for process in running:
+        process.terminate()
+        process.wait(20)
+
+
+def test_an_alert_goes_from_pending_to_firing_to_gone(
+    source: Any, make_feature: Any, make_layer: Any, serve: Any, start_prometheus: Any
+) -> None:
+    """What the source says becomes an alert with exactly these labels and links, and ends with it."""
+    calm = make_feature(make_layer().feature(33), State.NORMAL)
+    source.watched = [calm]
+    server = serve(source)
+    prometheus = start_prometheus(render_rules(for_seconds=3), server.port)
+    eventually(lambda: prometheus.query("sidecar_feature_spiking == 0"), "a calm feature")
+    assert prometheus.alerts("SidecarFeatureSpike") == []
+
+    source.watched = [replace(calm, state=State.FIRING, exceedance_ratio=0.425)]
+    pending = eventually(lambda: prometheus.alerts("SidecarFeatureSpike"), "an active alert")[0]
+    firing = eventually(
+        lambda: [a for a in prometheus.alerts("SidecarFeatureSpike") if a["state"] == "firing"],
+        "a firing alert",
+    )[0]
+    source.watched = [calm]
+    eventually(lambda: not prometheus.alerts("SidecarFeatureSpike"), "the end of the alert")
+
+    assert pending["state"] == "pending"
+    assert firing["labels"] == {
+        "alertname": "SidecarFeatureSpike",
+        "job": "sidecar",
+        "instance": f"127.0.0.1:{server.port}",
+        "name": "stop signs",
+        "severity": "critical",
+        "owner": "vision",
+        **FEATURE,
+    }
+    feature = "http://127.0.0.1:8080/f/lite0@3fa1c2d4e5f6/_blocks.14/channel/33"
+    assert firing["annotations"] == {
+        "summary": "A flagged feature fires far above its baseline.",
+        "description": (
+            "Feature 33 (stop signs) of _blocks.14 in lite0 at revision 3fa1c2d4e5f6: 42.5% of the "
+            "sampled requests exceed its threshold of 3.25; in the baseline 0.1% do."
+        ),
+        "feature_url": feature,
+        "portrait_url": f"{feature}/portrait.png",
+        "dashboard_url": (
+            "http://127.0.0.1:3000/d/sidecar-overview?var-model=lite0&var-revision=3fa1c2d4e5f6"
+            "&var-layer=_blocks.14&var-kind=channel&var-feature=33"
+        ),
+        "runbook_url": "http://127.0.0.1:9464/runbooks/SidecarFeatureSpike",
+    }
+    targets = prometheus.get("targets")["activeTargets"]
+    assert [("up", "")] == [(target["health"], target["lastError"]) for target in targets]
+
+
+def test_a_healthy_sidecar_raises_nothing(
+    source: Any, make_feature: Any, make_layer: Any, serve: Any, start_prometheus: Any
+) -> None:
+    """With nothing wrong, no alert is firing or pending, and every rule evaluates."""
+    source.watched = [make_feature(make_layer().feature(33), State.NORMAL)]
+    source.unmatched = []
+    source.storage_counts = replace(source.storage_counts, snapshot_at=time.time())
+    prometheus = start_prometheus(render_rules(), serve(source).port)
+
+    def evaluated() -> list[Any]:
+        groups = prometheus.get("rules")["groups"]
+        rules = [rule for group in groups for rule in group["rules"]]
+        scraped = prometheus.query('count_over_time(up{job="sidecar"}[1m]) >= 4')
+        return rules if scraped and all(r["health"] == "ok" for r in rules) else []
+
+    rules = eventually(evaluated, "every rule evaluated")
+
+    assert {"inactive"} == {rule["state"] for rule in rules}
+    assert len(rules) == 15
+
+
+class BusySource:
+    """A source whose counters grow with every scrape, as under traffic."""
+
+    def __init__(self, source: Any) -> None:
+        """Start where ``source`` stands."""
+        self._source = source
+        self._readings = 0
+
+    def __getattr__(self, name: str) -> Any:
+        """Leave everything else to the source."""
+        return getattr(self._source, name)
+
+    def ingest(self) -> IngestCounts:
+        """Return counts that grew since the last call and still add up."""
+        self._readings += 1
+        n = self._readings
+        return replace(
+            self._source.counts,
+            received=110 * n,
+            accepted=100 * n,
+            refused={"queue_full": 7 * n, "payload_mismatch": 3 * n},
+            processed=96 * n - 6,
+            dropped={"internal": 4 * n},
+            forwards=1000 * n,
+            sampled_forwards=500 * n,
+            hook_dropped={"no_credit": n},
+            hook_seconds=0.25 * n,
+            forward_seconds=100.0 * n,
+        )
+
+    def jobs(self) -> JobCounts:
+        """Return jobs of which one ends with every call."""
+        return replace(self._source.job_counts, timed=self._readings, seconds=15.0 * self._readings)
+
+    def layers(self) -> Any:
+        """Return layers whose rows and non-finite values grow."""
+        return [
+            replace(layer, requests=64 * self._readings, nonfinite=self._readings)
+            for layer in self._source.layers()
+        ]
+
+
+def test_the_dashboard_finds_its_data(source: Any, serve: Any, start_prometheus: Any) -> None:
+    """Every query of every panel runs without an error, and only the faults' panel is empty."""
+    prometheus = start_prometheus(render_rules(), serve(BusySource(source)).port)
+    eventually(
+        lambda: prometheus.query("rate(sidecar_batches_received_total[10s]) > 0"), "some traffic"
+    )
+    dashboard = json.loads(render_dashboard())
+    panels = [
+        panel
+        for outer in dashboard["panels"]
+        for panel in [outer, *outer.get("panels", [])]
+        if panel.get("targets")
+    ]
+
+    answers = {
+        (panel["title"], target["refId"]): prometheus.query(_filled(target["expr"]))
+        for panel in panels
+        for target in panel["targets"]
+    }
+    notes = [prometheus.query(_filled(n["expr"])) for n in dashboard["annotations"]["list"]]
+
+    empty = {where for where, answer in answers.items() if not answer}
+    faults = "Left out, failed or set aside"
+    assert {(faults, ref) for ref in "ABCD"} == empty
+    assert len(notes) == 4
+    portraits = {
+        one["metric"]["portrait"] for one in answers["Flagged features", "A"] if one["metric"]
+    }
+    assert "http://c/f/lite0@3fa1c2d4e5f6/_blocks.14/channel/33/portrait.png" in portraits
+
+
+def test_the_variables_find_their_values(source: Any, serve: Any, start_prometheus: Any) -> None:
+    """The chain of variables ends at the path of each flagged feature's page."""
+    prometheus = start_prometheus(render_rules(), serve(source).port)
+    eventually(lambda: prometheus.query("sidecar_feature_info"), "a scrape")
+    found = {}
+
+    for variable in json.loads(render_dashboard())["templating"]["list"]:
+        if variable["type"] == "query":
+            text = variable["query"]["query"]
+            ((expr, label),) = re.findall(r"label_values\((.*), (\w+)\)", text)
+            values = prometheus.get(f"label/{label}/values", **{"match[]": _filled(expr)})
+            found[variable["name"]] = values
+
+    assert ["lite0"] == found["model"]
+    assert ["33", "34"] == found["feature"]
+    first = "lite0@3fa1c2d4e5f6/_blocks.14/channel/33"
+    assert [first, "lite0@3fa1c2d4e5f6/_blocks.14/channel/34"] == found["portrait"]
+
+
+def _filled(expr: str) -> str:
+    expr = expr.replace("$__rate_interval", "10s").replace("${console:raw}", "http://c")
+    return re.sub(r"\$[a-z]+", ".+", expr)

@@ -1,0 +1,376 @@
+"""The monitor: windows, flags, baselines, states, survival."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidecar.config import SpikeConfig, StatisticsConfig
+from sidecar.detect import State
+from sidecar.errors import (
+    BaselineNotReady,
+    CorruptState,
+    LayerConflict,
+    UnknownFeature,
+    UnknownLayer,
+    UnknownModel,
+)
+from sidecar.features import (
+    Capture,
+    FeatureKind,
+    FeatureSelector,
+    LayerKey,
+    LayerSample,
+    Request,
+    Scope,
+    View,
+)
+from sidecar.monitor import Flag, Monitor, Window
+
+pytestmark = pytest.mark.unit
+
+WIDTH = 6
+WINDOW = 10.0
+LAYER = LayerKey("m", "a" * 64, "conv", FeatureKind.CHANNEL, View.MAX)
+OTHER = LayerKey("m", "b" * 64, "conv", FeatureKind.CHANNEL, View.MAX)
+STATISTICS = StatisticsConfig(
+    window_seconds=WINDOW, warmup_rows=32, baseline_min_requests=300, baseline_min_seconds=20
+)
+SPIKE = SpikeConfig(quantile=0.99, clear_windows=2, resolved_windows=2, unsampled_windows=3)
+
+
+def monitor(*layers: LayerKey) -> Monitor:
+    """Return a monitor at time 0 with these layers registered."""
+    made = Monitor(STATISTICS, SPIKE, now=0.0)
+    for layer in layers:
+        made.register(layer, WIDTH, Capture(server="test"), 0.0)
+    return made
+
+
+def sample(rng: np.random.Generator, rows: int = 64, layer: LayerKey = LAYER) -> LayerSample:
+    """Return standard normal activations, one request a row."""
+    values = rng.normal(size=(rows, WIDTH)).astype(np.float32)
+    requests = tuple(Request(str(i)) for i in range(rows))
+    return LayerSample(layer, values, np.arange(rows, dtype=np.int32), requests)
+
+
+def spike(rng: np.random.Generator, index: int, share: float = 0.3) -> LayerSample:
+    """Return the same, with one feature far up in a share of the requests."""
+    found = sample(rng)
+    found.values[: int(len(found.values) * share), index] = 8.0
+    return found
+
+
+def learn(made: Monitor, rng: np.random.Generator, windows: int = 8) -> float:
+    """Feed ordinary traffic until the baseline is frozen; return the time."""
+    now = 0.0
+    for _ in range(windows):
+        made.apply(sample(rng), now + 1)
+        now += WINDOW
+        made.tick(now)
+    return now
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A generator with a fixed seed."""
+    return np.random.default_rng(7)
+
+
+def test_a_spike_goes_pending_then_firing_then_resolved_then_normal(
+    rng: np.random.Generator,
+) -> None:
+    """The whole life of an alert, told by events."""
+    made = monitor(LAYER)
+    made.set_flags({FeatureSelector.parse("m/conv/channel/2"): Flag("stripes")}, 0.0)
+    now = learn(made, rng)
+    states = []
+
+    for step in range(30):
+        made.apply(spike(rng, 2) if step < 4 else sample(rng), now + 1)
+        now += WINDOW
+        states += [e.what for e in made.tick(now) if e.what.startswith("feature_")]
+
+    assert ["feature_pending", "feature_firing", "feature_resolved", "feature_normal"] == states
+    assert State.NORMAL is made.feature(LAYER.feature(2)).state
+
+
+def test_one_loud_window_alone_does_not_fire(rng: np.random.Generator) -> None:
+    """A single burst makes a feature pending and no more."""
+    made = monitor(LAYER)
+    made.set_flags({FeatureSelector.parse("m/conv/channel/2"): Flag("stripes")}, 0.0)
+    now = learn(made, rng)
+    states = []
+
+    for step in range(6):
+        made.apply(spike(rng, 2, share=0.9) if step == 0 else sample(rng), now + 1)
+        now += WINDOW
+        states += [e.what for e in made.tick(now) if e.what.startswith("feature_")]
+
+    assert ["feature_pending", "feature_normal"] == states
+
+
+def test_the_status_of_a_firing_feature_says_why(rng: np.random.Generator) -> None:
+    """The alert's numbers are in words a person can check."""
+    made = monitor(LAYER)
+    made.set_flags({FeatureSelector.parse("m/conv/channel/2"): Flag("stripes", "critical")}, 0.0)
+    now = learn(made, rng)
+
+    for _ in range(3):
+        made.apply(spike(rng, 2), now + 1)
+        now += WINDOW
+        made.tick(now)
+    found = made.feature(LAYER.feature(2))
+
+    assert (State.FIRING, "critical") == (found.state, found.flag.severity if found.flag else "")
+    assert found.exceedance_ratio == pytest.approx(0.3, abs=0.05)
+    assert found.baseline_ratio == pytest.approx(0.01, abs=0.01)
+    assert found.threshold == pytest.approx(2.33, abs=0.4)
+    assert 8.0 == found.last
+    assert "of" in found.explanation
+    assert "requests" in found.explanation
+
+
+def test_without_a_baseline_nothing_is_said(rng: np.random.Generator) -> None:
+    """A feature whose ordinary range is unknown is unknown, whatever it does."""
+    made = monitor(LAYER)
+    made.set_flags({FeatureSelector.parse("m/conv/channel/2"): Flag()}, 0.0)
+
+    made.apply(spike(rng, 2, share=1.0), 1.0)
+    events = made.tick(WINDOW)
+    found = made.feature(LAYER.feature(2))
+
+    assert () == events
+    assert State.UNKNOWN is found.state
+    assert "Learning its baseline: 64 of at least 300 requests" in found.explanation
+
+
+def test_a_flag_follows_its_feature_into_a_new_revision(rng: np.random.Generator) -> None:
+    """A new revision learns a baseline of its own, and never borrows the old one's."""
+    made = monitor(LAYER)
+    made.set_flags({FeatureSelector.parse("m/conv/channel/2"): Flag("stripes")}, 0.0)
+    now = learn(made, rng)
+    made.register(OTHER, WIDTH, Capture(), now)
+
+    found = {s.key.layer.revision[0]: s.state for s in made.watched()}
+
+    assert {"a": State.NORMAL, "b": State.UNKNOWN} == found
+
+
+def test_an_unsampled_feature_becomes_unknown_and_not_quiet(rng: np.random.Generator) -> None:
+    """No data is another thing than nothing unusual."""
+    made = monitor(LAYER)
+    made.set_flags({FeatureSelector.parse("m/conv/channel/2"): Flag()}, 0.0)
+    now = learn(made, rng)
+    made.apply(sample(rng), now + 1)
+    made.tick(now + WINDOW)
+    before = made.feature(LAYER.feature(2)).state
+
+    for i in range(2, 7):
+        made.tick(now + i * WINDOW)
+
+    assert State.NORMAL is before
+    assert State.UNKNOWN is made.feature(LAYER.feature(2)).state
+
+
+def test_a_frozen_baseline_stands_while_traffic_moves(rng: np.random.Generator) -> None:
+    """The baseline is what was accepted as ordinary, not what came last."""
+    made = monitor(LAYER)
+    now = learn(made, rng)
+    before = made.distribution(LAYER.feature(0), Window.BASELINE)
+    for _ in range(5):
+        made.apply(spike(rng, 0, share=1.0), now + 1)
+        now += WINDOW
+        made.tick(now)
+
+    after = made.distribution(LAYER.feature(0), Window.BASELINE)
+    assert before.count == after.count
+    assert before.counts.tolist() == after.counts.tolist()
+
+
+def test_freezing_before_any_sample_is_refused(rng: np.random.Generator) -> None:
+    """There is nothing to freeze; and the refusal freezes nothing else."""
+    made = monitor(LAYER, OTHER)
+    made.apply(sample(rng), 1.0)
+
+    with pytest.raises(BaselineNotReady, match="no sample seen since"):
+        made.freeze(made.select(), 2.0)
+    assert [False, False] == [layer.baseline_frozen for layer in made.layers()]
+
+
+def test_freeze_and_reset_by_command_are_told(rng: np.random.Generator) -> None:
+    """Both leave an audit entry, and after a reset nothing is said again."""
+    made = monitor(LAYER)
+    made.set_flags({FeatureSelector.parse("m/conv/channel/2"): Flag()}, 0.0)
+    made.apply(sample(rng), 1.0)
+    made.tick(WINDOW)
+
+    frozen = made.freeze(made.select("m"), 11.0)
+    ready = made.feature(LAYER.feature(2)).threshold
+    reset = made.reset(made.select("m"), 12.0)
+
+    assert ["baseline_frozen", "baseline_reset"] == [frozen[0].what, reset[0].what]
+    assert np.isfinite(ready)
+    assert np.isnan(made.feature(LAYER.feature(2)).threshold)
+
+
+def test_resolving_a_name_says_what_there_is_instead() -> None:
+    """Each kind of mistake in a name has its own error that helps."""
+    made = monitor(LAYER, OTHER)
+
+    assert LAYER.feature(3) == made.resolve("m@aaaa/conv/channel/3")
+    with pytest.raises(UnknownFeature, match="fits revisions"):
+        made.resolve("m/conv/channel/3")
+    with pytest.raises(UnknownFeature, match="use 0 to 5"):
+        made.resolve("m@aaaa/conv/channel/6")
+    with pytest.raises(UnknownLayer, match="there are conv/channel"):
+        made.resolve("m@aaaa/fc/channel/0")
+    with pytest.raises(UnknownLayer):
+        made.resolve("m@aaaa/conv/channel/3;mean")
+    with pytest.raises(UnknownModel, match="no layer of model 'x'"):
+        made.resolve("x@aaaa/conv/channel/3")
+
+
+def test_a_layer_cannot_change_its_width() -> None:
+    """Two widths under one name would mix two features' statistics."""
+    made = monitor(LAYER)
+
+    with pytest.raises(LayerConflict):
+        made.register(LAYER, WIDTH + 1, Capture(), 1.0)
+
+
+def test_everything_comes_back_from_its_encoding(rng: np.random.Generator) -> None:
+    """After a restart the same distributions, baselines and firing states are there."""
+    flags = {FeatureSelector.parse("m/conv/channel/2"): Flag("stripes")}
+    made = monitor(LAYER, OTHER)
+    made.set_flags(flags, 0.0)
+    now = learn(made, rng)
+    for _ in range(2):
+        made.apply(spike(rng, 2), now + 1)
+        now += WINDOW
+        made.tick(now)
+
+    again = Monitor(STATISTICS, SPIKE, now=now)
+    again.restore(made.encode(), now)
+    again.set_flags(flags, now)
+
+    assert made.layers() == again.layers()
+    assert repr(made.watched()) == repr(again.watched())
+    assert State.FIRING is again.feature(LAYER.feature(2)).state
+    for window in Window:
+        key = LAYER.feature(2)
+        assert repr(made.distribution(key, window)) == repr(again.distribution(key, window))
+    # What fired before is not told again while it goes on.
+    again.apply(spike(rng, 2), now + 1)
+    assert () == again.tick(now + WINDOW)
+    assert State.FIRING is again.feature(LAYER.feature(2)).state
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_damaged_snapshot_is_refused_and_changes_nothing(data: st.DataObject) -> None:
+    """Whatever bytes come from the disk, the monitor stays usable."""
+    rng = np.random.default_rng(0)
+    made = monitor(LAYER)
+    learn(made, rng, windows=2)
+    payload = bytearray(made.encode())
+    if data.draw(st.booleans()):
+        payload = payload[: data.draw(st.integers(0, len(payload) - 1))]
+    else:
+        payload[data.draw(st.integers(0, len(payload) - 1))] ^= data.draw(st.integers(1, 255))
+    again = Monitor(STATISTICS, SPIKE, now=0.0)
+
+    try:
+        again.restore(bytes(payload), 0.0)
+    except CorruptState:
+        assert () == again.layers()
+
+
+def test_a_clock_that_jumps_neither_stalls_nor_floods(rng: np.random.Generator) -> None:
+    """An hour ahead closes one window; an hour back does not wait an hour."""
+    made = monitor(LAYER)
+
+    def closed() -> int:
+        return made.distribution(LAYER.feature(0), Window.HISTORY).count
+
+    made.apply(sample(rng), 1.0)
+    made.tick(3600.0)
+    ahead = closed()
+    made.apply(sample(rng), 3601.0)
+    made.tick(3601.0)
+    waiting = closed()
+    made.tick(20.0)
+
+    assert (64, 64, 128) == (ahead, waiting, closed())
+
+
+def test_a_clock_that_is_put_back_does_not_put_off_the_baseline(rng: np.random.Generator) -> None:
+    """A start in the future, from a clock that was wrong, is taken back."""
+    made = monitor(LAYER)
+    made.apply(sample(rng), 1_000_000.0)
+
+    learn(made, rng)
+
+    assert made.layers()[0].baseline_frozen
+
+
+def test_requests_without_a_row_fill_no_baseline(rng: np.random.Generator) -> None:
+    """A baseline of nothing cannot be frozen, and asking for it would stop every other layer's."""
+    made = monitor(OTHER, LAYER)
+    empty = LayerSample(
+        OTHER,
+        np.empty((0, WIDTH), np.float32),
+        np.empty(0, np.int32),
+        tuple(Request() for _ in range(1000)),
+    )
+    made.apply(empty, 1.0)
+
+    learn(made, rng)
+
+    assert [(512, True), (0, False)] == [
+        (layer.requests, layer.baseline_frozen) for layer in made.layers()
+    ]
+
+
+def test_a_feature_of_one_scope_is_named_apart_from_the_others() -> None:
+    """The same unit on other positions is another feature."""
+    bos = LayerKey("m", "a" * 64, "conv", FeatureKind.CHANNEL, View.MAX, Scope.BOS)
+    made = monitor(LAYER, bos)
+
+    assert LAYER.feature(1) == made.resolve(str(LAYER.feature(1)))
+    assert bos.feature(1) == made.resolve(str(bos.feature(1)))
+
+
+def test_a_snapshot_that_watches_beyond_a_layer_is_refused() -> None:
+    """What the statistics would choke on is found before anything is changed."""
+    made = monitor(LAYER)
+    made.set_flags({FeatureSelector.parse("m/conv/channel/5"): Flag()}, 0.0)
+    payload = made.encode().replace(b'"indices":[5]', b'"indices":[7]')
+    again = Monitor(STATISTICS, SPIKE, now=0.0)
+
+    with pytest.raises(CorruptState, match="features that"):
+        again.restore(payload, 0.0)
+    assert () == again.layers()
+
+
+def test_flags_without_a_feature_are_told() -> None:
+    """Neither a layer nobody has nor an index beyond the width is silently unwatched."""
+    made = monitor(LAYER)
+    selectors = [FeatureSelector.parse(f"m/conv/channel/{i}") for i in (0, WIDTH)]
+    selectors.append(FeatureSelector.parse("m/fc/channel/0"))
+
+    made.set_flags(dict.fromkeys(selectors, Flag()), 0.0)
+
+    assert tuple(selectors[1:]) == made.unmatched()
+
+
+def test_pages_of_features_join_to_the_whole() -> None:
+    """Paging skips nothing and shows nothing twice."""
+    made = monitor(LAYER, OTHER)
+    keys = []
+    for offset in range(0, 2 * WIDTH, 5):
+        page, total = made.features(made.select(), offset, 5)
+        keys += [status.key for status in page]
+
+    assert 2 * WIDTH == total
+    assert [layer.feature(i) for layer in (LAYER, OTHER) for i in range(WIDTH)] == keys

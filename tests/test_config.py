@@ -1,0 +1,170 @@
+"""The configuration: everything wrong is said at once, with its line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sidecar.config import FlagConfig, ModelConfig, SidecarConfig, load
+from sidecar.errors import ConfigError
+
+pytestmark = pytest.mark.unit
+
+
+def write(folder: Path, text: str) -> Path:
+    """Write a configuration file and return its path."""
+    path = folder / "sidecar.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_an_empty_mapping_is_a_complete_configuration(tmp_path: Path) -> None:
+    """Every key has a default."""
+    found = load(write(tmp_path, "{}"))
+
+    assert SidecarConfig() == found
+
+
+def test_every_problem_is_listed_with_its_line(tmp_path: Path) -> None:
+    """One run shows all that is to be mended."""
+    text = """\
+listen:
+  grpc: ["0.0.0.0:50061"]
+models:
+  - name: lite0
+    weights: missing.safetensors
+flags:
+  - feature: lite0/x/chanel/3
+statistcs: {}
+spike:
+  factor: high
+  quantile: 2
+"""
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, text))
+
+    lines = caught.value.message.splitlines()
+    assert len(lines) == 6
+    found = "\n".join(line.split("sidecar.yaml:")[1] for line in lines)
+    assert "2: listen.grpc.0: '0.0.0.0:50061' is reachable from other machines" in found
+    assert "4: models.0: weights" in found
+    assert "does not exist" in found
+    assert "7: flags.0.feature" in found
+    assert "8: statistcs: unknown key: check its spelling" in found
+    assert "10: spike.factor" in found
+    assert "11: spike.quantile" in found
+
+
+@pytest.mark.parametrize(
+    "text", ["[1, 2]", "a: b: c", "\t", "3", "", "!!python/object:os.system x"]
+)
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    """Lists, broken YAML and YAML that would run code give an error, not a traceback."""
+    with pytest.raises(ConfigError, match=r"sidecar\.yaml"):
+        load(write(tmp_path, text))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    """The path that was looked at is in the message."""
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        load(tmp_path / "nowhere.yaml")
+
+
+def test_relative_paths_belong_to_the_folder_of_the_file(tmp_path: Path) -> None:
+    """A configuration works from any working directory."""
+    (tmp_path / "labels.json").write_text(json.dumps(["a"]), encoding="utf-8")
+    (tmp_path / "code").mkdir()
+    text = "state_dir: state\nmodels: [{name: m, labels: labels.json}]\njobs: {python_path: [code]}"
+
+    found = load(write(tmp_path, text))
+
+    assert tmp_path / "state" == found.state_dir
+    assert (tmp_path / "labels.json",) == (found.models[0].labels,)
+    assert [tmp_path / "code"] == found.jobs.python_path
+
+
+@pytest.mark.parametrize(
+    "address", ["0.0.0.0:1", "10.0.0.1:1", "[::]:1", "sidecar.example:80", "192.168.1.2:9"]
+)
+def test_listening_beyond_this_machine_is_an_error(address: str) -> None:
+    """Without TLS and authentication nothing but loopback and sockets may listen."""
+    with pytest.raises(ValueError, match="reachable from other machines"):
+        SidecarConfig.model_validate({"listen": {"grpc": [address]}})
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "localhost:5", "[::1]:5", "unix:///run/a.sock"])
+def test_loopback_and_sockets_are_allowed(address: str) -> None:
+    """The addresses of one machine are fine."""
+    found = SidecarConfig.model_validate({"listen": {"grpc": [address]}})
+
+    assert [address] == found.listen.grpc
+
+
+def test_a_flag_on_a_model_nobody_configured_is_an_error() -> None:
+    """A typing error in a flag does not silently watch nothing."""
+    with pytest.raises(ValueError, match="'lite1' is not under models"):
+        SidecarConfig(
+            models=[ModelConfig(name="lite0")], flags=[FlagConfig(feature="lite1/x/channel/1")]
+        )
+
+
+def test_a_default_recipe_is_checked_at_start_up() -> None:
+    """A recipe no job could run with is found before the first alert."""
+    with pytest.raises(ValueError, match=r"recipe\.steps 0 is outside"):
+        SidecarConfig.model_validate({"jobs": {"recipe": {"steps": 0}}})
+    with pytest.raises(ValueError, match=r"recipe\.stepz is unknown"):
+        SidecarConfig.model_validate({"jobs": {"recipe": {"stepz": 3}}})
+
+
+def test_defaults_survive_a_round_trip_through_yaml(tmp_path: Path) -> None:
+    """What the program prints as its configuration is a configuration."""
+    text = yaml.safe_dump(SidecarConfig().model_dump(mode="json"))
+
+    assert SidecarConfig() == load(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1.example.com", "localhost.example.com", "127.1"])
+def test_a_name_that_only_looks_like_loopback_is_refused(tmp_path: Path, host: str) -> None:
+    """A name may resolve to any address; only localhost and real loopback addresses are sure."""
+    with pytest.raises(ConfigError, match="reachable from other machines"):
+        load(write(tmp_path, f"listen: {{web: '{host}:80'}}"))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.2:1", "localhost:1", "[::1]:1"])
+def test_loopback_addresses_are_taken(tmp_path: Path, address: str) -> None:
+    """In either family."""
+    assert address == load(write(tmp_path, f"listen: {{web: '{address}'}}")).listen.web
+
+
+@pytest.mark.parametrize("text", ["{", '{"0": "cat"}', "[1]", "3"])
+def test_labels_that_are_no_list_of_names_are_refused(tmp_path: Path, text: str) -> None:
+    """They are read at start-up, when somebody is there to mend them."""
+    (tmp_path / "labels.json").write_text(text, encoding="utf-8")
+
+    with pytest.raises(ConfigError, match=r"models\.0: labels"):
+        load(write(tmp_path, "models: [{name: m, labels: labels.json}]"))
+
+
+def test_a_feature_that_is_flagged_twice_is_named(tmp_path: Path) -> None:
+    """Only one of the two names and owners could be told; the two spellings are one feature."""
+    flags = "flags: [{feature: m/a/channel/1}, {feature: m/a/channel/1;max}]"
+
+    with pytest.raises(ConfigError, match="flags: m/a/channel/1 is there twice"):
+        load(write(tmp_path, "models: [{name: m}]\n" + flags))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"jobs": {"device": "tpu:9"}}, "jobs.device"),
+        ({"jobs": {"python_path": ["/nowhere/at/all"]}}, "/nowhere/at/all is not a folder"),
+        ({"spike": {"short_windows": 5, "long_windows": 2}}, "short_windows 5 is above"),
+    ],
+)
+def test_settings_no_job_or_window_could_work_with_are_found_at_start_up(
+    tmp_path: Path, settings: dict, message: str
+) -> None:
+    """They would otherwise show in the first alert."""
+    with pytest.raises(ConfigError, match=message):
+        load(write(tmp_path, yaml.safe_dump(settings)))

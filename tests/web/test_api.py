@@ -1,0 +1,214 @@
+import json
+import math
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from sidecar.detect import State
+from sidecar.errors import JobQueueFull
+from sidecar.features import FeatureKey, LayerKey
+from sidecar.jobs import JobState
+from sidecar.monitor import Window
+
+pytestmark = pytest.mark.service
+
+
+def strict(response: httpx.Response) -> Any:
+    """Read JSON and refuse NaN, as other languages do."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    return json.loads(response.content, parse_constant=refuse)
+
+
+def test_features_are_listed_with_their_total(
+    client: httpx.Client, backend: Any, spiking: FeatureKey
+) -> None:
+    """The flagged one leads; unknown numbers are null."""
+    answer = strict(client.get("/api/v1/features", params={"limit": 2}))
+
+    assert 192 == answer["total"]
+    assert ("firing", "striped texture") == (
+        answer["features"][0]["state"],
+        answer["features"][0]["flag"]["name"],
+    )
+    assert answer["features"][1]["threshold"] is None
+
+
+def test_features_are_filtered_and_paged(
+    client: httpx.Client, backend: Any, spiking: FeatureKey
+) -> None:
+    """Flagged only, by state, by offset, and the total alone."""
+    backend.watch(spiking.layer.feature(2), State.NORMAL)
+
+    def get(**params: Any) -> Any:
+        return strict(client.get("/api/v1/features", params=params))
+
+    assert 2 == get(flagged="true")["total"]
+    assert 1 == get(state="normal")["total"]
+    assert [] == get(limit=0)["features"]
+    last = get(offset=191)["features"]
+    assert [191] == [item["index"] for item in last]
+
+
+@pytest.mark.parametrize(
+    "query", ["limit=1001", "limit=x", "offset=-1", "flagged=maybe", "state=odd", f"q={'x' * 201}"]
+)
+def test_nonsense_in_the_query_is_refused_as_json(client: httpx.Client, query: str) -> None:
+    """Bad parameters give 400 and a code."""
+    response = client.get(f"/api/v1/features?{query}")
+
+    assert (400, "SC200") == (response.status_code, strict(response)["code"])
+
+
+def test_a_feature_is_found_by_prefix_with_its_portraits(
+    client: httpx.Client, backend: Any, spiking: FeatureKey
+) -> None:
+    """The answer names the full key, the page and every picture."""
+    answer = strict(client.get("/api/v1/features/lite0@3fa1/_blocks.14/channel/33"))
+
+    assert str(spiking) == answer["key"]
+    assert 2 == len(answer["portraits"])
+    assert 200 == client.get(answer["portraits"][0]["manifest"]).status_code
+    assert 200 == client.get(answer["page"]).status_code
+
+
+def test_a_distribution_is_the_one_of_its_window(
+    client: httpx.Client, backend: Any, spiking: FeatureKey
+) -> None:
+    """Counts add up to the count, and edges have one entry more."""
+    path = f"/api/v1/features/{spiking.path}/distribution"
+    now = strict(client.get(path))
+    baseline = strict(client.get(path, params={"window": "baseline"}))
+
+    assert (1960, 20_000) == (now["count"], baseline["count"])
+    assert now["count"] == sum(now["counts"])
+    assert len(now["edges"]) == len(now["counts"]) + 1
+    assert 400 == client.get(path, params={"window": "odd"}).status_code
+
+
+def test_a_distribution_without_values_has_nulls(
+    client: httpx.Client, backend: Any, channels: LayerKey
+) -> None:
+    """No NaN reaches a JSON reader."""
+    key = channels.feature(4)
+    backend.fill(key, Window.CURRENT, np.array([math.nan]))
+    answer = strict(client.get(f"/api/v1/features/{key.path}/distribution"))
+
+    assert (0, 1, None) == (answer["count"], answer["nonfinite"], answer["mean"])
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("features/nonsense", 400, "SC204"),
+        ("features/lite0@3fa1/_blocks.14/channel/9999", 404, "SC403"),
+        ("features/other@3fa1/_blocks.14/channel/1", 404, "SC401"),
+        ("jobs/none", 404, "SC404"),
+        ("jobs/none/events", 404, "SC404"),
+        ("nothing", 404, "HTTP404"),
+    ],
+)
+def test_errors_are_json_with_their_code(
+    client: httpx.Client, channels: LayerKey, path: str, status: int, code: str
+) -> None:
+    """Every refusal has a stable code and a message."""
+    response = client.get(f"/api/v1/{path}")
+
+    assert status == response.status_code
+    assert code == strict(response)["code"]
+    assert strict(response)["message"]
+
+
+def test_a_job_is_submitted_once_per_key(
+    client: httpx.Client, backend: Any, spiking: FeatureKey
+) -> None:
+    """The same idempotency key is one job; its recipe starts from the default."""
+    body = {"features": [str(spiking)], "recipe": {"steps": 32}, "idempotency_key": "once"}
+    first, second = (client.post("/api/v1/jobs", json=body) for _ in range(2))
+
+    assert 202 == first.status_code
+    assert strict(first)["id"] == strict(second)["id"]
+    assert (32, 256) == (strict(first)["recipe"]["steps"], strict(first)["recipe"]["canvas"])
+    assert first.headers["location"] == strict(first)["page"]
+    listed = strict(client.get("/api/v1/jobs", params={"feature": str(spiking)}))["jobs"]
+    assert [strict(first)["id"]] == [job["id"] for job in listed]
+
+
+def test_an_unknown_state_is_answered_with_the_known_ones(client: httpx.Client) -> None:
+    """The message is a list one can choose from."""
+    answer = strict(client.get("/api/v1/features", params={"state": "loud"}))
+
+    assert "'loud' is unknown: use one of unknown, normal, pending" in answer["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"{", "SC200"),
+        (b"[]", "SC200"),
+        (b"[" * 100_000, "SC200"),
+        (b'{"features": []}', "SC200"),
+        (b'{"features": "x"}', "SC200"),
+        (b'{"features": [1]}', "SC200"),
+        (b'{"features": ["x"], "other": 1}', "SC200"),
+        (b'{"features": ["x"]}', "SC204"),
+        (b'{"features": ["lite0@3fa1/_blocks.14/channel/1"], "recipe": {"stepz": 1}}', "SC207"),
+        (b'{"features": ["lite0@3fa1/_blocks.14/channel/1"], "recipe": {"steps": 1.5}}', "SC207"),
+        (b'{"features": ["lite0@3fa1/_blocks.14/channel/1"], "time_limit_seconds": -1}', "SC200"),
+        (b'{"features": ["lite0@3fa1/_blocks.14/channel/1"], "time_limit_seconds": NaN}', "SC200"),
+    ],
+)
+def test_a_job_that_cannot_be_is_refused(
+    client: httpx.Client, backend: Any, channels: LayerKey, body: bytes, code: str
+) -> None:
+    """Broken JSON, unknown keys and wrong values leave the queue empty."""
+    headers = {"content-type": "application/json"}
+    response = client.post("/api/v1/jobs", content=body, headers=headers)
+
+    assert (400, code) == (response.status_code, strict(response)["code"])
+    assert not backend.queue
+
+
+def test_a_job_request_must_be_sent_as_json(client: httpx.Client, channels: LayerKey) -> None:
+    """What a foreign form can send without being asked first is refused."""
+    body = '{"features": ["lite0@3fa1/_blocks.14/channel/1"]}'
+    plain = client.post("/api/v1/jobs", content=body, headers={"content-type": "text/plain"})
+    foreign = client.post("/api/v1/jobs", json={}, headers={"origin": "http://evil.example"})
+    large = client.post("/api/v1/jobs", json={"features": ["x" * 300_000]})
+
+    assert (400, 403, 413) == (plain.status_code, foreign.status_code, large.status_code)
+
+
+def test_a_full_queue_says_when_to_try_again(
+    client: httpx.Client, backend: Any, spiking: FeatureKey
+) -> None:
+    """Clients back off instead of hammering."""
+    backend.failing = JobQueueFull("256 jobs wait")
+    response = client.post("/api/v1/jobs", json={"features": [str(spiking)]})
+
+    assert (429, "SC602") == (response.status_code, strict(response)["code"])
+    assert "retry-after" in response.headers
+
+
+def test_a_job_is_cancelled_over_the_api(
+    client: httpx.Client, backend: Any, spiking: FeatureKey
+) -> None:
+    """The answer is the job as it stands then."""
+    job = backend.add_job(spiking, JobState.QUEUED)
+
+    assert "cancelled" == strict(client.post(f"/api/v1/jobs/{job.id}/cancel"))["state"]
+
+
+def test_layers_are_listed(client: httpx.Client, channels: LayerKey) -> None:
+    """Every layer with how it is measured and its baseline."""
+    (layer,) = strict(client.get("/api/v1/layers"))["layers"]
+
+    assert (192, True, "float32") == (
+        layer["width"],
+        layer["baseline_frozen"],
+        layer["capture"]["dtype"],
+    )

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+
+from sidecar.errors import PayloadMismatch, ShapeMismatch, SidecarError, UnsupportedDtype
+from sidecar.wire import to_float32
+
+pytestmark = pytest.mark.unit
+
+PATTERNS = np.arange(65_536, dtype=np.uint16)
+
+
+def test_every_half_precision_pattern_is_widened_exactly() -> None:
+    """All 65,536 f16 values come out as the same real number, NaNs as NaNs."""
+    expected = PATTERNS.view(np.float16)
+
+    actual = to_float32(PATTERNS.astype("<u2").tobytes(), "f16", (256, 256)).reshape(-1)
+
+    finite = np.isfinite(expected)
+    assert np.array_equal(np.isnan(expected), np.isnan(actual))
+    assert np.array_equal(expected[np.isinf(expected)].astype(np.float64), actual[np.isinf(actual)])
+    assert np.array_equal(expected[finite].astype(np.float64), actual[finite].astype(np.float64))
+    assert np.array_equal(np.signbit(expected[finite]), np.signbit(actual[finite]))
+
+
+def test_every_bfloat16_pattern_is_widened_exactly() -> None:
+    """All 65,536 bf16 values become the float32 whose upper half they are, bit for bit."""
+    expected = PATTERNS.astype(np.uint32) * 65_536
+
+    actual = to_float32(PATTERNS.astype("<u2").tobytes(), "bf16", (1, 65_536)).reshape(-1)
+
+    assert np.array_equal(expected, actual.view(np.uint32))
+
+
+def test_bfloat16_agrees_with_torch() -> None:
+    """The widened values are those torch computes."""
+    torch = pytest.importorskip("torch")
+    expected = torch.from_numpy(PATTERNS.view(np.int16)).view(torch.bfloat16).float().numpy()
+
+    actual = to_float32(PATTERNS.tobytes(), "bf16", (65_536, 1))[:, 0]
+
+    assert np.array_equal(expected, actual, equal_nan=True)
+
+
+def test_float32_is_read_without_a_copy() -> None:
+    """A float32 payload is aliased, so it costs no memory, and cannot be written through."""
+    payload = np.arange(6, dtype="<f4").tobytes()
+
+    values = to_float32(payload, "f32", (2, 3))
+
+    assert np.array_equal([[0, 1, 2], [3, 4, 5]], values)
+    assert not values.flags.writeable
+    assert values.flags.c_contiguous
+
+
+def test_memoryviews_are_payloads_too() -> None:
+    """A sender's memoryview decodes like bytes."""
+    payload = memoryview(np.ones(4, dtype="<f4").tobytes())
+
+    assert np.array_equal([[1, 1, 1, 1]], to_float32(payload, "f32", (1, 4)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "length", "error"),
+    [
+        ("f64", (1, 1), 8, UnsupportedDtype),
+        ("", (1, 1), 4, UnsupportedDtype),
+        ("f32", (4,), 16, ShapeMismatch),
+        ("f32", (1, 2, 2), 16, ShapeMismatch),
+        ("f32", (), 4, ShapeMismatch),
+        ("f32", (0, 4), 0, ShapeMismatch),
+        ("f32", (4, 0), 0, ShapeMismatch),
+        ("f32", (-1, -4), 16, ShapeMismatch),
+        ("f32", (2, 2), 15, PayloadMismatch),
+        ("f32", (2, 2), 17, PayloadMismatch),
+        ("bf16", (2, 2), 16, PayloadMismatch),
+        # 2**32 * 2**32 * 4 is 0 modulo 2**64: the product must not be taken in machine words.
+        ("f32", (2**32, 2**32), 0, PayloadMismatch),
+    ],
+)
+def test_lies_about_a_payload_are_refused(
+    dtype: str, shape: tuple[int, ...], length: int, error: type[SidecarError]
+) -> None:
+    """Dtype, shape and length must fit each other, in numbers of any size."""
+    with pytest.raises(error):
+        to_float32(bytes(length), dtype, shape)
