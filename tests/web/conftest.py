@@ -1,6 +1,7 @@
 """A real server over a daemon that lives in memory and keeps real values."""
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
@@ -501,6 +502,10 @@ def token(server: WebServer, client: httpx.Client) -> str:
     return str(server._app.state.console.gate.token)  # noqa: SLF001 - what a page would hold
 
 
+class Navigated(Exception):
+    """The page that was asked went away before it had answered; ask the next one."""
+
+
 class Browser:
     """Chromium, spoken to through a pipe: no port, no library, and pages keep their policy."""
 
@@ -534,7 +539,11 @@ class Browser:
         os.close(self._from)
 
     def call(self, method: str, session: str = "", **params: Any) -> dict[str, Any]:
-        """Ask one thing and return the answer; events that come first are kept."""
+        """Ask one thing and return the answer; events that come first are kept.
+
+        Raises:
+            Navigated: A form or a reload replaced the page meanwhile.
+        """
         self._next += 1
         message = {"id": self._next, "method": method, "params": params}
         body = json.dumps(message | ({"sessionId": session} if session else {})).encode()
@@ -542,16 +551,19 @@ class Browser:
         while True:
             answer = self._receive()
             if answer.get("id") == self._next:
+                if "navigated" in answer.get("error", {}).get("message", ""):
+                    raise Navigated(answer)
                 assert "error" not in answer, answer
                 return dict(answer["result"])
 
-    def wait_event(self, name: str) -> dict[str, Any]:
-        """Return the parameters of the next event of this name."""
+    def wait_loaded(self, loader: str) -> None:
+        """Wait until the document of one navigation, and nothing older, is complete."""
+        wanted = {"loaderId": loader, "name": "load"}
         while True:
             for event in self._events:
-                if event["method"] == name:
+                if wanted.items() <= event["params"].items():
                     self._events.remove(event)
-                    return dict(event["params"])
+                    return
             self._receive()
 
     def _receive(self) -> dict[str, Any]:
@@ -591,8 +603,8 @@ class Browser:
         )
         page.call("Emulation.setEmulatedMedia", features=[scheme])
         page.call("Emulation.setScriptExecutionDisabled", value=not script)
-        page.call("Page.navigate", url=url)
-        self.wait_event("Page.loadEventFired")
+        page.call("Page.setLifecycleEventsEnabled", enabled=True)
+        self.wait_loaded(page.call("Page.navigate", url=url)["loaderId"])
         return page
 
 
@@ -618,8 +630,9 @@ class Page:
         pause = threading.Event()
         expression = f"(() => {{ try {{ return {expression} }} catch {{ return false }} }})()"
         for _ in range(600):
-            if value := self.evaluate(expression):
-                return value
+            with contextlib.suppress(Navigated):
+                if value := self.evaluate(expression):
+                    return value
             pause.wait(0.05)
         raise AssertionError(f"never true: {expression}")
 
