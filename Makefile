@@ -60,7 +60,11 @@ proto: .venv-proto/.installed ## generate the wire code and its baseline from pr
 golden: $(VENV)/.installed ## rewrite every generated file: rules, dashboard, reference docs
 	@$(BIN)/python tools/golden.py
 
-bench: setup ## ratios against named peers; SUITE=hook runs one suite
+$(VENV)/.benched: $(VENV)/.installed
+	@$(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt -e '.[bench]'
+	@touch $@
+
+bench: setup $(VENV)/.benched ## ratios against named peers; SUITE=hook runs one suite
 	@$(BIN)/python -m benchmarks $(SUITE)
 
 docs: golden ## the reference pages under docs/
