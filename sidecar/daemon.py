@@ -414,7 +414,10 @@ class _Source:
             snapshot_at=storage.snapshot_at,
             snapshot_interval_seconds=config.store.snapshot_seconds,
             snapshot_failures=storage.snapshot_failures,
-            quarantined=storage.snapshots.quarantined + storage.database.quarantined,
+            quarantined=sum(
+                kept.quarantined
+                for kept in (storage.snapshots, storage.database, storage.artifacts)
+            ),
         )
 
 

@@ -27,6 +27,10 @@ SLICE_LIMIT = 8
 REVISION_DISPLAY = 12
 """Characters of a revision's sha256 that are shown: 48 bits, ample for one site's revisions."""
 
+INDEX_DIGITS = 18
+"""Most digits of a feature index in text: far beyond any model, and safely below 2**63."""
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:\-]*")
 _SLICE_VALUE = re.compile(r"[A-Za-z0-9_./:\-]+")
 
@@ -90,6 +94,33 @@ def check_name(field_name: str, value: str) -> str:
     return value
 
 
+def is_digest(revision: str) -> bool:
+    """Whether a revision is a sha256, which may be shortened, and not a name that people chose."""
+    return _DIGEST.fullmatch(revision) is not None
+
+
+def short_revision(revision: str) -> str:
+    """Return the form in which a revision is shown: 12 characters of a digest, any other name whole.
+
+    Cutting a name that people chose, such as ``production-2026-11``, could make two revisions one.
+    """
+    return revision[:REVISION_DISPLAY] if is_digest(revision) else revision
+
+
+def revision_matches(wanted: str, revision: str) -> bool:
+    """Whether somebody who writes ``wanted`` means ``revision``.
+
+    Args:
+        wanted: A whole revision, the beginning of a digest, or empty for any revision.
+        revision: A revision. Of a name such as ``v10`` no part will do: ``v1`` is another revision.
+
+    Example:
+        >>> revision_matches("v1", "v10"), revision_matches("3fa", "3fa" + "0" * 61)
+        (False, True)
+    """
+    return wanted in ("", revision) or (is_digest(revision) and revision.startswith(wanted))
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class LayerKey:
     """One tapped site of one model revision, seen in one way.
@@ -115,6 +146,11 @@ class LayerKey:
         check_name("model", self.model)
         check_name("revision", self.revision)
         check_name("layer", self.layer)
+
+    @property
+    def shown_revision(self) -> str:
+        """The revision as people see it, see ``short_revision``."""
+        return short_revision(self.revision)
 
     def feature(self, index: int) -> "FeatureKey":
         """Return the key of unit ``index`` of this layer."""
@@ -180,7 +216,8 @@ class FeatureKey:
         owner, layer, kind, tail = parts
         model, at, revision = owner.partition("@")
         index, *suffix = tail.split(";")
-        if not at or not index.isascii() or not index.isdigit() or len(suffix) > 2:  # noqa: PLR2004 - view and scope
+        numeric = index.isascii() and index.isdigit() and len(index) <= INDEX_DIGITS
+        if not at or not numeric or len(suffix) > 2:  # noqa: PLR2004 - view and scope
             raise InvalidName(f"{wanted}: check the '@' and the number at the end")
         try:
             unit = FeatureKind(kind)
@@ -228,10 +265,10 @@ class FeatureSelector:
         )
 
     def matches(self, layer: LayerKey) -> bool:
-        """Whether the selected unit lives in ``layer``; a pinned revision may be a prefix."""
+        """Whether the selected unit lives in ``layer``; a pinned digest may be shortened."""
         mine = (self.model, self.layer, self.kind, self.view, self.scope)
         theirs = (layer.model, layer.layer, layer.kind, layer.view, layer.scope)
-        return mine == theirs and layer.revision.startswith(self.revision)
+        return mine == theirs and revision_matches(self.revision, layer.revision)
 
     def __str__(self) -> str:
         """Return the text form."""

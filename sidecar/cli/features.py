@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import click
 
 from sidecar.cli.client import TIMEOUT_SECONDS, channel, print_json, print_table, with_daemon
+from sidecar.features import short_revision
 from sidecar.wire.v1 import features_pb2, features_pb2_grpc
 
 PAGE = 1000
@@ -94,10 +95,10 @@ def _state(found: features_pb2.Feature) -> str:
 
 
 def _short(key: str) -> str:
-    """Cut the revision in a key to the twelve characters that are shown everywhere."""
+    """Cut the revision in a key to what is shown everywhere."""
     model, _, rest = key.partition("@")
     revision, _, tail = rest.partition("/")
-    return f"{model}@{revision[:12]}/{tail}"
+    return f"{model}@{short_revision(revision)}/{tail}"
 
 
 @feature.command()

@@ -248,10 +248,10 @@ _CORRUPT = Alert(
     keep_firing_seconds=0,
     severity="warning",
     subject=Subject.SIDECAR,
-    summary="A saved state failed its checks and was set aside.",
+    summary="A saved file failed its checks and was set aside.",
     description=(
-        "{{ $value }} snapshot files of {{ $labels.instance }} are corrupt; the daemon went on without "
-        "them."
+        "{{ $value }} state files or artifacts of {{ $labels.instance }} are corrupt; the daemon went on "
+        "without them."
     ),
 )
 

@@ -275,7 +275,7 @@ SNAPSHOT_FAILURES = _counter(
     "sidecar_snapshot_failures_total", "snapshots", "Snapshots that could not be written."
 )
 QUARANTINED = _gauge(
-    "sidecar_snapshots_quarantined", "files", "Snapshot files set aside as corrupt."
+    "sidecar_quarantined_files", "files", "State files and artifacts set aside as corrupt."
 )
 BUILD_INFO = Family(
     "sidecar_build_info",

@@ -21,9 +21,6 @@ from sidecar.metrics.catalogue import Family, FamilyType
 from sidecar.metrics.source import JobCounts, MetricsSource, StorageCounts
 from sidecar.monitor import FeatureStatus, IngestCounts, LayerStatus
 
-_DIGEST_LENGTH = 64
-_HEXADECIMAL = frozenset("0123456789abcdef")
-
 # Reasons come over the wire in hook reports; beyond this many the rest is summed as "other", so
 # that a broken or hostile client cannot grow the number of series.
 _REASON_LIMIT = 32
@@ -140,15 +137,6 @@ class Collector:
         yield catalogue.SERIES_TRUNCATED, ("flags",), left_out
 
 
-def short_revision(revision: str) -> str:
-    """Return the ``revision`` label: 12 characters of a sha256, any other name whole.
-
-    Cutting a name that people chose, such as ``production-2026-11``, could make two revisions one.
-    """
-    digest = len(revision) == _DIGEST_LENGTH and _HEXADECIMAL.issuperset(revision)
-    return revision[:REVISION_DISPLAY] if digest else revision
-
-
 def _distinct(
     items: Iterable[tuple[tuple[str, ...], _Item]], limit: int
 ) -> tuple[dict[tuple[str, ...], _Item], int]:
@@ -168,13 +156,12 @@ def _distinct(
 
 def _feature_labels(status: FeatureStatus) -> tuple[str, ...]:
     layer = status.key.layer
-    revision = short_revision(layer.revision)
-    return (layer.model, revision, layer.layer, str(layer.kind), status.key.label)
+    return (layer.model, layer.shown_revision, layer.layer, str(layer.kind), status.key.label)
 
 
 def _layer_labels(key: LayerKey) -> tuple[str, ...]:
     view = str(key.view) if key.scope is Scope.ALL else f"{key.view};{key.scope}"
-    return (key.model, short_revision(key.revision), key.layer, str(key.kind), view)
+    return (key.model, key.shown_revision, key.layer, str(key.kind), view)
 
 
 def _feature(labels: tuple[str, ...], status: FeatureStatus) -> Iterator[_Row]:

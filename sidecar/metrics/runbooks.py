@@ -255,10 +255,14 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
         ),
         "SidecarStateCorrupt": Runbook(
             meaning=(
-                "A snapshot's magic, version or checksum is wrong. It was renamed to `*.corrupt-<n>`, and "
-                "the older generation was used where there is one."
+                "A snapshot's magic, version or checksum is wrong, or an artifact's content does not match "
+                "its name. The file was renamed to `*.corrupt-<n>`; of a snapshot the older generation "
+                "was used where there is one."
             ),
-            impact="Statistics since the older generation are lost; without one, baselines learn anew.",
+            impact=(
+                "After a corrupt snapshot the statistics since the older generation are lost; without one, "
+                "baselines learn anew. A corrupt picture is not served; asking for it makes it again."
+            ),
             diagnosis="Look at the disk's own health, and at what else writes into `state_dir`.",
             mitigation=(
                 "Freeze or restore baselines where needed, then remove the `*.corrupt-*` files: the alert "

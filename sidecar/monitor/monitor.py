@@ -27,6 +27,7 @@ from sidecar.features import (
     LayerKey,
     LayerSample,
     default_view,
+    revision_matches,
 )
 from sidecar.monitor.views import (
     Event,
@@ -240,13 +241,13 @@ class Monitor:
     # -- questions --------------------------------------------------------------------------
 
     def select(self, model: str = "", revision: str = "", layer: str = "") -> tuple[LayerKey, ...]:
-        """Return the layers that match; empty strings match all, a revision may be a prefix."""
+        """Return the layers that match; empty strings match all, a digest may be shortened."""
         with self._lock:
             return tuple(
                 key
                 for key in sorted(self._layers)
                 if (not model or key.model == model)
-                and key.revision.startswith(revision)
+                and revision_matches(revision, key.revision)
                 and (not layer or key.layer == layer)
             )
 
@@ -269,7 +270,7 @@ class Monitor:
             if len(fitting) == 1:
                 return self._within(fitting[0], wanted.index)
             if fitting:
-                names = ", ".join(sorted(key.revision[:12] for key in fitting))
+                names = ", ".join(sorted(key.shown_revision for key in fitting))
                 raise UnknownFeature(f"feature {text!r} fits revisions {names}: name one")
             known = self.select(wanted.model, wanted.revision)
             if not known:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from sidecar.errors import CorruptState, DiskFull, InvalidName, UnknownArtifact
+from sidecar.errors import CorruptState, DiskFull, InvalidName, StorageError, UnknownArtifact
 from sidecar.store.files import (
     rename_synced,
     set_aside,
@@ -66,6 +66,8 @@ class ArtifactStore:
         self._limit_bytes = limit_bytes
         self._incoming = root / "incoming"
         self._guard = threading.Lock()
+        self._verified: dict[str, tuple[int, int]] = {}
+        self.quarantined = 0
         with storage_errors(f"use {root}"):
             self._incoming.mkdir(parents=True, exist_ok=True)
             for orphan in self._incoming.iterdir():
@@ -135,24 +137,41 @@ class ArtifactStore:
             UnknownArtifact: There is none of this name.
             CorruptState: The disk changed it; it is set aside, so that it can be made again.
         """
-        path, _ = self.open(digest)
+        path = self._known(digest)
         with storage_errors(f"read artifact {digest}"):
             content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != digest:
-            self._quarantine(path)
-            raise CorruptState(f"artifact {digest} does not match its name: ask for it anew")
+            raise self._quarantine(path)
         return content
 
     def open(self, digest: str) -> tuple[Path, str]:
         """Return the path of an artifact, to be read only, and its media type.
 
+        The content is checked against the name when the file is first opened by this process, and
+        again whenever its size or time of change is another.
+
         Raises:
             UnknownArtifact: There is none of this name.
+            CorruptState: The disk changed it; it is set aside, so that it can be made again.
         """
+        path = self._known(digest)
+        try:
+            stat = path.stat()
+            seen = stat.st_size, stat.st_mtime_ns
+            if self._verified.get(digest) != seen:
+                if _measure(path)[0] != digest:
+                    raise self._quarantine(path)
+                self._verified[digest] = seen
+        except FileNotFoundError as error:
+            raise UnknownArtifact(f"artifact {digest} was just removed") from error
+        except OSError as error:
+            raise StorageError(f"cannot read artifact {digest}: {error.strerror}") from error
+        return path, self._media_type(path)
+
+    def _known(self, digest: str) -> Path:
         if not self.has(digest):
             raise UnknownArtifact(f"no artifact {digest[:80]!r}: use the 64 digits of a picture")
-        path = self._path(digest)
-        return path, self._media_type(path)
+        return self._path(digest)
 
     def has(self, digest: str) -> bool:
         """Return whether an artifact of this name is stored."""
@@ -181,6 +200,7 @@ class ArtifactStore:
                 if path.name not in keep:
                     path.unlink(missing_ok=True)
                     path.with_name(path.name + _TYPE_SUFFIX).unlink(missing_ok=True)
+                    self._verified.pop(path.name, None)
                     used -= stat.st_size
                     removed.append(path.name)
             self._used_bytes = used
@@ -203,12 +223,14 @@ class ArtifactStore:
             return _UNKNOWN_TYPE
         return text if _MEDIA_TYPE.fullmatch(text) else _UNKNOWN_TYPE
 
-    def _quarantine(self, path: Path) -> None:
+    def _quarantine(self, path: Path) -> CorruptState:
         with self._guard, storage_errors(f"set {path} aside"):
             size = path.stat().st_size
             kept = set_aside(path)
             self._used_bytes -= size
+            self.quarantined += 1
         _log.error("artifact_quarantined", path=str(path), kept=str(kept))
+        return CorruptState(f"artifact {path.name} does not match its name: ask for it anew")
 
 
 def _measure(data: bytes | Path) -> tuple[str, int]:

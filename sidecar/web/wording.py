@@ -5,7 +5,7 @@ import shlex
 from datetime import UTC, datetime
 
 from sidecar.detect import State
-from sidecar.features import REVISION_DISPLAY, FeatureKey, FeatureKind
+from sidecar.features import FeatureKey, FeatureKind, short_revision
 from sidecar.monitor import FeatureStatus
 
 ABSENT = "\u2013"
@@ -150,13 +150,13 @@ def _utc(at: float) -> datetime:
 def short_key(key: FeatureKey) -> str:
     """Return the feature's text form with its revision cut to what people compare."""
     full = key.layer.revision
-    return str(key).replace(f"@{full}/", f"@{full[:REVISION_DISPLAY]}/", 1)
+    return str(key).replace(f"@{full}/", f"@{short_revision(full)}/", 1)
 
 
 def short_path(key: FeatureKey) -> str:
     """Return ``key.path`` with its revision cut to what people compare."""
     full = key.layer.revision
-    return key.path.replace(f"@{full}/", f"@{full[:REVISION_DISPLAY]}/", 1)
+    return key.path.replace(f"@{full}/", f"@{short_revision(full)}/", 1)
 
 
 def unit_name(key: FeatureKey, labels: tuple[str, ...]) -> str:

@@ -345,7 +345,7 @@ def test_damaged_state_is_set_aside_at_start(tmp_path: Path) -> None:
         found = second.scrape()
         layers = second.ask("layers")["layers"]
 
-    assert 2 == found["sidecar_snapshots_quarantined"]
+    assert 2 == found["sidecar_quarantined_files"]
     assert [WIDTH] == [layer["width"] for layer in layers]
     assert newest.with_name(f"{newest.name}.corrupt-1").exists()
     assert (first.state / "sidecar.sqlite3.corrupt-1").exists()

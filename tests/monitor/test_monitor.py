@@ -374,3 +374,13 @@ def test_pages_of_features_join_to_the_whole() -> None:
 
     assert 2 * WIDTH == total
     assert [layer.feature(i) for layer in (LAYER, OTHER) for i in range(WIDTH)] == keys
+
+
+def test_a_revision_name_means_itself_and_not_what_begins_like_it() -> None:
+    """Resetting v1 leaves v10 alone, and a feature of v1 can be named while v10 is known."""
+    v1, v10 = (LayerKey("m", name, "conv") for name in ("v1", "v10"))
+    made = monitor(v1, v10)
+
+    assert (v1,) == made.select("m", "v1")
+    assert v1.feature(3) == made.resolve("m@v1/conv/channel/3")
+    assert v10.feature(3) == made.resolve("m@v10/conv/channel/3")

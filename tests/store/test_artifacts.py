@@ -225,3 +225,16 @@ def test_a_full_disk_leaves_no_litter(tmp_path: Path) -> None:
     assert done.stdout.startswith(f"{DiskFull.code} cannot store an artifact")
     assert not list((tmp_path / "incoming").iterdir())
     assert 9 == ArtifactStore(tmp_path, 1 << 30).used_bytes
+
+
+def test_a_file_the_disk_has_changed_is_never_handed_out(store: ArtifactStore) -> None:
+    """Opening checks the content, sets a false one aside and counts it; the true one is unknown."""
+    digest = store.put(b"the true picture", PNG).digest
+    path, _ = store.open(digest)
+    path.write_bytes(b"the fake picture")
+
+    with pytest.raises(CorruptState):
+        store.open(digest)
+    with pytest.raises(UnknownArtifact):
+        store.open(digest)
+    assert 1 == store.quarantined

@@ -104,9 +104,17 @@ def test_a_short_key_leads_back_to_its_feature() -> None:
 
 def test_a_revision_inside_the_layer_name_is_left_alone() -> None:
     """Cutting the revision touches the revision only."""
-    key = FeatureKey(LayerKey("m", "abcdefabcdefabcd", "abcdefabcdefabcd"), 1)
+    digest = "abcdefabcdefabcd" * 4
+    key = FeatureKey(LayerKey("m", digest, digest), 1)
 
-    assert "m@abcdefabcdef/abcdefabcdefabcd/channel/1" == wording.short_key(key)
+    assert f"m@abcdefabcdef/{digest}/channel/1" == wording.short_key(key)
+
+
+def test_a_revision_that_people_named_is_shown_whole() -> None:
+    """Two names that begin alike stay two."""
+    key = FeatureKey(LayerKey("m", "production-2026-11", "conv"), 1)
+
+    assert "m@production-2026-11/conv/channel/1" == wording.short_key(key)
 
 
 def test_a_picture_beyond_all_live_values_says_so() -> None:
