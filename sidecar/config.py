@@ -9,11 +9,21 @@ import ipaddress
 import json
 import re
 from collections import Counter
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from sidecar.errors import ConfigError, SidecarError
 from sidecar.features import FeatureSelector, check_name
@@ -61,6 +71,17 @@ def _check_web_address(value: str) -> str:
 def _check_folder(value: Path) -> Path:
     if not value.is_dir():
         raise ValueError(f"{value} is not a folder")
+    return value
+
+
+def _check_file(value: Path) -> Path:
+    if not value.is_file():
+        raise ValueError(f"{value} does not exist")
+    return value
+
+
+def _check_labels(value: Path) -> Path:
+    read_labels(_check_file(value))
     return value
 
 
@@ -147,27 +168,14 @@ class ModelConfig(_Section):
         default=None,
         description="package.module:function that returns the torch module; runs in the worker only.",
     )
-    weights: Path | None = Field(
+    weights: Annotated[Path, AfterValidator(_check_file)] | None = Field(
         default=None,
         description="safetensors or torch state-dict file, loaded into what the factory returns.",
     )
-    labels: Path | None = Field(
+    labels: Annotated[Path, AfterValidator(_check_labels)] | None = Field(
         default=None, description="JSON list of class names, in the order of the logits."
     )
     input: InputConfig = Field(default_factory=InputConfig, description="What images it takes.")
-
-    @model_validator(mode="after")
-    def _paths_exist(self) -> "ModelConfig":
-        missing = [
-            f"{key} {path} does not exist"
-            for key, path in (("weights", self.weights), ("labels", self.labels))
-            if path is not None and not path.is_file()
-        ]
-        if not missing and self.labels is not None:
-            read_labels(self.labels)
-        if missing:
-            raise ValueError("; ".join(missing))
-        return self
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
@@ -179,9 +187,9 @@ def read_labels(path: Path) -> tuple[str, ...]:
     try:
         names = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"labels {path}: {error}") from error
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"labels {path}: need a JSON list of names")
+        raise ValueError(f"{path}: need a JSON list of names")
     return tuple(names)
 
 
@@ -269,14 +277,16 @@ class SpikeConfig(_Section):
         default=6, description="Windows without a sample after which the state is unknown."
     )
 
-    @model_validator(mode="after")
-    def _windows_nest(self) -> "SpikeConfig":
-        if self.short_windows > self.long_windows:
+    @field_validator("long_windows")
+    @classmethod
+    def _windows_nest(cls, value: int, info: ValidationInfo) -> int:
+        short = info.data.get("short_windows", value)
+        if short > value:
             raise ValueError(
-                f"short_windows {self.short_windows} is above long_windows {self.long_windows}: the "
-                "slow rate needs at least as many windows as the fast one"
+                f"short_windows {short} is above long_windows {value}: the slow rate needs at least "
+                "as many windows as the fast one"
             )
-        return self
+        return value
 
 
 class IngestConfig(_Section):
@@ -382,19 +392,46 @@ class SidecarConfig(_Section):
     @model_validator(mode="after")
     def _names_agree(self) -> "SidecarConfig":
         names = [model.name for model in self.models]
-        doubled = sorted({name for name in names if names.count(name) > 1})
-        flags = [FeatureSelector.parse(flag.feature) for flag in self.flags]
-        unknown = sorted({flag.model for flag in flags} - set(names))
-        problems = [f"models: {name!r} is there twice" for name in doubled]
-        problems += [f"flags: {flag} is there twice" for flag, n in Counter(flags).items() if n > 1]
-        problems += [f"flags: model {name!r} is not under models" for name in unknown]
+        problems = _disagreements(names, [flag.feature for flag in self.flags])
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError("; ".join(f"{section}: {what}" for section, what in problems))
         return self
 
     def model(self, name: str) -> ModelConfig | None:
         """Return the model of this name, or None."""
         return next((model for model in self.models if model.name == name), None)
+
+
+def _disagreements(names: Sequence[str], features: Sequence[str]) -> list[tuple[str, str]]:
+    """Return what does not fit together of models and flags, as ``(section, what)``."""
+    flags = []
+    for text in features:
+        try:
+            flags.append(FeatureSelector.parse(text))
+        except SidecarError:
+            continue  # the field's own check says so
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    unknown = sorted({flag.model for flag in flags} - set(names))
+    return [
+        *(("models", f"{name!r} is there twice") for name in doubled),
+        *(("flags", f"{flag} is there twice") for flag, n in Counter(flags).items() if n > 1),
+        *(("flags", f"model {name!r} is not under models") for name in unknown),
+    ]
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which otherwise lets the last of two equal keys win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"{key.value!r} is there twice: join the two", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def load(path: Path) -> SidecarConfig:
@@ -410,16 +447,37 @@ def load(path: Path) -> SidecarConfig:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        document = yaml.safe_load(text)
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        document = yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+        tree = yaml.compose(text, Loader=_Loader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        # ValueError: text that is no UTF-8, or a scalar such as the date 2024-13-45.
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: holds {type(document).__name__}, need a mapping of settings")
     try:
         return SidecarConfig.model_validate(_absolute(document, path.resolve().parent))
     except ValidationError as error:
-        raise ConfigError("\n".join(_problems(error, path, tree))) from error
+        # With a wrong field anywhere pydantic does not come to what the sections say of each other.
+        said = [] if _is_whole(error) else _disagreements(*_named(document))
+        lines = [f"{path}:{_line(tree, (section,))}: {section}: {what}" for section, what in said]
+        raise ConfigError("\n".join(sorted([*_problems(error, path, tree), *lines]))) from error
+
+
+def _is_whole(error: ValidationError) -> bool:
+    """Whether every field was right, and only the file as a whole is not."""
+    return all(not item["loc"] for item in error.errors(include_url=False))
+
+
+def _named(document: dict[Any, Any]) -> tuple[list[str], list[str]]:
+    """Return the models' names and the flagged features of a document that may hold anything."""
+
+    def texts(section: str, key: str) -> list[str]:
+        items = document.get(section)
+        entries = items if isinstance(items, list) else []
+        found = [entry.get(key) for entry in entries if isinstance(entry, dict)]
+        return [value for value in found if isinstance(value, str)]
+
+    return texts("models", "name"), texts("flags", "feature")
 
 
 def _absolute(document: dict[Any, Any], base: Path) -> dict[Any, Any]:

@@ -36,6 +36,7 @@ models:
     weights: missing.safetensors
 flags:
   - feature: lite0/x/chanel/3
+  - feature: lite1/x/channel/3
 statistcs: {}
 spike:
   factor: high
@@ -45,19 +46,32 @@ spike:
         load(write(tmp_path, text))
 
     lines = caught.value.message.splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 7
     found = "\n".join(line.split("sidecar.yaml:")[1] for line in lines)
     assert "2: listen.grpc.0: '0.0.0.0:50061' is reachable from other machines" in found
-    assert "4: models.0: weights" in found
+    assert "5: models.0.weights" in found
     assert "does not exist" in found
+    assert "6: flags: model 'lite1' is not under models" in found
     assert "7: flags.0.feature" in found
-    assert "8: statistcs: unknown key: check its spelling" in found
-    assert "10: spike.factor" in found
-    assert "11: spike.quantile" in found
+    assert "9: statistcs: unknown key: check its spelling" in found
+    assert "11: spike.factor" in found
+    assert "12: spike.quantile" in found
 
 
 @pytest.mark.parametrize(
-    "text", ["[1, 2]", "a: b: c", "\t", "3", "", "!!python/object:os.system x"]
+    "text",
+    [
+        "[1, 2]",
+        "a: b: c",
+        "\t",
+        "3",
+        "",
+        "!!python/object:os.system x",
+        "log_level: 2024-13-45",
+        "log_level: !!int abc",
+        "[" * 5000,
+        "flags: []\nflags: []",
+    ],
 )
 def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     """Lists, broken YAML and YAML that would run code give an error, not a traceback."""
@@ -142,7 +156,7 @@ def test_labels_that_are_no_list_of_names_are_refused(tmp_path: Path, text: str)
     """They are read at start-up, when somebody is there to mend them."""
     (tmp_path / "labels.json").write_text(text, encoding="utf-8")
 
-    with pytest.raises(ConfigError, match=r"models\.0: labels"):
+    with pytest.raises(ConfigError, match=r"models\.0\.labels"):
         load(write(tmp_path, "models: [{name: m, labels: labels.json}]"))
 
 

@@ -72,6 +72,18 @@ def test_a_failed_start_leaves_nothing_running(tmp_path: Path) -> None:
         assert again.grpc
 
 
+def test_localhost_is_one_address_and_taken_when_that_is(tmp_path: Path) -> None:
+    """gRPC alone would listen on ::1 and leave 127.0.0.1 to whoever has it."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"localhost:{taken.getsockname()[1]}"
+        listen = {"grpc": [address], "metrics": "127.0.0.1:0", "web": "127.0.0.1:0"}
+        with (
+            pytest.raises(ConfigError, match=f"listen.grpc {address}"),
+            running_daemon(tmp_path, {"listen": listen}),
+        ):
+            pass
+
+
 def test_a_start_that_fails_late_leaves_nothing_running_either(tmp_path: Path) -> None:
     """A job table that cannot be read is found after the servers listen; they stop again."""
     before = threads()

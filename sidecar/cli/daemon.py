@@ -11,7 +11,7 @@ import click
 import structlog
 
 from sidecar.config import SidecarConfig, load
-from sidecar.errors import ConfigError, SidecarError, StorageError
+from sidecar.errors import ConfigError, SidecarError
 
 EXIT_USAGE = 2
 
@@ -36,7 +36,7 @@ def serve(path: Path) -> None:
 
     try:
         run(config)
-    except (ConfigError, StorageError) as error:
+    except SidecarError as error:
         _give_up(error)
 
 

@@ -35,7 +35,9 @@ def feature() -> None:
 @click.option("--revision", default="", help="Only of revisions that start with this.")
 @click.option("--layer", default="", help="Only of this layer.")
 @click.option("--all", "everything", is_flag=True, help="Unflagged features too.")
-@click.option("--limit", default=100, show_default=True, help="At most so many.")
+@click.option(
+    "--limit", type=click.IntRange(1), default=100, show_default=True, help="At most so many."
+)
 @with_daemon
 def list_features(
     *,

@@ -1,5 +1,6 @@
 """``sidecar job`` and ``sidecar artifact``."""
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ from sidecar.cli.client import TIMEOUT_SECONDS, channel, print_json, print_table
 from sidecar.wire.v1 import jobs_pb2, jobs_pb2_grpc
 
 EXIT_FAILED = 1
+
+PAGE = 200
+"""Jobs asked for at once; the daemon gives no more."""
 
 
 @click.group()
@@ -105,7 +109,9 @@ def _state(found: jobs_pb2.Job) -> str:
 
 
 @job.command(name="list")
-@click.option("--limit", default=50, show_default=True, help="At most so many.")
+@click.option(
+    "--limit", type=click.IntRange(1), default=50, show_default=True, help="At most so many."
+)
 @with_daemon
 def list_jobs(limit: int, address: str, output: str) -> None:
     """List jobs, newest first."""
@@ -114,7 +120,9 @@ def list_jobs(limit: int, address: str, output: str) -> None:
     with channel(address) as opened:
         stub = jobs_pb2_grpc.JobServiceStub(opened)
         while len(found) < limit:
-            request = jobs_pb2.ListJobsRequest(page_size=limit - len(found), page_token=token)
+            request = jobs_pb2.ListJobsRequest(
+                page_size=min(limit - len(found), PAGE), page_token=token
+            )
             page = stub.ListJobs(request, timeout=TIMEOUT_SECONDS)
             found += page.jobs
             token = page.next_page_token
@@ -203,4 +211,7 @@ def get_artifact(digest: str, to: Path | None, address: str) -> None:
 def _fetch(opened: grpc.Channel, digest: str) -> bytes:
     stub = jobs_pb2_grpc.JobServiceStub(opened)
     request = jobs_pb2.GetArtifactRequest(digest=digest)
-    return b"".join(part.chunk for part in stub.GetArtifact(request, timeout=TIMEOUT_SECONDS))
+    data = b"".join(part.chunk for part in stub.GetArtifact(request, timeout=TIMEOUT_SECONDS))
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise click.ClickException(f"what came is not {digest}: it was changed on the way")
+    return data

@@ -41,5 +41,8 @@ def _write(text: str, to: Path | None) -> None:
     if to is None:
         click.echo(text, nl=False)
     else:
-        to.write_text(text, encoding="utf-8")
+        try:
+            to.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise click.FileError(str(to), error.strerror) from error
         click.echo(f"{to}: {len(text)} characters", err=True)

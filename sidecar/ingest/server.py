@@ -79,7 +79,7 @@ class GrpcServer:
             try:
                 if address.startswith("unix://"):
                     _clear_stale(Path(address.removeprefix("unix://")))
-                port = server.add_insecure_port(address)
+                port = server.add_insecure_port(_definite(address))
             except (RuntimeError, OSError, ConfigError) as error:
                 problems.append(f"listen.grpc {address}: {_why(error)}: free it or choose another")
                 continue
@@ -97,6 +97,16 @@ class GrpcServer:
         await self._health.enter_graceful_shutdown()
         self._streams.close()
         await server.stop(grace)
+
+
+def _definite(address: str) -> str:
+    """Return an address that is one address.
+
+    Of localhost's two gRPC is content with either, and who asks for the other would talk to whoever
+    listens there.
+    """
+    host, _, port = address.rpartition(":")
+    return f"127.0.0.1:{port}" if host == "localhost" else address
 
 
 def _share(path: Path) -> None:

@@ -228,7 +228,9 @@ _JOBS = Alert(
 _SNAPSHOT = Alert(
     name="SidecarSnapshotStale",
     expr=(
-        f"time() - {catalogue.SNAPSHOT_TIMESTAMP.name} > 10 * {catalogue.SNAPSHOT_INTERVAL.name}"
+        # Before its first snapshot a daemon is as old as its process.
+        f"time() - ({catalogue.SNAPSHOT_TIMESTAMP.name} > 0 or process_start_time_seconds)\n"
+        f"  > 10 * {catalogue.SNAPSHOT_INTERVAL.name}"
     ),
     for_seconds=300,
     keep_firing_seconds=0,

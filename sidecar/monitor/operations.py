@@ -17,6 +17,7 @@ from sidecar.detect import State
 from sidecar.errors import (
     Conflict,
     InvalidInput,
+    InvalidName,
     NotFound,
     SidecarError,
     StorageError,
@@ -212,25 +213,39 @@ class Operations:
     def unflag(self, key: FeatureKey) -> None:
         """Watch a feature no longer.
 
+        What was set by hand on a feature of the configuration goes, and the configuration's own
+        name, severity and owner are back.
+
         Raises:
-            Conflict: The configuration flags it.
+            Conflict: The configuration flags it, and nothing was set by hand.
             UnknownFeature: Nobody watches it.
         """
         self.feature(key)
-        mine = [s for s in self._flags() if s.index == key.index and s.matches(key.layer)]
+        mine = [s for s in self._stored() if s.index == key.index and s.matches(key.layer)]
+        held = [s for s in self._configured if s.index == key.index and s.matches(key.layer)]
+        if not mine and held:
+            raise Conflict(f"feature {key} is flagged in the configuration as {held[0]}: edit that")
         if not mine:
             raise UnknownFeature(f"feature {key} is not flagged")
-        if held := [s for s in mine if s in self._configured]:
-            raise Conflict(f"feature {key} is flagged in the configuration as {held[0]}: edit that")
         for selector in mine:
             self._catalogue.remove_flag(str(selector))
         self._apply_flags()
-        self.record((Event(self._clock(), "feature_unflagged", str(key), ""),))
+        detail = "the configuration's own flag stays" if held else ""
+        self.record((Event(self._clock(), "feature_unflagged", str(key), detail),))
 
     def _flags(self) -> dict[FeatureSelector, Flag]:
-        found = dict(self._configured)
+        return self._configured | self._stored()
+
+    def _stored(self) -> dict[FeatureSelector, Flag]:
+        """Return the flags set by hand; a row that the disk has damaged is told and passed over."""
+        found: dict[FeatureSelector, Flag] = {}
         for stored in self._catalogue.flags():
-            selector = FeatureSelector.parse(stored.selector)
+            try:
+                selector = FeatureSelector.parse(stored.selector)
+            except InvalidName as error:
+                log = structlog.get_logger()
+                log.warning("flag_unreadable", selector=stored.selector, error=str(error))
+                continue
             found[selector] = Flag(stored.name, stored.severity, stored.owner)
         return found
 

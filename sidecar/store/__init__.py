@@ -6,7 +6,7 @@ stops a start. A full disk is a ``DiskFull`` for the caller; nothing that was th
 """
 
 from sidecar.store.artifacts import Artifact, ArtifactStore
-from sidecar.store.catalogue import Catalogue, StoredEvent, StoredFlag, StoredLayer
+from sidecar.store.catalogue import Catalogue, StoredEvent, StoredFlag
 from sidecar.store.database import Database
 from sidecar.store.snapshots import Snapshots
 
@@ -18,5 +18,4 @@ __all__ = [
     "Snapshots",
     "StoredEvent",
     "StoredFlag",
-    "StoredLayer",
 ]

@@ -1,8 +1,7 @@
-"""What people decided and what happened: flags, the audit log, and the layers ever seen."""
+"""What people decided and what happened: flags and the audit log."""
 
 from dataclasses import dataclass
 
-from sidecar.features import Capture, FeatureKind, LayerKey, Scope, View
 from sidecar.store.database import Database
 
 EVENT_LIMIT = 100_000
@@ -23,22 +22,6 @@ _TABLES = (
         detail TEXT NOT NULL
     )""",
     "CREATE INDEX events_by_subject ON events (subject, sequence)",
-    """CREATE TABLE layers (
-        model TEXT NOT NULL,
-        revision TEXT NOT NULL,
-        layer TEXT NOT NULL,
-        kind TEXT NOT NULL,
-        view TEXT NOT NULL,
-        scope TEXT NOT NULL,
-        width INTEGER NOT NULL CHECK (width > 0),
-        server TEXT NOT NULL,
-        dtype TEXT NOT NULL,
-        compiled INTEGER NOT NULL,
-        tap TEXT NOT NULL,
-        first_seen REAL NOT NULL,
-        last_seen REAL NOT NULL,
-        PRIMARY KEY (model, revision, layer, kind, view, scope)
-    ) WITHOUT ROWID""",
 )
 
 
@@ -76,27 +59,8 @@ class StoredEvent:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class StoredLayer:
-    """A layer some hook registered once.
-
-    Attributes:
-        key: Which layer.
-        width: Features in it.
-        capture: How it was measured the last time.
-        first_seen: Unix seconds of its first registration.
-        last_seen: Unix seconds of its newest.
-    """
-
-    key: LayerKey
-    width: int
-    capture: Capture
-    first_seen: float
-    last_seen: float
-
-
 class Catalogue:
-    """Flags, audit events and layers in the daemon's database; safe to use from several threads."""
+    """Flags and audit events in the daemon's database; safe to use from several threads."""
 
     def __init__(self, database: Database) -> None:
         """Make the tables where they are missing.
@@ -151,39 +115,3 @@ class Catalogue:
             (*values, max(0, limit)),
         )
         return tuple(StoredEvent(*row) for row in rows)
-
-    def record_layer(self, layer: LayerKey, width: int, capture: Capture, at: float) -> None:
-        """Note that a hook registered a layer; keeps when it was first seen."""
-        key = (layer.model, layer.revision, layer.layer, layer.kind, layer.view, layer.scope)
-        how = (width, capture.server, capture.dtype, capture.compiled, capture.tap)
-        with self._database.transaction() as cursor:
-            cursor.execute(
-                """INSERT INTO layers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-                ON CONFLICT DO UPDATE SET width = excluded.width, server = excluded.server,
-                    dtype = excluded.dtype, compiled = excluded.compiled, tap = excluded.tap,
-                    last_seen = MAX(last_seen, excluded.last_seen)""",
-                (*key, *how, at, at),
-            )
-
-    def layers(self) -> tuple[StoredLayer, ...]:
-        """Return every layer ever registered, sorted by its key."""
-        rows = self._database.query(
-            "SELECT * FROM layers ORDER BY model, revision, layer, kind, view, scope"
-        )
-        return tuple(
-            StoredLayer(
-                LayerKey(
-                    row["model"],
-                    row["revision"],
-                    row["layer"],
-                    FeatureKind(row["kind"]),
-                    View(row["view"]),
-                    Scope(row["scope"]),
-                ),
-                row["width"],
-                Capture(row["server"], row["dtype"], bool(row["compiled"]), row["tap"]),
-                row["first_seen"],
-                row["last_seen"],
-            )
-            for row in rows
-        )

@@ -107,6 +107,33 @@ def test_a_flag_of_the_configuration_is_not_removed_by_command(operations: Opera
         operations.unflag(KEYS[0])
 
 
+def test_what_was_set_by_hand_on_a_configured_feature_can_be_undone(
+    operations: Operations,
+) -> None:
+    """The configuration's own flag is back, as it is written there."""
+    operations.flag(KEYS[4], Flag("by hand", "critical", "me"))
+    by_hand = operations.feature(KEYS[4]).flag
+    operations.unflag(KEYS[4])
+
+    assert Flag("by hand", "critical", "me") == by_hand
+    assert Flag("configured") == operations.feature(KEYS[4]).flag
+
+
+def test_a_damaged_flag_in_the_database_stops_no_start(tmp_path: Path) -> None:
+    """The row is told in the log, and the other flags are there."""
+    layer = next(iter(LAYERS))
+    settings_ = {"models": [{"name": "m"}]}
+    with running_daemon(tmp_path, settings_) as first:
+        first.daemon.storage.catalogue.set_flag("mXr1/a/channel", "", "info", "")
+        first.daemon.storage.catalogue.set_flag("m/a/channel/2", "good", "info", "")
+    with structlog.testing.capture_logs() as logs, running_daemon(tmp_path, settings_) as second:
+        second.daemon.monitor.register(layer, 5, Capture(), 0.0)
+        found = second.daemon.operations.feature(layer.feature(2)).flag
+
+    assert Flag("good", "info") == found
+    assert "mXr1/a/channel" in [line.get("selector") for line in logs]
+
+
 def test_an_alert_is_one_job_however_often_it_is_sent(operations: Operations) -> None:
     """Alertmanager repeats itself; the queue does not."""
     labels = {

@@ -1,11 +1,10 @@
-"""The catalogue keeps flags, events and layers."""
+"""The catalogue keeps flags and events."""
 
 import sqlite3
 from pathlib import Path
 
 import pytest
 
-from sidecar.features import Capture, FeatureKind, LayerKey, Scope, View
 from sidecar.store import Catalogue, Database, StoredEvent, StoredFlag, catalogue
 
 pytestmark = pytest.mark.service
@@ -77,38 +76,12 @@ def test_text_is_data(stored: Catalogue) -> None:
     assert text == stored.events(text)[0].detail
 
 
-def test_a_layer_keeps_when_it_was_first_seen(stored: Catalogue) -> None:
-    """Registering again updates width and capture; views are different layers."""
-    layer = LayerKey("m", "r", "_blocks.1")
-    neurons = LayerKey("m", "r", "_blocks.1", FeatureKind.NEURON, View.RAW, Scope.BOS)
-    stored.record_layer(layer, 8, Capture("a"), 10.0)
-    stored.record_layer(neurons, 64, Capture("a", "float16", True, "torch"), 15.0)  # noqa: FBT003 - a value
-    stored.record_layer(layer, 16, Capture("b"), 20.0)
-
-    first, second = stored.layers()
-
-    assert (layer, 16, Capture("b"), 10.0, 20.0) == (
-        first.key,
-        first.width,
-        first.capture,
-        first.first_seen,
-        first.last_seen,
-    )
-    assert neurons == second.key
-    assert Capture("a", "float16", compiled=True, tap="torch") == second.capture
-
-
 def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
     """A second catalogue over the same file reads what the first wrote."""
     first = Catalogue(Database(tmp_path / "s.db"))
     first.set_flag("m/a/channel/1", "n", "info", "o")
     first.add_event(1.0, "x", "s", "d")
-    first.record_layer(LayerKey("m", "r", "l"), 4, Capture(), 1.0)
 
     second = Catalogue(Database(tmp_path / "s.db"))
 
-    assert (first.flags(), first.events(), first.layers()) == (
-        second.flags(),
-        second.events(),
-        second.layers(),
-    )
+    assert (first.flags(), first.events()) == (second.flags(), second.events())
