@@ -232,6 +232,10 @@ class StatisticsConfig(_Section):
     mantissa_bits: Annotated[int, Field(ge=2, le=6)] = Field(
         default=4, description="Bins per octave as a power of two; 4 bounds the error at 3.03 %."
     )
+    retire_seconds: Positive = Field(
+        default=86_400.0,
+        description="A layer silent this long gives way when a new one finds no room; longest first.",
+    )
     layer_limit: Count = Field(default=4096, description="Most layers kept, over all models.")
     feature_limit: Count = Field(
         default=262_144,

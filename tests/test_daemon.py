@@ -73,7 +73,7 @@ def test_a_failed_start_leaves_nothing_running(tmp_path: Path) -> None:
 
 
 def test_localhost_is_one_address_and_taken_when_that_is(tmp_path: Path) -> None:
-    """gRPC alone would listen on ::1 and leave 127.0.0.1 to whoever has it."""
+    """Left to itself gRPC would listen on ::1 and leave 127.0.0.1 to whoever has it."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"localhost:{taken.getsockname()[1]}"
         listen = {"grpc": [address], "metrics": "127.0.0.1:0", "web": "127.0.0.1:0"}

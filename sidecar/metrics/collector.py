@@ -186,9 +186,10 @@ def _feature(labels: tuple[str, ...], status: FeatureStatus) -> Iterator[_Row]:
 def _layer(labels: tuple[str, ...], status: LayerStatus, flagged: int) -> Iterator[_Row]:
     yield catalogue.LAYER_FEATURES, labels, status.width
     yield catalogue.LAYER_FLAGGED, labels, flagged
-    yield catalogue.LAYER_ROWS, labels, status.rows
-    yield catalogue.LAYER_REQUESTS, labels, status.requests
-    yield catalogue.LAYER_NONFINITE, labels, status.nonfinite
+    rows, requests, nonfinite = status.restored
+    yield catalogue.LAYER_ROWS, labels, status.rows - rows
+    yield catalogue.LAYER_REQUESTS, labels, status.requests - requests
+    yield catalogue.LAYER_NONFINITE, labels, status.nonfinite - nonfinite
     yield catalogue.LAYER_BASELINE_FROZEN, labels, float(status.baseline_frozen)
     yield catalogue.LAYER_BASELINE_REQUESTS, labels, status.baseline_requests
     yield catalogue.LAYER_LAST_SAMPLE, labels, status.last_seen

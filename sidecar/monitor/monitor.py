@@ -16,6 +16,7 @@ from sidecar.errors import (
     BaselineNotReady,
     CorruptState,
     InvalidInput,
+    LimitReached,
     UnknownFeature,
     UnknownLayer,
     UnknownModel,
@@ -68,6 +69,8 @@ class _Layer:
     baseline_requests: int = 0
     baseline_started: float = 0.0
     last_seen: float = 0.0
+    registered: float = 0.0
+    restored: tuple[int, int, int] = (0, 0, 0)
 
 
 class Monitor:
@@ -98,24 +101,53 @@ class Monitor:
         self._layers: dict[LayerKey, _Layer] = {}
         self._flags: dict[FeatureSelector, Flag] = {}
         self._window_ends = now + statistics.window_seconds
+        self._retired: list[Event] = []
 
     # -- what the hooks send ----------------------------------------------------------------
 
     def register(self, layer: LayerKey, width: int, capture: Capture, now: float) -> None:
         """Announce a layer; announcing it again changes nothing but its capture.
 
+        Where there is no room, layers that have been silent for ``retire_seconds`` give way, the
+        longest silent first: revisions that are no longer served.
+
         Raises:
             LayerConflict: It is known with another width.
             LimitReached: The configured number of layers or features is reached.
         """
         with self._lock:
-            self._bank.register(layer, width)
+            self._make_room(layer, width, now)
             known = self._layers.get(layer)
             if known is None:
-                known = _Layer(capture, LayerWatch.empty(layer, self._policy, now))
+                known = _Layer(capture, LayerWatch.empty(layer, self._policy, now), registered=now)
                 self._layers[layer] = known
                 self._rewatch(layer, now)
             known.capture = capture
+
+    def _make_room(self, layer: LayerKey, width: int, now: float) -> None:
+        """Register a layer with the bank, retiring silent ones as long as it has no room."""
+        while True:
+            try:
+                self._bank.register(layer, width)
+            except LimitReached:
+                if not self._layers or width > self._settings.feature_limit:
+                    raise
+                oldest = min(self._layers, key=self._last_sign)
+                if now - self._last_sign(oldest) < self._settings.retire_seconds:
+                    raise
+                self._bank.forget(oldest)
+                del self._layers[oldest]
+                detail = (
+                    f"no sample for {self._settings.retire_seconds:g} s, and no room for {layer}"
+                )
+                self._retired.append(Event(now, "layer_retired", str(oldest), detail))
+            else:
+                return
+
+    def _last_sign(self, layer: LayerKey) -> float:
+        """Return when a layer was last sampled, or registered where it never was."""
+        known = self._layers[layer]
+        return max(known.last_seen, known.registered)
 
     def apply(self, sample: LayerSample, now: float) -> None:
         """Take in sampled activations of a registered layer.
@@ -148,7 +180,7 @@ class Monitor:
                 return ()
             self._window_ends = now + length
             windows = self._bank.close_window(now)
-            events: list[Event] = []
+            events, self._retired = self._retired, []
             for key, counts in windows.items():
                 events += self._close(key, counts, now)
             return tuple(events)
@@ -307,6 +339,7 @@ class Monitor:
             baseline_requests=layer.baseline_requests,
             baseline_frozen=self._bank.frozen(key),
             last_seen=layer.last_seen,
+            restored=layer.restored,
         )
 
     def watched(self) -> tuple[FeatureStatus, ...]:
@@ -472,12 +505,15 @@ class Monitor:
         key = FeatureKey.parse(item["key"]).layer
         watch = LayerWatch.empty(key, self._policy, now)
         watch.restore(item["watch"])
+        rows, requests, nonfinite = (int(item[n]) for n in ("rows", "requests", "nonfinite"))
         return key, _Layer(
             Capture(**item["capture"]),
             watch,
-            rows=int(item["rows"]),
-            requests=int(item["requests"]),
-            nonfinite=int(item["nonfinite"]),
+            rows=rows,
+            requests=requests,
+            nonfinite=nonfinite,
+            restored=(rows, requests, nonfinite),
+            registered=now,
             baseline_requests=int(item["baseline_requests"]),
             baseline_started=float(item["baseline_started"]),
             last_seen=float(item["last_seen"]),

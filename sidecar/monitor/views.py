@@ -79,6 +79,8 @@ class LayerStatus:
         baseline_requests: Requests in the frozen baseline, or learned so far.
         baseline_frozen: Whether the baseline is frozen.
         last_seen: Unix seconds of the newest sample; 0: never.
+        restored: What of ``rows``, ``requests`` and ``nonfinite`` a snapshot brought back. A snapshot
+            is older than what was scraped last, so a Prometheus counter must start without it.
     """
 
     key: LayerKey
@@ -90,6 +92,7 @@ class LayerStatus:
     baseline_requests: int
     baseline_frozen: bool
     last_seen: float
+    restored: tuple[int, int, int] = (0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,15 @@ class Bank:
         self._check_room(layer, width)
         self._layers[layer] = _Layer(width, Warmup(width, self._warmup_rows))
 
+    def forget(self, layer: LayerKey) -> None:
+        """Drop a layer with its baseline and history, and make room for others.
+
+        Raises:
+            UnknownLayer: It was never registered.
+        """
+        self._known(layer)
+        del self._layers[layer]
+
     def _check_room(self, layer: LayerKey, width: int) -> None:
         used = sum(known.width for known in self._layers.values())
         if len(self._layers) >= self._layer_limit:

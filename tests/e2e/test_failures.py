@@ -288,7 +288,7 @@ def test_sigterm_under_traffic_saves_everything_acknowledged(tmp_path: Path) -> 
         status = first.stop(signal.SIGTERM)
         seconds = time.monotonic() - began
     with serving(tmp_path) as second:
-        rows = second.scrape()["sidecar_layer_rows_total"]
+        rows = second.ask("layers")["layers"][0]["rows"]
 
     assert 0 == status
     assert 10.0 > seconds

@@ -111,6 +111,17 @@ def test_batches_are_conserved(source: Any, serve: Any, scrape: Any) -> None:
     assert refused["malformed"] == 0
 
 
+def test_what_a_snapshot_brought_back_is_in_no_counter(
+    source: Any, serve: Any, scrape: Any
+) -> None:
+    """A counter that goes back a little after a kill looks to Prometheus like all of it anew."""
+    source.registered[0] = replace(source.registered[0], nonfinite=9, restored=(600, 300, 8))
+    found = scrape(serve(source))
+
+    names = ("rows", "requests", "nonfinite")
+    assert [40, 20, 1] == [found[key(f"sidecar_layer_{name}_total", **LAYER)] for name in names]
+
+
 def test_layers_jobs_and_storage_arrive(source: Any, serve: Any, scrape: Any) -> None:
     """Aggregates of layers, jobs, disk and build carry the source's numbers."""
     found = scrape(serve(source))

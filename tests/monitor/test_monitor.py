@@ -1,5 +1,7 @@
 """The monitor: windows, flags, baselines, states, survival."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from sidecar.errors import (
     BaselineNotReady,
     CorruptState,
     LayerConflict,
+    LimitReached,
     UnknownFeature,
     UnknownLayer,
     UnknownModel,
@@ -254,7 +257,8 @@ def test_everything_comes_back_from_its_encoding(rng: np.random.Generator) -> No
     again.restore(made.encode(), now)
     again.set_flags(flags, now)
 
-    assert made.layers() == again.layers()
+    assert made.layers() == tuple(replace(one, restored=(0, 0, 0)) for one in again.layers())
+    assert (made.layers()[0].rows, made.layers()[0].requests, 0) == again.layers()[0].restored
     assert repr(made.watched()) == repr(again.watched())
     assert State.FIRING is again.feature(LAYER.feature(2)).state
     for window in Window:
@@ -384,3 +388,31 @@ def test_a_revision_name_means_itself_and_not_what_begins_like_it() -> None:
     assert (v1,) == made.select("m", "v1")
     assert v1.feature(3) == made.resolve("m@v1/conv/channel/3")
     assert v10.feature(3) == made.resolve("m@v10/conv/channel/3")
+
+
+def test_layers_of_revisions_no_longer_served_give_way(rng: np.random.Generator) -> None:
+    """A year of deployments fits: the longest silent layer goes, and nothing that is sampled."""
+    limits = STATISTICS.model_copy(update={"layer_limit": 2, "retire_seconds": 100.0})
+    made = Monitor(limits, SPIKE, now=0.0)
+    for layer in (LAYER, OTHER):
+        made.register(layer, WIDTH, Capture(), 0.0)
+    made.apply(sample(rng), 50.0)
+    third = LayerKey("m", "c" * 64, "conv")
+    with pytest.raises(LimitReached):
+        made.register(third, WIDTH, Capture(), 99.0)
+    made.register(third, WIDTH, Capture(), 120.0)
+    events = made.tick(130.0)
+
+    assert {LAYER, third} == {status.key for status in made.layers()}
+    assert [("layer_retired", str(OTHER))] == [(event.what, event.subject) for event in events]
+
+
+def test_a_layer_no_retiring_could_make_room_for_costs_nobody_anything() -> None:
+    """What is wider than the limit is refused, and old layers stay."""
+    limits = STATISTICS.model_copy(update={"feature_limit": 10, "retire_seconds": 1.0})
+    made = Monitor(limits, SPIKE, now=0.0)
+    made.register(LAYER, WIDTH, Capture(), 0.0)
+    with pytest.raises(LimitReached):
+        made.register(OTHER, 11, Capture(), 1000.0)
+
+    assert [LAYER] == [status.key for status in made.layers()]
