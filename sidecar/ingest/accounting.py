@@ -10,6 +10,9 @@ from sidecar.wire import HookReport
 CLIENT_LIMIT = 1024
 """Hook processes whose last report is remembered, to add up increments; the oldest is forgotten."""
 
+SHED_REASONS = ("no_credit", "queue_full")
+"""Hooks' drop reasons that say the daemon is slower than its hooks: no credit came back in time."""
+
 REASON_LIMIT = 32
 """Distinct reasons of hooks' drops; what comes beyond is summed as ``other``, for ever the same way."""
 
@@ -88,6 +91,12 @@ class Ledger:
             return self._queue_bytes / self._limit
 
     @property
+    def shed(self) -> int:
+        """Batches that hooks dropped because the daemon did not keep up with them."""
+        with self._lock:
+            return sum(self._hooks.dropped[reason] for reason in SHED_REASONS)
+
+    @property
     def sampling_rate(self) -> float:
         """Share of forward passes the daemon asks hooks for."""
         with self._lock:
@@ -142,7 +151,10 @@ class _HookTotals:
         self._last: dict[str, HookReport] = {}
 
     def add(self, client_id: str, report: HookReport) -> None:
-        last = self._last.pop(client_id, HookReport())
+        # A process reports before its first batch is sent. One that is unknown and has sent some
+        # told them to a daemon of before: its history is no news, and no alert.
+        elsewhere = report if report.batches_sent else HookReport()
+        last = self._last.pop(client_id, elsewhere)
         self._last[client_id] = report
         for name in self.FIELDS:
             self.total[name] += _increment(getattr(last, name), getattr(report, name))

@@ -22,7 +22,10 @@ HIGH_WATER, LOW_WATER = 0.5, 0.1
 """Shares of the queue's bytes above which sampling halves, and below which it recovers."""
 
 STEER_SECONDS = 1.0
-"""Least time between two changes of the sampling rate, so that one burst does not stop sampling."""
+"""Least time between two halvings of the sampling rate, so that one burst does not stop sampling."""
+
+CALM_SECONDS = 10.0
+"""Time without pressure before the sampling rate doubles: every attempt that fails costs samples."""
 
 LEAST_RATE = 1.0 / 1024
 """Ten halvings: low enough for any overload, high enough that a feature stays sampled."""
@@ -66,6 +69,8 @@ class Pipeline:
         self._wake = threading.Condition()
         self._stopping = False
         self._next_steer = 0.0
+        self._shed = 0
+        self._calm_since = monotonic()
         self._thread = threading.Thread(target=self._run, name="sidecar-writer", daemon=True)
         self._turned = monotonic()
 
@@ -167,10 +172,19 @@ class Pipeline:
             self._steer()
 
     def _steer(self) -> None:
-        fill = self._ledger.fill_ratio
+        """Halve the sampling rate under pressure, double it after a while without.
+
+        Hooks never have more in flight than their credit, so a few of them can be far too fast for
+        the writer and still not fill the queue. What they drop for want of credit says so.
+        """
+        fill, shed, now = self._ledger.fill_ratio, self._ledger.shed, self._monotonic()
         rate, ceiling = self._ledger.sampling_rate, self._config.sampling_rate
-        if fill > HIGH_WATER:
+        pressed = fill > HIGH_WATER or shed > self._shed
+        self._shed = shed
+        if pressed:
             rate = max(rate / 2, min(LEAST_RATE, ceiling))
-        elif fill < LOW_WATER:
-            rate = min(rate * 2, ceiling)
+        if pressed or fill >= LOW_WATER:
+            self._calm_since = now
+        elif now - self._calm_since >= CALM_SECONDS:
+            rate, self._calm_since = min(rate * 2, ceiling), now
         self._ledger.sampling_rate = rate

@@ -8,9 +8,12 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from sidecar.features import Request
+from sidecar.features import FeatureKind, Request
+from sidecar.hooks import Plan, Tap, connect
+from sidecar.hooks.torch import attach
 from sidecar.ingest.pipeline import STEER_SECONDS
 from sidecar.testing import RunningDaemon, running_daemon, wait_until
 from sidecar.wire import Acknowledgement, OutgoingBatch, OutgoingTensor, Steering, encode_request
@@ -94,9 +97,10 @@ def _read_all(client: RawClient, last: int, rates: list[float]) -> None:
 
 
 def test_a_full_queue_lowers_the_sampling_rate_and_an_empty_one_restores_it(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Back-pressure reaches the hook as a smaller share, and goes away again."""
+    monkeypatch.setattr("sidecar.ingest.pipeline.CALM_SECONDS", STEER_SECONDS)
     settings = {"models": [{"name": "tiny"}], "ingest": {"queue_bytes": 4096}}
     with running_daemon(tmp_path, settings) as running, grpc.insecure_channel(running.grpc) as ch:
         client = RawClient(ch).open()
@@ -110,10 +114,27 @@ def test_a_full_queue_lowers_the_sampling_rate_and_an_empty_one_restores_it(
             due = time.monotonic() + 1.5 * STEER_SECONDS
             wait_until(lambda: time.monotonic() > due)
         low = wait_until(lambda: _steering(client), 20)
-        wait_until(lambda: running.daemon.ledger.sampling_rate == 1.0, 20, "recovery")
+        wait_until(lambda: running.daemon.ledger.sampling_rate == 1.0, 40, "recovery")
         client.close()
 
     assert low < 1.0
+
+
+def test_one_hook_within_its_credit_is_slowed_down_too(tmp_path: Path) -> None:
+    """With default bounds it cannot fill the queue; what it drops for want of credit says enough."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 1 << 16)).eval()
+    plan = Plan("tiny", (Tap("0", FeatureKind.NEURON),), revision="r")
+    with running_daemon(tmp_path, {"models": [{"name": "tiny"}]}) as running, torch.no_grad():
+        sink = connect(running.grpc)
+        with attach(model, plan, sink):
+            wait_until(lambda: model(torch.ones(1, 4)) is not None and sink.connected)
+            with running.daemon.monitor._lock:  # noqa: SLF001 - a writer that cannot go on
+                wait_until(lambda: model(torch.ones(4, 4)) is not None and sink.account.dropped, 20)
+                fill = running.daemon.ledger.fill_ratio
+            wait_until(lambda: sink.sampling_rate < 1.0, 20, "steering")
+        sink.close(2.0)
+
+    assert 0.5 > fill
 
 
 def _steering(client: RawClient) -> float:

@@ -304,6 +304,20 @@ def test_two_models_of_one_process_keep_separate_books(tmp_path: Path) -> None:
         assert 1007 == counts(found).forwards
 
 
+def test_the_history_of_a_hook_that_outlives_a_daemon_is_no_news(
+    running: RunningDaemon, client: RawClient
+) -> None:
+    """What it told the daemon of before is not told again; what comes now is."""
+    client.hello()
+    for drops in (5000, 5001):
+        report = HookReport(forwards=9000, batches_sent=400, errors=3, dropped={"error": drops})
+        client.send(encode_request(report))
+    client.read_until_settled(client.batch(np.ones((1, WIDTH))))
+
+    found = counts(running)
+    assert (0, 0, {"error": 1}) == (found.forwards, found.hook_errors, dict(found.hook_dropped))
+
+
 def test_reasons_that_hooks_make_up_are_bounded(running: RunningDaemon, client: RawClient) -> None:
     """Each reason is kept for ever and scraped; beyond the limit they are one."""
     client.hello()
