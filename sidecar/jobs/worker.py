@@ -31,6 +31,7 @@ from sidecar.errors import (
     UnsupportedTarget,
     WorkerCrashed,
 )
+from sidecar.features import is_digest
 from sidecar.jobs.manifest import SCHEMA, encode_manifest, iso_time, live_facts, thin_history
 from sidecar.jobs.spec import (
     DoneEvent,
@@ -54,7 +55,6 @@ _OOM_SCORE = "500"  # of 1000: where memory runs out, the kernel takes a job bef
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _READ_BYTES = 1 << 20
 _PREVIEWS_KEPT = 2  # the newest, and one that the daemon may be reading
-_REVISION_DIGITS = 64
 
 
 def main(argv: list[str]) -> int:
@@ -158,8 +158,7 @@ class _Reporter:
 def _expected_digest(spec: JobSpec) -> str:
     """Return the digest the targets' revision promises; empty where it is a name somebody chose."""
     revision = spec.targets[0].feature.layer.revision
-    digits = set("0123456789abcdef")
-    return revision if len(revision) == _REVISION_DIGITS and set(revision) <= digits else ""
+    return revision if is_digest(revision) else ""
 
 
 def _typical_range(spec: JobSpec) -> "TypicalRange | None":

@@ -13,6 +13,9 @@ from torch import nn
 from sidecar.errors import DigestMismatch, ModelLoadFailed
 from sidecar.weights import module_digest
 
+_SERVED_DTYPES = (torch.bfloat16, torch.float16)
+"""Precisions a server may have cast a checkpoint to; its revision is then that of the cast weights."""
+
 _PICKLE_MARKS = ("weights_only", "Unsupported global", "Unsupported operand", "persistent_load")
 """What torch's refusals of pickled code have in common; its own advice is to switch safety off."""
 
@@ -22,7 +25,7 @@ class ImageModel:
     """A model ready to be looked into: evaluation mode, parameters frozen, weights known.
 
     Attributes:
-        module: Takes normalised images, shape ``(n, 3, input_size, input_size)``.
+        module: Takes normalised images, shape ``(n, 3, input_size, input_size)``; in float32.
         digest: sha256 of its weights, see ``sidecar.weights``.
         input_size: Side of the square input in pixels.
         mean: Subtracted from each colour, in units of the 0 to 1 range.
@@ -68,7 +71,8 @@ def load_model(
         mean: Colour means in units of the 0 to 1 range.
         std: Colour standard deviations.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
-        expected_digest: sha256 the weights must have; empty: any.
+        expected_digest: sha256 the weights must have as they are or cast to bfloat16 or float16, as
+            servers do; they then have the values of that cast. Empty: any.
 
     Raises:
         ModelLoadFailed: The factory cannot be imported or fails, the file cannot be read, is a
@@ -82,16 +86,27 @@ def load_model(
     _refuse_odd_input(input_size, mean, std)
     digest = module_digest(module)
     if expected_digest and digest != expected_digest:
-        raise DigestMismatch(
-            f"model {factory} with weights {weights or 'of its own'} has digest {digest}, but "
-            f"{expected_digest} was asked for: point the model's weights at that revision"
-        )
+        served = _served_dtype(module, expected_digest)
+        if served is None:
+            raise DigestMismatch(
+                f"model {factory} with weights {weights or 'of its own'} has digest {digest}, and "
+                f"another in half precision, but {expected_digest} was asked for: point the model's "
+                "weights at that revision"
+            )
+        module, digest = module.to(served), expected_digest
     place = _device(device)
     try:
-        module = module.eval().requires_grad_(requires_grad=False).to(place)
+        # The values are those that are served; half-precision arithmetic is for serving, its
+        # gradients vanish, and on a CPU it is slower.
+        module = module.float().eval().requires_grad_(requires_grad=False).to(place)
     except RuntimeError as error:
         raise ModelLoadFailed(f"model {factory} does not fit on {place}: {error}") from error
     return ImageModel(module, digest, input_size, mean, std, place)
+
+
+def _served_dtype(module: nn.Module, digest: str) -> torch.dtype | None:
+    """Return the precision in which a module's weights have a digest; None if in none."""
+    return next((one for one in _SERVED_DTYPES if module_digest(module, one) == digest), None)
 
 
 def _build(factory: str) -> nn.Module:

@@ -26,6 +26,12 @@ def small():
     torch.manual_seed(3)
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.9))
 
+def small_bfloat16():
+    return small().bfloat16()
+
+def small_float16():
+    return small().half()
+
 def needs_argument(size):
     return nn.Conv2d(3, size, 3)
 
@@ -82,6 +88,24 @@ def test_a_state_dict_is_loaded_strictly_and_the_model_made_ready(
     assert module_digest(_small()) == model.digest
     assert not any(inner.training for inner in model.module.modules())
     assert not any(parameter.requires_grad for parameter in model.module.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("casts", [False, True])
+def test_a_model_served_in_half_precision_is_found_and_drawn_in_float32(
+    load: Load, tmp_path: Path, dtype: torch.dtype, *, casts: bool
+) -> None:
+    """Its revision is that of the cast weights; the values are those, the arithmetic is not."""
+    torch.save(_small().state_dict(), tmp_path / "w.pt")
+    served = _small().to(dtype)
+    name = f"small_{str(dtype).removeprefix('torch.')}" if casts else "small"
+
+    model = load(f"some_factories:{name}", tmp_path / "w.pt", expected_digest=module_digest(served))
+
+    assert module_digest(served) == model.digest
+    assert torch.float32 is model.module[0].weight.dtype
+    assert torch.equal(served[0].weight.float(), model.module[0].weight)
+    assert model.module(model.normalise(torch.rand(1, 3, 8, 8))).isfinite().all()
 
 
 def test_safetensors_and_torch_files_of_equal_weights_have_equal_digests(
