@@ -11,7 +11,7 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/sidecar
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY sidecar sidecar
-RUN /opt/sidecar/bin/pip install --no-cache-dir --constraint constraints.txt .
+RUN /opt/sidecar/bin/pip install --no-cache-dir --constraint constraints.txt ".[daemon]"
 
 FROM build AS build-worker
 RUN /opt/sidecar/bin/pip install --no-cache-dir --constraint constraints.txt ".[worker]"

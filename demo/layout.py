@@ -18,6 +18,9 @@ FOR_SECONDS = 5
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout; children run here and the worker imports ``demo.lite0`` from here."""
 
+MARKER = ".sidecar-demo"
+"""File that says a folder is the demo's own, which may be emptied."""
+
 _SOCKET_PATH_LIMIT = 100  # a unix socket's path has at most 107 bytes
 
 
@@ -66,8 +69,16 @@ class Site:
 
     @classmethod
     def prepare(cls, folder: Path) -> "Site":
-        """Empty the folder of what an earlier run left, and choose free ports."""
+        """Empty the folder of what an earlier run left, and choose free ports.
+
+        Raises:
+            FileExistsError: There is something in the folder, and no earlier run made it.
+        """
         folder.mkdir(parents=True, exist_ok=True)
+        marker = folder / MARKER
+        if any(folder.iterdir()) and not marker.exists():
+            raise FileExistsError(f"{folder} holds files of yours: name an empty folder with --out")
+        marker.touch()
         for name in ("state", "prometheus", "alertmanager", "logs"):
             shutil.rmtree(folder / name, ignore_errors=True)
         for left in (*folder.glob("portrait-*"), folder / "sidecar.sock"):

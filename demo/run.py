@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
+from rich.markup import escape
 
 from demo import apis, stages
 from demo.display import Display
@@ -28,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return _run(console, options)
-    except (StageFailed, ChildEnded) as error:
-        console.print(f"\n[red]✗[/red] {error}", highlight=False, markup=True)
+    except (StageFailed, ChildEnded, FileExistsError) as error:
+        console.print(f"\n[red]✗[/red] {escape(str(error))}", highlight=False)
         return 1
     except KeyboardInterrupt:
         console.print("\nInterrupted.")

@@ -5,9 +5,13 @@ configuration, 3 not found, 4 conflict, 5 the daemon cannot be reached or is ove
 """
 
 import importlib
+import sys
 from typing import Any
 
-import click
+try:
+    import click
+except ModuleNotFoundError:  # a model server's installation, which has the hooks alone
+    sys.exit("the sidecar's daemon is not installed here: pip install 'feature-sidecar[daemon]'")
 
 import sidecar
 

@@ -1,5 +1,6 @@
 """``sidecar feature`` and ``sidecar baseline``."""
 
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -81,11 +82,13 @@ def list_features(
 
 
 def _row(found: features_pb2.Feature) -> list[str]:
+    # On the wire a share that is not known is 0, and 0.00 % would look like a quiet feature.
+    learned = not math.isnan(found.threshold)
     return [
         _state(found),
         found.name or "-",
-        f"{found.exceedance_ratio:.2%}",
-        f"{found.baseline_exceedance_ratio:.2%}",
+        f"{found.exceedance_ratio:.2%}" if learned and found.requests else "-",
+        f"{found.baseline_exceedance_ratio:.2%}" if learned else "-",
         str(found.requests),
         _short(found.key),
     ]

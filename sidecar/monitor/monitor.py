@@ -27,7 +27,6 @@ from sidecar.features import (
     FeatureSelector,
     LayerKey,
     LayerSample,
-    default_view,
     revision_matches,
 )
 from sidecar.monitor.views import (
@@ -310,11 +309,11 @@ class Monitor:
                     f"feature {text!r}: no layer of model {wanted.model!r}"
                     f"{' at that revision' if wanted.revision else ''} was ever registered"
                 )
-            names = ", ".join(sorted({f"{k.layer}/{k.kind}" for k in known})[:20])
-            view = "" if wanted.view is default_view(wanted.kind) else f";{wanted.view}"
-            raise UnknownLayer(
-                f"feature {text!r}: no layer {wanted.layer}/{wanted.kind}{view}; there are {names}"
+            # As a feature is written, so that a view or scope that differs is seen.
+            names = ", ".join(
+                sorted({f"{k.layer}{str(k).partition(k.layer)[2]}" for k in known})[:20]
             )
+            raise UnknownLayer(f"feature {text!r}: no such layer; there are {names}")
 
     def _within(self, layer: LayerKey, index: int) -> FeatureKey:
         width = self._bank.width(layer)

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from demo.layout import FOR_SECONDS, Site
+from demo.layout import FOR_SECONDS, MARKER, Site
 from demo.lite0 import BLOCKS, class_names
 from demo.story import FLAGGED
 from sidecar.config import load
@@ -54,12 +54,23 @@ def test_a_deep_folder_falls_back_to_tcp(tmp_path: Path) -> None:
 
 def test_an_earlier_run_is_cleared_and_nothing_else(tmp_path: Path) -> None:
     """State, logs and portraits of the last run go; a file the user put there stays."""
+    Site.prepare(tmp_path)
     (tmp_path / "state").mkdir()
     for name in ("state/old", "portrait-cat.png", "notes.txt"):
         (tmp_path / name).write_text("old")
     Site.prepare(tmp_path)
 
-    assert ["notes.txt"] == sorted(path.name for path in tmp_path.iterdir())
+    assert [MARKER, "notes.txt"] == sorted(path.name for path in tmp_path.iterdir())
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    """It may have a ``state`` and ``logs`` of its own."""
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "important.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="name an empty folder"):
+        Site.prepare(tmp_path)
+
+    assert (tmp_path / "logs" / "important.txt").exists()
 
 
 def test_flags_name_units_that_exist() -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,16 @@ def test_compose_is_valid_and_stays_on_loopback(need: Any) -> None:
     assert shared == {"sidecar", "prometheus", "alertmanager", "grafana"}
 
 
+def test_links_in_alerts_lead_to_published_ports() -> None:
+    """Console, runbooks, Grafana: a link that is dead on the page is worse than none."""
+    ports = read("deploy/compose.yaml")["services"]["door"]["ports"]
+    published = {port.rpartition(":")[0] for port in ports}
+    text = (DEPLOY / "prometheus" / "rules" / "sidecar.yaml").read_text()
+
+    linked = set(re.findall(r"https?://(127\.0\.0\.1:\d+)", text))
+    assert {"127.0.0.1:8080", "127.0.0.1:9464"} <= linked <= published
+
+
 def test_what_compose_mounts_exists() -> None:
     """Every file or folder of the project that a service mounts is there."""
     services = read("deploy/compose.yaml")["services"]
@@ -185,6 +196,15 @@ def test_the_daemon_image_has_no_torch() -> None:
     daemon = next(stage for stage in stages if stage.split()[2] == "daemon")
     assert with_worker == ["build-worker"]
     assert "--from=build " in daemon
+
+
+def test_a_model_server_gets_no_more_than_the_hooks_need() -> None:
+    """The base is what every installation has; what the daemon needs is an extra."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.split(r"[<>=]", one)[0] for one in project["dependencies"]}
+
+    assert {"grpcio", "numpy", "protobuf"} == names
+    assert [] == project["optional-dependencies"]["hooks"]
 
 
 def test_grafana_is_provisioned_with_the_dashboard() -> None:
