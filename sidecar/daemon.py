@@ -1,8 +1,9 @@
 """The composition root: builds the daemon from its configuration, starts it, ends it.
 
-Threads: the event loop (gRPC), the writer (statistics and detectors), the metrics server, the
-console, the job runner and its children, and housekeeping (snapshots, audit log, disk). Only the
-writer puts samples into the bank; everybody else reads copies.
+Threads: the event loop (gRPC), the lane's acceptor and a reader for each of its connections, the
+writer (statistics and detectors), the metrics server, the console, the job runner and its children,
+and housekeeping (snapshots, audit log, disk). Only the writer puts samples into the bank; everybody
+else reads copies.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ import structlog
 import sidecar
 from sidecar.config import SidecarConfig
 from sidecar.errors import ConfigError, SidecarError
-from sidecar.ingest import GrpcServer, Ledger, Pipeline
+from sidecar.ingest import Destination, GrpcServer, LaneServer, Ledger, Pipeline
 from sidecar.jobs import JobQueue, JobState, Runner
 from sidecar.metrics import (
     Collector,
@@ -181,9 +182,9 @@ class Daemon:
             clock=clock,
             on_events=self.operations.record,
         )
-        self.grpc = GrpcServer(
-            config, self.monitor, self.pipeline, self.ledger, self.operations, clock=clock
-        )
+        destination = Destination(config, self.monitor, self.pipeline, self.ledger, clock)
+        self.grpc = GrpcServer(destination, self.operations)
+        self.lane = LaneServer(destination)
         self._ready = threading.Event()
         self._stopping = threading.Event()
         self._flush_after = -math.inf
@@ -223,13 +224,14 @@ class Daemon:
             "daemon_started",
             version=sidecar.__version__,
             grpc=list(self.grpc.addresses),
+            lane=list(self.lane.addresses),
             metrics=self.metrics_url,
             console=self.console_url,
         )
 
     async def _listen(self) -> None:
         problems: list[str] = []
-        for listen in (self._start_metrics, self._start_web, self.grpc.start):
+        for listen in (self._start_metrics, self._start_web, self.lane.start, self.grpc.start):
             try:
                 outcome = listen()
                 if asyncio.iscoroutine(outcome):
@@ -271,7 +273,8 @@ class Daemon:
         """
         served = self._ready.is_set()
         self._ready.clear()
-        await self.grpc.stop(grace)
+        # Beside each other: the lane waits for its threads, which the event loop must not.
+        await asyncio.gather(self.grpc.stop(grace), asyncio.to_thread(self.lane.stop))
         self._stopping.set()
         await asyncio.to_thread(self._wind_down, grace, served)
         structlog.get_logger().info("daemon_stopped")

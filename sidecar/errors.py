@@ -13,7 +13,11 @@
     │   ├── MalformedMessage
     │   ├── UnsupportedTarget
     │   ├── ForbiddenOrigin
-    │   └── ForbiddenHost
+    │   ├── ForbiddenHost
+    │   ├── ForbiddenPeer
+    │   └── BrokenFrame
+    │       ├── UnsupportedVersion
+    │       └── TruncatedFrame
     ├── NotRegistered           the caller sent something before announcing it
     │   ├── UnregisteredLayer
     │   └── UnregisteredStream
@@ -151,6 +155,35 @@ class ForbiddenHost(InvalidInput):
     code = "SC209"
     grpc_status = "PERMISSION_DENIED"
     reason = "forbidden_host"
+
+
+class BrokenFrame(InvalidInput):
+    """A frame's boundaries cannot be trusted; its connection is closed."""
+
+    code = "SC210"
+    reason = "broken_frame"
+
+
+class UnsupportedVersion(BrokenFrame):
+    """A frame has a version this end does not read; update the older end."""
+
+    code = "SC211"
+    reason = "unsupported_version"
+
+
+class TruncatedFrame(BrokenFrame):
+    """A frame did not arrive whole: its sender vanished or stalled in the middle of it."""
+
+    code = "SC212"
+    reason = "truncated_frame"
+
+
+class ForbiddenPeer(InvalidInput):
+    """The process at the other end of a socket runs as a user that is not allowed."""
+
+    code = "SC213"
+    grpc_status = "PERMISSION_DENIED"
+    reason = "forbidden_peer"
 
 
 class NotRegistered(SidecarError):

@@ -1,7 +1,7 @@
 """The client's side of one ingest stream, without any I/O.
 
-A transport iterates over a session for the bytes to send and feeds it the bytes received; both may
-happen in different threads.
+A transport iterates over a session for the messages to send, encodes them its own way, and feeds the
+session what it receives; both may happen in different threads.
 """
 
 import threading
@@ -24,10 +24,10 @@ from sidecar.wire import (
     OutgoingTensor,
     Refusal,
     RegisterLayer,
+    Sendable,
     Steering,
     Welcome,
     decode_response,
-    encode_request,
 )
 
 
@@ -75,11 +75,16 @@ class Registry:
         return tuple(self._known.values())
 
 
-class Session(Iterator[bytes]):
+def _nothing() -> None:
+    pass
+
+
+class Session(Iterator[Sendable]):
     """One stream: hello, registrations, batches within the daemon's credit, and reports.
 
-    Never raises into the transport, which would log it in the server's process; what goes wrong is
-    counted.
+    The payload of a message is valid until the next message is asked for: then its batch counts as
+    sent, and its memory goes back. Never raises into the transport, which would log it in the
+    server's process; what goes wrong is counted.
 
     Args:
         hello: Sent first.
@@ -120,12 +125,14 @@ class Session(Iterator[bytes]):
         self._timing = timing
         self._rate = rate
         self._on_rate = on_rate
-        self._outbox: deque[bytes] = deque([encode_request(hello)])
+        self._outbox: deque[Sendable] = deque([hello])
         self._announced: set[int] = set()
         self._lock = threading.Lock()
         self._answered = threading.Event()
         self._ended = threading.Event()
-        self._cancel: Callable[[], object] = lambda: None
+        self._cancel: Callable[[], object] = _nothing
+        self._abandon: Callable[[], object] = _nothing
+        self._in_hand: ForwardBatch | None = None
         self._welcome: Welcome | None = None
         self._greeted = False
         self._credit_bytes = 0
@@ -145,11 +152,21 @@ class Session(Iterator[bytes]):
         """Whether the stream is over."""
         return self._ended.is_set()
 
-    def bind(self, cancel: Callable[[], object]) -> None:
-        """Tell the session how to cancel the call it runs on."""
-        self._cancel = cancel
+    def bind(self, cancel: Callable[[], object], abandon: Callable[[], object] = _nothing) -> None:
+        """Tell the session what it runs on.
+
+        Args:
+            cancel: Ends the call, from any thread.
+            abandon: Lets go of it in a forked child, without a word to the daemon: the call is the
+                parent's.
+        """
+        self._cancel, self._abandon = cancel, abandon
         if self.ended:
             cancel()
+
+    def abandon(self) -> None:
+        """Let go of the parent's connection in a forked child; takes no lock."""
+        self._abandon()
 
     def end(self) -> None:
         """End the stream, from any thread; waiting transports return at once."""
@@ -162,7 +179,19 @@ class Session(Iterator[bytes]):
         """Return the session itself; there is one stream of messages."""
         return self
 
-    def __next__(self) -> bytes:
+    def finish(self) -> None:
+        """End the stream for good; a batch that was not sent whole is lost."""
+        self.end()
+        self._settle(Drop.DISCONNECTED)
+
+    def _settle(self, reason: Drop | None) -> None:
+        """Count the batch in hand, if there is one, and give its memory back."""
+        with self._lock:
+            batch, self._in_hand = self._in_hand, None
+        if batch is not None:
+            self._queue.settle(batch, reason)
+
+    def __next__(self) -> Sendable:
         """Wait for the next message to send.
 
         Raises:
@@ -178,9 +207,10 @@ class Session(Iterator[bytes]):
             raise StopIteration
         return message
 
-    def _next(self) -> bytes | None:
+    def _next(self) -> Sendable | None:
         if self._outbox:
             return self._outbox.popleft()
+        self._settle(None)
         if not self._greeted:
             self._greeted = True
             if not self._wait_welcome():
@@ -196,7 +226,7 @@ class Session(Iterator[bytes]):
             if taken is not None:
                 self._send(*taken)
             elif self._report_due() and not self.ended:
-                self._outbox.append(encode_request(self._report()))
+                self._outbox.append(self._report())
             elif self._queue.closed:
                 return None
         return self._outbox.popleft()
@@ -213,7 +243,7 @@ class Session(Iterator[bytes]):
     def _announce(self, registration: RegisterLayer) -> None:
         if registration.layer_id not in self._announced:
             self._announced.add(registration.layer_id)
-            self._outbox.append(encode_request(registration))
+            self._outbox.append(registration)
 
     def _patience(self) -> float:
         """Seconds until a report is due or the oldest batch counts as stalled; at least a little."""
@@ -237,16 +267,18 @@ class Session(Iterator[bytes]):
         return self._account.report(self._rate())
 
     def _send(self, offered_at: float, batch: ForwardBatch) -> None:
-        """Put a batch's messages into the outbox, or drop it whole, and settle it."""
+        """Put a batch's messages into the outbox and keep it in hand, or drop it whole."""
         reason: Drop | None = Drop.ERROR
+        with self._lock:
+            self._in_hand = batch
         try:
-            reason = self._encode(offered_at, batch)
+            reason = self._pack(offered_at, batch)
         except Exception:  # noqa: BLE001 - one bad batch must not end the stream
             self._account.error()
-        finally:
-            self._queue.settle(batch, reason)
+        if reason is not None:
+            self._settle(reason)
 
-    def _encode(self, offered_at: float, batch: ForwardBatch) -> Drop | None:
+    def _pack(self, offered_at: float, batch: ForwardBatch) -> Drop | None:
         if self._clock() - offered_at > self._timing.stale:
             return Drop.DISCONNECTED
         staged = batch.stage()
@@ -265,7 +297,7 @@ class Session(Iterator[bytes]):
         with self._lock:
             return self._unsettled_bytes + size <= self._credit_bytes
 
-    def _message(self, group: Group) -> bytes:
+    def _message(self, group: Group) -> OutgoingBatch:
         tensors = []
         count = len(group.requests) * group.rows_per_request
         for rows in group.rows:
@@ -277,15 +309,17 @@ class Session(Iterator[bytes]):
         with self._lock:
             self._unsettled.append((self._sequence, group.payload_bytes, self._clock()))
             self._unsettled_bytes += group.payload_bytes
-        return encode_request(
-            OutgoingBatch(
-                sequence=self._sequence,
-                tensors=tuple(tensors),
-                requests=group.requests,
-                request_index=group.request_index,
-                report=self._report(),
-            )
+        return OutgoingBatch(
+            sequence=self._sequence,
+            tensors=tuple(tensors),
+            requests=group.requests,
+            request_index=group.request_index,
+            report=self._report(),
         )
+
+    def misunderstood(self) -> None:
+        """Count that the transport could not make sense of what came in."""
+        self._account.error()
 
     def receive(self, data: bytes) -> None:
         """Take one message of the daemon; what cannot be read is counted and passed over."""

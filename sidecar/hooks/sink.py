@@ -1,7 +1,6 @@
 """Where hooks put batches: a bounded queue and, from the first sample on, one sender thread."""
 
 import atexit
-import contextlib
 import os
 import random
 import socket
@@ -13,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Protocol
 
-from sidecar.errors import InvalidInput
+from sidecar.errors import InvalidInput, SidecarError
 from sidecar.features import NAME_LIMIT
 from sidecar.hooks.account import Account, Drop
 from sidecar.hooks.batch import ForwardBatch
@@ -66,7 +65,7 @@ class Sink(Protocol):
 
     @property
     def refusals(self) -> Mapping[str, int]:
-        """Messages the daemon refused, by error code."""
+        """Messages the daemon refused, and connections refused to it, by error code."""
 
     def close(self, timeout_seconds: float = EXIT_SECONDS) -> bool:
         """Send what is queued, at most this long; return whether all of it was handed over."""
@@ -139,6 +138,8 @@ class QueuedSink:
         """Start afresh, with nothing of the parent's; called by the interpreter."""
         # The parent's session, thread and channel are abandoned, not closed: their locks may be
         # held by threads that do not exist here. Keeping the reference keeps finalisers away.
+        if self._session is not None:
+            self._session.abandon()
         self._inherited = (self._session, self._thread, self._lock)
         self._account.reset()
         self._queue.reset()
@@ -177,7 +178,7 @@ class QueuedSink:
 
     @property
     def refusals(self) -> Mapping[str, int]:
-        """Messages the daemon refused since the start of the process, by error code."""
+        """Messages the daemon refused, and connections we refused, by error code, since the start."""
         session = self._session
         return self._refused + Counter(session.refusals if session else {})
 
@@ -266,11 +267,15 @@ class QueuedSink:
         session = self._new_session()
         self._session = session
         # Whatever the transport raises, from a refused connection to a missing library, means the
-        # same here: this attempt is over.
-        with contextlib.suppress(Exception):
+        # same here: this attempt is over. What we raise ourselves is told, as a refusal is.
+        try:
             self._ensure_loaded()
             self._dial(session)
-        session.end()
+        except SidecarError as error:
+            self._refused[error.code] += 1
+        except Exception:  # noqa: BLE001, S110 - as above
+            pass
+        session.finish()
         self._refused.update(session.refusals)
         self._session = None
         lived = 0.0 if session.welcomed_at is None else self._clock() - session.welcomed_at

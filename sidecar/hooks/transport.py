@@ -1,28 +1,68 @@
-"""Sessions over gRPC, and the addresses they go to."""
+"""Where hooks send: the address decides over what."""
 
 import importlib
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Literal, Self
 
 from sidecar.errors import InvalidInput
+from sidecar.hooks import lane, rpc
 from sidecar.hooks.session import Session, Timing
 from sidecar.hooks.sink import QueuedSink
-from sidecar.wire import METHOD, SERVICE
 
 _HOST_PORT = re.compile(r"(?:[A-Za-z0-9_.\-]+|\[[0-9a-fA-F:]+\]):(\d{1,5})")
 _PORT_LIMIT = 65535
 
-_CHANNEL_OPTIONS = (
-    # The sidecar is local or in the cluster: a proxy from the environment is never meant for it.
-    ("grpc.enable_http_proxy", 0),
-    # Every attempt gets its own connection, so grpc's hidden back-off never adds to ours.
-    ("grpc.use_local_subchannel_pool", 1),
-    # Answers are small; a large one is not from the daemon.
-    ("grpc.max_receive_message_length", 1 << 20),
-    # The daemon's own limit, told in its welcome, decides what is sent.
-    ("grpc.max_send_message_length", -1),
-)
+PATH_LIMIT_BYTES = 107
+"""Longest path of a unix socket on Linux."""
+
+_FORMS = "unix:///path, grpc://host:port, grpcs://host:port, grpc+unix:///path or host:port"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A daemon's address, understood.
+
+    Attributes:
+        over: ``lane``; ``grpc``; or ``grpcs``, which is gRPC over TLS.
+        target: The socket's path for the lane; what grpc dials otherwise.
+    """
+
+    over: Literal["lane", "grpc", "grpcs"]
+    target: str
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """Read an address.
+
+        Raises:
+            InvalidInput: It has none of the five forms.
+
+        Example:
+            >>> Address.parse("unix:///run/sidecar.sock")
+            Address(over='lane', target='/run/sidecar.sock')
+            >>> Address.parse("grpcs://sidecar.example:443").target
+            'sidecar.example:443'
+        """
+        scheme, separator, rest = url.partition("://")
+        if not separator:
+            scheme, rest = "grpc", url
+        if scheme in ("unix", "grpc+unix"):
+            _check_path(url, rest)
+            return cls("lane", rest) if scheme == "unix" else cls("grpc", f"unix://{rest}")
+        match = _HOST_PORT.fullmatch(rest)
+        if scheme not in ("grpc", "grpcs") or not match or not 1 <= int(match[1]) <= _PORT_LIMIT:
+            raise InvalidInput(f"address {url!r}: use {_FORMS}")
+        return cls("grpcs" if scheme == "grpcs" else "grpc", rest)
+
+
+def _check_path(url: str, path: str) -> None:
+    if not path.startswith("/") or path.endswith("/") or "\0" in path:
+        raise InvalidInput(f"address {url!r}: use {_FORMS}")
+    if len(path.encode()) > PATH_LIMIT_BYTES:
+        raise InvalidInput(f"address {url!r}: a socket's path has at most {PATH_LIMIT_BYTES} bytes")
 
 
 def connect(
@@ -31,77 +71,56 @@ def connect(
     queue_bytes: int = 8 << 20,
     timing: Timing | None = None,
     rng: random.Random | None = None,
+    peer_uids: Collection[int] = (),
 ) -> QueuedSink:
     """Make a sink that sends to a daemon; nothing is dialled before the first sample.
 
     Args:
-        url: ``unix:///path``, ``grpc://host:port`` or ``host:port``.
+        url: ``unix:///path`` for the daemon's lane on the same machine, which needs no grpcio;
+            ``grpc://host:port`` or ``host:port`` for gRPC, ``grpc+unix:///path`` for gRPC over a unix
+            socket, ``grpcs://host:port`` for gRPC over TLS, where a proxy ends it.
         queue_bytes: Bytes of batches that may wait for the sender.
         timing: How patient the streams are; None: the defaults.
         rng: Source of the reconnects' jitter; None: seeded by the operating system.
+        peer_uids: Users the daemon at the end of a lane may run as, beside this process's own,
+            root, and the owner of the socket's folder.
 
     Raises:
-        InvalidInput: The address has another form, or grpcio is not installed.
+        InvalidInput: The address has another form, or it needs grpcio and that is not installed.
     """
+    address = Address.parse(url)
+    if queue_bytes < 1:
+        raise InvalidInput(f"queue_bytes {queue_bytes} must be at least 1")
+    patience = timing or Timing()
+    load, dial = _ends(address, patience, peer_uids)
+    return QueuedSink(
+        load,
+        dial,
+        queue_bytes=queue_bytes,
+        timing=patience,
+        rng=rng or random.Random(),  # noqa: S311 - jitter, not secrets
+    )
+
+
+def _ends(
+    address: Address, timing: Timing, peer_uids: Collection[int]
+) -> tuple[Callable[[], object], Callable[[Session], None]]:
+    """Return what must be loaded before the first session, and what runs one."""
+    if address.over == "lane":
+        return _nothing, lane.dialler(
+            address.target, send_seconds=timing.stall, peer_uids=tuple(peer_uids)
+        )
     try:
         # Here, at the server's start, and not with the first sample: it holds the interpreter for a
         # tenth of a second. Without a channel there is nothing yet that a fork could break.
         importlib.import_module("grpc")
     except ModuleNotFoundError as error:
         raise InvalidInput(
-            "grpcio is not installed: pip install 'feature-sidecar[hooks]'"
+            f"grpcio is not installed, and {address.target} needs it: "
+            "pip install 'feature-sidecar[hooks]', or use the lane at unix:///path"
         ) from error
-    if queue_bytes < 1:
-        raise InvalidInput(f"queue_bytes {queue_bytes} must be at least 1")
-    return QueuedSink(
-        load,
-        dialler(target(url)),
-        queue_bytes=queue_bytes,
-        timing=timing or Timing(),
-        rng=rng or random.Random(),  # noqa: S311 - jitter, not secrets
-    )
+    return rpc.load, rpc.dialler(address.target, secure=address.over == "grpcs")
 
 
-def target(url: str) -> str:
-    """Return what grpc dials for an address.
-
-    Raises:
-        InvalidInput: The address is none of the three forms.
-
-    Example:
-        >>> target("grpc://localhost:50061"), target("unix:///run/sidecar.sock")
-        ('localhost:50061', 'unix:///run/sidecar.sock')
-    """
-    if url.startswith("unix:///") and len(url) > len("unix:///"):
-        return url
-    address = url.removeprefix("grpc://")
-    match = _HOST_PORT.fullmatch(address)
-    if match is None or not 1 <= int(match[1]) <= _PORT_LIMIT:
-        raise InvalidInput(f"address {url!r}: use unix:///path, grpc://host:port or host:port")
-    return address
-
-
-def load() -> None:
-    """Import what is left of grpc: its first channel imports more of it."""
-    import grpc  # noqa: PLC0415 - importing the hooks alone loads no grpc
-
-    grpc.insecure_channel("unix:///nowhere").close()
-
-
-def dialler(address: str) -> Callable[[Session], None]:
-    """Return a function that runs a session on a fresh gRPC stream until it is over."""
-
-    def dial(session: Session) -> None:
-        import grpc  # noqa: PLC0415 - as in ``load``, which has run before
-
-        channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
-        try:
-            # No serialisers: the session speaks bytes, which spares a copy each way.
-            call = channel.stream_stream(f"/{SERVICE}/{METHOD}", None, None)(session)
-            session.bind(call.cancel)
-            for response in call:
-                session.receive(response)
-        finally:
-            channel.close()
-
-    return dial
+def _nothing() -> None:
+    pass

@@ -4,7 +4,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -13,7 +13,7 @@ from sidecar.errors import QueueFull, SidecarError
 from sidecar.features import LayerSample
 from sidecar.ingest.accounting import Ledger
 from sidecar.monitor import Event, Monitor
-from sidecar.wire import Batch
+from sidecar.wire import Batch, to_float32
 
 TICK_SECONDS = 0.2
 """How often the writer looks whether a window is over; the error of a window's length."""
@@ -102,7 +102,8 @@ class Pipeline:
 
         Args:
             batch: What to write.
-            done: Called from the writer thread once the batch was written or dropped.
+            done: Called from the writer thread once the batch was written or dropped; its arrays may
+                be overwritten from then on.
 
         Raises:
             QueueFull: The queue has no room for it; the caller counts the refusal.
@@ -145,7 +146,8 @@ class Pipeline:
     def _apply(self, sample: LayerSample, now: float) -> str:
         """Write one layer's rows; return why that failed, or nothing."""
         try:
-            self._monitor.apply(sample, now)
+            # The statistics take float32 alone; the wire hands out what was sent.
+            self._monitor.apply(replace(sample, values=to_float32(sample.values)), now)
         except SidecarError as error:
             return error.reason
         except Exception:  # noqa: BLE001 - rule 1: after start-up nothing may end the writer

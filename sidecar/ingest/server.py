@@ -1,48 +1,29 @@
 """The gRPC server: ingest, features, jobs and health on one set of addresses."""
 
-import os
-import socket
-import stat
-from collections.abc import Callable
-from pathlib import Path
-
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from sidecar.config import SidecarConfig
 from sidecar.errors import ConfigError
-from sidecar.ingest.accounting import Ledger
 from sidecar.ingest.features import FeatureServicer
 from sidecar.ingest.jobs import JobServicer
-from sidecar.ingest.pipeline import Pipeline
-from sidecar.ingest.stream import IngestStreams, limits_of
-from sidecar.monitor import Monitor, Operations
+from sidecar.ingest.rpc import IngestStreams, limits_of
+from sidecar.ingest.sockets import clear_stale, path_of, share, why
+from sidecar.ingest.stream import Destination
+from sidecar.monitor import Operations
 from sidecar.wire import METHOD, SERVICE
 from sidecar.wire.v1 import features_pb2_grpc, jobs_pb2_grpc
 
 SERVICES = ("", SERVICE, "sidecar.wire.v1.FeatureService", "sidecar.wire.v1.JobService")
 """Names under which the health service answers."""
 
-SOCKET_MODE = 0o660
-"""grpcio makes sockets 0755, which lets no other user write; the group is how a pod shares one."""
-
 
 class GrpcServer:
     """Serves all gRPC services on the configured addresses, on the running event loop."""
 
-    def __init__(
-        self,
-        config: SidecarConfig,
-        monitor: Monitor,
-        pipeline: Pipeline,
-        ledger: Ledger,
-        operations: Operations,
-        *,
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, destination: Destination, operations: Operations) -> None:
         """Prepare; nothing listens before ``start``."""
-        self._config = config
-        self._streams = IngestStreams(config, monitor, pipeline, ledger, clock)
+        self._config = destination.config
+        self._streams = IngestStreams(destination)
         self._operations = operations
         self._server: grpc.aio.Server | None = None
         # The stubs leave the asyncio half out.
@@ -68,8 +49,7 @@ class GrpcServer:
         self.addresses = self._bind(server)
         await server.start()
         for address in self.addresses:
-            if address.startswith("unix://"):
-                _share(Path(address.removeprefix("unix://")))
+            _share(address)
         for service in SERVICES:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
 
@@ -77,14 +57,14 @@ class GrpcServer:
         bound, problems = [], []
         for address in self._config.listen.grpc:
             try:
-                if address.startswith("unix://"):
-                    _clear_stale(Path(address.removeprefix("unix://")))
+                if (path := path_of(address)) is not None:
+                    clear_stale(path)
                 port = server.add_insecure_port(_definite(address))
             except (RuntimeError, OSError, ConfigError) as error:
-                problems.append(f"listen.grpc {address}: {_why(error)}: free it or choose another")
+                problems.append(f"listen.grpc {address}: {why(error)}: free it or choose another")
                 continue
             host = address.rsplit(":", 1)[0]
-            bound.append(address if address.startswith("unix://") else f"{host}:{port}")
+            bound.append(f"{host}:{port}" if path_of(address) is None else address)
         if problems:
             raise ConfigError("\n".join(problems))
         return tuple(bound)
@@ -109,37 +89,11 @@ def _definite(address: str) -> str:
     return f"127.0.0.1:{port}" if host == "localhost" else address
 
 
-def _share(path: Path) -> None:
+def _share(address: str) -> None:
+    """Widen the mode that grpcio gives a socket, 0755, which lets no other user connect."""
+    path = path_of(address)
     try:
-        path.chmod(SOCKET_MODE)
+        if path is not None:
+            share(path)
     except OSError as error:
-        raise ConfigError(f"listen.grpc unix://{path}: {error.strerror}: choose another") from error
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, ConfigError):
-        return error.message
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    # All that grpc says is that it could not bind.
-    return "it is in use, or not an address of this machine"
-
-
-def _clear_stale(path: Path) -> None:
-    """Remove the socket a killed daemon left behind; refuse to touch anything else.
-
-    Raises:
-        ConfigError: The path is no socket, or somebody listens on it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not os.path.lexists(path):
-        return
-    if not stat.S_ISSOCK(path.lstat().st_mode):
-        raise ConfigError("the file there is not a socket")
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError:
-            path.unlink()
-            return
-    raise ConfigError("another daemon listens on it")
+        raise ConfigError(f"listen.grpc {address}: {error.strerror}: choose another") from error

@@ -12,6 +12,8 @@ from typing import Any
 from sidecar.config import SidecarConfig
 from sidecar.daemon import Daemon
 
+_SOCKET_PATH_LIMIT = 107  # what struct sockaddr_un holds on Linux
+
 START_SECONDS = 20.0
 """Generous: two cores may be busy with other tests."""
 
@@ -23,12 +25,14 @@ class RunningDaemon:
     Attributes:
         daemon: Its parts, for a look inside.
         grpc: Its first gRPC address.
+        lane: The address of its lane; empty where the settings leave it out.
         metrics_url: Where /metrics, /livez and /readyz are.
         console_url: Where the console is.
     """
 
     daemon: Daemon
     grpc: str
+    lane: str
     metrics_url: str
     console_url: str
 
@@ -53,8 +57,7 @@ def running_daemon(
     Raises:
         ConfigError: It cannot start.
     """
-    listen = {"grpc": ["127.0.0.1:0"], "metrics": "127.0.0.1:0", "web": "127.0.0.1:0"}
-    merged = {"listen": listen, **(settings or {}), "state_dir": state_dir}
+    merged = {"listen": _listen(state_dir), **(settings or {}), "state_dir": state_dir}
     daemon = Daemon(SidecarConfig.model_validate(merged), clock=clock)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="daemon-loop", daemon=True)
@@ -63,7 +66,11 @@ def running_daemon(
         asyncio.run_coroutine_threadsafe(daemon.start(), loop).result(START_SECONDS)
         try:
             yield RunningDaemon(
-                daemon, daemon.grpc.addresses[0], daemon.metrics_url, daemon.console_url
+                daemon,
+                daemon.grpc.addresses[0],
+                next(iter(daemon.lane.addresses), ""),
+                daemon.metrics_url,
+                daemon.console_url,
             )
         finally:
             asyncio.run_coroutine_threadsafe(daemon.stop(1.0), loop).result(START_SECONDS)
@@ -71,3 +78,11 @@ def running_daemon(
         loop.call_soon_threadsafe(loop.stop)
         thread.join(START_SECONDS)
         loop.close()
+
+
+def _listen(state_dir: Path) -> dict[str, Any]:
+    """Return free addresses; a lane only where its path is short enough for a socket."""
+    path = state_dir / "lane.sock"
+    lane = [f"unix://{path}"] if len(str(path).encode()) <= _SOCKET_PATH_LIMIT else []
+    free = "127.0.0.1:0"
+    return {"grpc": [free], "lane": lane, "metrics": free, "web": free}

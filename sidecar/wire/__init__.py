@@ -1,14 +1,27 @@
 """What hooks and daemon say to each other.
 
-Promises: whatever bytes arrive, ``StreamDecoder`` and ``decode_response`` give a checked value or
-raise a ``SidecarError``; f16 and bf16 payloads are widened exactly; no protobuf type leaves this
-room. Runs on protobuf 5.26 to 7.x.
+Promises: whatever bytes arrive, ``StreamDecoder``, ``FrameReader`` and ``decode_response`` give a
+checked value or raise a ``SidecarError``; a payload is read in place, in the dtype it was sent in; no
+protobuf type leaves this room. Runs on protobuf 5.26 to 7.x.
+
+One codec serves two transports. Over gRPC a message holds everything; over a unix socket a message
+travels in a frame and a batch's payload follows it (``encode_request_frame``, ``FrameReader``).
 
 The names are many because the messages are: values here are plain frozen dataclasses, and the
-functions are ``encode_request``, ``encode_response``, ``decode_response`` and ``to_float32``.
+functions are ``encode_request``, ``encode_response``, ``decode_response``, their forms for frames,
+``to_float32`` and ``check_peer``.
 """
 
-from sidecar.wire.codec import decode_response, encode_request, encode_response
+from sidecar.wire.codec import (
+    Answer,
+    Sendable,
+    decode_response,
+    encode_request,
+    encode_request_frame,
+    encode_response,
+    encode_response_frame,
+)
+from sidecar.wire.frames import Frame, FrameKind, FrameReader, Lease
 from sidecar.wire.messages import (
     METHOD,
     REQUEST_LIMIT,
@@ -24,6 +37,7 @@ from sidecar.wire.messages import (
     Steering,
     Welcome,
 )
+from sidecar.wire.peers import check_peer
 from sidecar.wire.stream import StreamDecoder
 from sidecar.wire.tensors import to_float32
 
@@ -32,18 +46,27 @@ __all__ = [
     "REQUEST_LIMIT",
     "SERVICE",
     "Acknowledgement",
+    "Answer",
     "Batch",
+    "Frame",
+    "FrameKind",
+    "FrameReader",
     "Hello",
     "HookReport",
+    "Lease",
     "OutgoingBatch",
     "OutgoingTensor",
     "Refusal",
     "RegisterLayer",
+    "Sendable",
     "Steering",
     "StreamDecoder",
     "Welcome",
+    "check_peer",
     "decode_response",
     "encode_request",
+    "encode_request_frame",
     "encode_response",
+    "encode_response_frame",
     "to_float32",
 ]

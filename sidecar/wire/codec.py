@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError, Message
 
 from sidecar.errors import MalformedMessage
 from sidecar.features import FeatureKind, Request, Scope, Slice, View
+from sidecar.wire.frames import FrameKind, encode_frame
 from sidecar.wire.messages import (
     Acknowledgement,
     Hello,
@@ -38,18 +39,36 @@ DTYPE_TO_WIRE = {"f32": pb.DTYPE_F32, "f16": pb.DTYPE_F16, "bf16": pb.DTYPE_BF16
 """Wire value of every dtype."""
 
 
-def encode_request(value: Hello | RegisterLayer | OutgoingBatch | HookReport) -> bytes:
-    """Return the bytes of one ``StreamRequest``.
+Sendable = Hello | RegisterLayer | OutgoingBatch | HookReport
+"""What a client sends."""
+
+
+def encode_request(value: Sendable) -> bytes:
+    """Return the bytes of one ``StreamRequest``, payloads included.
 
     Nothing is checked: the daemon refuses what breaks the rules.
     """
+    return _request(value, inline=True).SerializeToString()
+
+
+def encode_request_frame(value: Sendable) -> list[bytes | memoryview]:
+    """Return the pieces of one ``StreamRequest`` as a frame; payloads are aliased, not copied.
+
+    Nothing is checked, as in ``encode_request``.
+    """
+    payload = [item.payload for item in value.tensors] if isinstance(value, OutgoingBatch) else ()
+    message = _request(value, inline=False).SerializeToString()
+    return encode_frame(FrameKind.REQUEST, message, payload)
+
+
+def _request(value: Sendable, *, inline: bool) -> pb.StreamRequest:
     if isinstance(value, Hello):
-        return pb.StreamRequest(hello=_hello(value)).SerializeToString()
+        return pb.StreamRequest(hello=_hello(value))
     if isinstance(value, RegisterLayer):
-        return pb.StreamRequest(register_layer=_register(value)).SerializeToString()
+        return pb.StreamRequest(register_layer=_register(value))
     if isinstance(value, HookReport):
-        return pb.StreamRequest(report=_report(value)).SerializeToString()
-    return pb.StreamRequest(batch=_batch(value)).SerializeToString()
+        return pb.StreamRequest(report=_report(value))
+    return pb.StreamRequest(batch=_batch(value, inline=inline))
 
 
 def _hello(value: Hello) -> pb.Hello:
@@ -92,14 +111,14 @@ def _report(value: HookReport) -> pb.HookReport:
     )
 
 
-def _batch(value: OutgoingBatch) -> pb.ActivationBatch:
+def _batch(value: OutgoingBatch, *, inline: bool) -> pb.ActivationBatch:
     slices = _slice_numbers(value.requests)
     tensors = (
         pb.LayerTensor(
             layer_id=tensor.layer_id,
             dtype=DTYPE_TO_WIRE[tensor.dtype],
             shape=tensor.shape,
-            payload=bytes(tensor.payload),
+            payload=bytes(tensor.payload) if inline else b"",
         )
         for tensor in value.tensors
     )
@@ -123,7 +142,16 @@ def _slice_numbers(requests: Iterable[Request]) -> dict[Slice, int]:
     return {traffic: number for number, traffic in enumerate(distinct, start=1)}
 
 
-def encode_response(value: Welcome | Acknowledgement | Steering | Refusal) -> bytes:
+Answer = Welcome | Acknowledgement | Steering | Refusal
+"""What the daemon answers."""
+
+
+def encode_response_frame(value: Answer) -> bytes:
+    """Return one ``StreamResponse`` as a frame."""
+    return b"".join(encode_frame(FrameKind.RESPONSE, encode_response(value)))
+
+
+def encode_response(value: Answer) -> bytes:
     """Return the bytes of one ``StreamResponse``."""
     response = pb.StreamResponse()
     if isinstance(value, Welcome):
@@ -147,7 +175,7 @@ def encode_response(value: Welcome | Acknowledgement | Steering | Refusal) -> by
     return response.SerializeToString()
 
 
-def decode_response(data: bytes) -> Welcome | Acknowledgement | Steering | Refusal:
+def decode_response(data: bytes) -> Answer:
     """Read one ``StreamResponse``.
 
     Raises:

@@ -123,7 +123,8 @@ class Batch:
 
     Attributes:
         sequence: Number to acknowledge.
-        samples: One for each layer; layers are distinct.
+        samples: One for each layer; layers are distinct. Their values may alias the buffer that the
+            batch arrived in: copy what is kept longer than the batch.
         requests: The requests the rows belong to.
         report: The hook's account, or None.
         payload_bytes: Bytes of all payloads as sent; what the sender's credit is charged with.

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from sidecar.errors import (
     LimitReached,
     MalformedMessage,
     MessageTooLarge,
+    PayloadMismatch,
     ShapeMismatch,
     SidecarError,
     UnregisteredLayer,
@@ -38,12 +40,15 @@ from sidecar.wire.codec import (
     check_rate,
     parse,
 )
+from sidecar.wire.frames import padding
 from sidecar.wire.messages import REQUEST_LIMIT, Batch, Hello, HookReport, RegisterLayer
-from sidecar.wire.tensors import ITEM_BYTES, check_payload, to_float32
+from sidecar.wire.tensors import ITEM_BYTES, check_payload, read_tensor
 from sidecar.wire.v1 import ingest_pb2 as pb
 
 DROP_REASON_LIMIT = 32
 """Most distinct drop reasons in one report; each becomes a label value of a metric."""
+
+_NOTHING = memoryview(b"")
 
 _KINDS = {number: kind for kind, number in KIND_TO_WIRE.items()}
 _VIEWS = {number: view for view, number in VIEW_TO_WIRE.items()}
@@ -86,15 +91,19 @@ class StreamDecoder:
         """The registered layers by id, as a read-only view."""
         return MappingProxyType(self._layers)
 
-    def decode(self, data: bytes) -> Hello | RegisterLayer | Batch | HookReport:
+    def decode(
+        self, data: bytes, attached: memoryview = _NOTHING
+    ) -> Hello | RegisterLayer | Batch | HookReport:
         """Read and check one ``StreamRequest``.
 
         Args:
             data: The message as received.
+            attached: What followed it in its frame: the bytes of the tensors whose ``payload`` is
+                empty, as ``sidecar.wire.frames`` lays them out.
 
         Returns:
-            The value it holds. Arrays of f32 batches alias a private copy of the payload and are
-            read-only.
+            The value it holds. Arrays of a batch are read-only and alias ``attached`` where it holds
+            them, so they are valid only as long as that is.
 
         Raises:
             MessageTooLarge: The message is above the limit; it was not parsed.
@@ -104,20 +113,24 @@ class StreamDecoder:
             UnregisteredLayer: A tensor names an id that was not registered.
             UnsupportedDtype: A tensor's dtype is none of f32, f16, bf16.
             ShapeMismatch: A tensor's shape does not fit its layer or the requests.
-            PayloadMismatch: A payload's length does not fit its shape.
+            PayloadMismatch: A payload's length does not fit its shape, or ``attached`` holds more
+                than the tensors.
             InvalidName: A name, label or id is too long or holds other characters.
             LayerConflict: A layer or id is registered again as something else.
             LimitReached: The stream registers more layers than it may.
             Each carries the batch's number in ``sequence``, where it could be read.
         """
-        if len(data) > self._message_limit_bytes:
+        size = len(data) + attached.nbytes
+        if size > self._message_limit_bytes:
             raise MessageTooLarge(
-                f"message of {len(data)} bytes: send at most {self._message_limit_bytes}"
+                f"message of {size} bytes: send at most {self._message_limit_bytes}"
             )
         request = parse(pb.StreamRequest, data)
         body = request.WhichOneof("body")
         if body is None:
             raise MalformedMessage("the request has no body this version knows")
+        if body != "batch" and attached.nbytes:
+            raise MalformedMessage(f"{attached.nbytes} bytes of payload follow a {body}")
         if body == "hello":
             return self._decode_hello(request.hello)
         if body == "register_layer":
@@ -126,7 +139,7 @@ class StreamDecoder:
             self._announced()
             return _decode_report(request.report)
         try:
-            return self._decode_batch(request.batch)
+            return self._decode_batch(request.batch, _Attachment(attached))
         except SidecarError as error:
             error.sequence = request.batch.sequence
             raise
@@ -194,7 +207,7 @@ class StreamDecoder:
         self._ids[new.layer] = new.layer_id
         return new
 
-    def _decode_batch(self, message: pb.ActivationBatch) -> Batch:
+    def _decode_batch(self, message: pb.ActivationBatch, attachment: "_Attachment") -> Batch:
         self._announced()
         if message.sequence <= self._sequence:
             raise MalformedMessage(
@@ -209,16 +222,19 @@ class StreamDecoder:
             if tensor.layer_id in seen:
                 raise MalformedMessage(f"layer id {tensor.layer_id} is in the batch twice")
             seen.add(tensor.layer_id)
-            values, size = self._decode_tensor(tensor)
+            values, size = self._decode_tensor(tensor, attachment)
             payload_bytes += size
             samples.append(
                 LayerSample(self._layers[tensor.layer_id].layer, values, index, requests)
             )
+        attachment.check_empty()
         report = _decode_report(message.report) if message.HasField("report") else None
         self._sequence = message.sequence
         return Batch(message.sequence, tuple(samples), requests, report, payload_bytes)
 
-    def _decode_tensor(self, tensor: pb.LayerTensor) -> tuple[NDArray[np.float32], int]:
+    def _decode_tensor(
+        self, tensor: pb.LayerTensor, attachment: "_Attachment"
+    ) -> tuple[NDArray[Any], int]:
         registered = self._layers.get(tensor.layer_id)
         if registered is None:
             raise UnregisteredLayer(f"layer id {tensor.layer_id} was not registered on this stream")
@@ -229,14 +245,33 @@ class StreamDecoder:
                 f"{', '.join(ITEM_BYTES)}"
             )
         shape = tuple(tensor.shape)
-        payload = tensor.payload  # read once: every access to a bytes field copies it
+        # Read once: every access to a bytes field copies it.
+        payload = tensor.payload or attachment.take(dtype, shape)
         check_payload(len(payload), dtype, shape)
         if shape[1] != registered.width:
             raise ShapeMismatch(
                 f"layer {registered.layer.layer}: tensor is {shape[1]} wide, but was registered "
                 f"with {registered.width}"
             )
-        return to_float32(payload, dtype, shape), len(payload)
+        return read_tensor(payload, dtype, shape), len(payload)
+
+
+class _Attachment:
+    """Hands out what follows a batch in its frame, tensor by tensor."""
+
+    def __init__(self, attached: memoryview) -> None:
+        self._left = attached
+
+    def take(self, dtype: str, shape: tuple[int, ...]) -> memoryview:
+        """Return the bytes of the next tensor; fewer, or none, where the frame ends before."""
+        wanted = math.prod(shape) * ITEM_BYTES[dtype]
+        taken = self._left[:wanted]
+        self._left = self._left[wanted + len(padding(wanted)) :]
+        return taken
+
+    def check_empty(self) -> None:
+        if self._left.nbytes:
+            raise PayloadMismatch(f"{self._left.nbytes} bytes follow the batch's last tensor")
 
 
 def _decode_requests(message: pb.ActivationBatch) -> tuple[Request, ...]:

@@ -1,6 +1,7 @@
 """Raw payload bytes to numpy arrays."""
 
 import sys
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,8 @@ from sidecar.errors import PayloadMismatch, ShapeMismatch, UnsupportedDtype
 
 ITEM_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 """Bytes of one value of each dtype a tensor may have."""
+
+_LITTLE = {"f32": "<f4", "f16": "<f2", "bf16": "<u2"}
 
 
 def check_payload(length: int, dtype: str, shape: tuple[int, ...]) -> None:
@@ -37,10 +40,8 @@ def check_payload(length: int, dtype: str, shape: tuple[int, ...]) -> None:
         )
 
 
-def to_float32(
-    payload: bytes | memoryview, dtype: str, shape: tuple[int, ...]
-) -> NDArray[np.float32]:
-    """Read a payload as float32; every f16 and bf16 value is represented exactly.
+def read_tensor(payload: bytes | memoryview, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Read a payload as it is, without a copy.
 
     Args:
         payload: Little-endian values in C order.
@@ -48,8 +49,8 @@ def to_float32(
         shape: ``(rows, width)``.
 
     Returns:
-        Shape ``(rows, width)``, C-contiguous. For f32 on a little-endian machine it aliases the
-        payload and is read-only; otherwise it is a fresh array.
+        Shape ``(rows, width)``, C-contiguous, aliasing the payload: float32, float16, or uint16
+        with the bits of bfloat16. On a big-endian machine a fresh array.
 
     Raises:
         UnsupportedDtype: Another dtype.
@@ -57,14 +58,28 @@ def to_float32(
         PayloadMismatch: The length of the payload does not fit the shape.
     """
     check_payload(memoryview(payload).nbytes, dtype, shape)
-    if dtype == "f32":
-        values = np.frombuffer(payload, dtype="<f4")
-        native = values if sys.byteorder == "little" else values.astype(np.float32)
-        return native.reshape(shape)
-    if dtype == "f16":
+    values = np.frombuffer(payload, dtype=_LITTLE[dtype])
+    native = values if sys.byteorder == "little" else values.astype(values.dtype.newbyteorder("="))
+    return native.reshape(shape)
+
+
+def to_float32(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Widen what ``read_tensor`` gave; every f16 and bf16 value is represented exactly.
+
+    Returns:
+        The same shape; float32 comes back as it is.
+
+    Raises:
+        UnsupportedDtype: Another dtype than float32, float16, or uint16 for bfloat16.
+    """
+    if values.dtype == np.float32:
+        return values
+    if values.dtype == np.float16:
         # Widening a signalling NaN sets the invalid flag; it is data here, not a mistake.
         with np.errstate(invalid="ignore"):
-            return np.frombuffer(payload, dtype="<f2").astype(np.float32).reshape(shape)
-    # bfloat16 is the upper half of a float32.
-    wide = np.frombuffer(payload, dtype="<u2").astype(np.uint32) << np.uint32(16)
-    return wide.view(np.float32).reshape(shape)
+            return values.astype(np.float32)
+    if values.dtype == np.uint16:
+        # bfloat16 is the upper half of a float32.
+        wide = values.astype(np.uint32) << np.uint32(16)
+        return wide.view(np.float32)
+    raise UnsupportedDtype(f"values of {values.dtype}: need float32, float16, or uint16 for bf16")

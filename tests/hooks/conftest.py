@@ -1,6 +1,8 @@
 """A real ingest server, tiny models, and a sink that keeps what it is offered."""
 
 import asyncio
+import contextlib
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +24,8 @@ from sidecar.wire import (
     SERVICE,
     Acknowledgement,
     Batch,
+    FrameKind,
+    FrameReader,
     Hello,
     HookReport,
     OutgoingBatch,
@@ -33,6 +37,7 @@ from sidecar.wire import (
     Welcome,
     encode_request,
     encode_response,
+    encode_response_frame,
 )
 
 DEADLINE_SECONDS = 20.0
@@ -61,80 +66,30 @@ class Received:
     batches: list[Batch] = field(default_factory=list)
     reports: list[HookReport] = field(default_factory=list)
     refused: list[SidecarError] = field(default_factory=list)
+    ended: bool = False
 
 
 class IngestServer:
-    """A small real daemon end: decodes, welcomes, acknowledges, steers.
+    """A small real daemon end: decodes, welcomes, acknowledges, steers; what carries it is a subclass's.
 
-    Runs in a thread of its own, so that killing it is abrupt for the client.
+    Runs in threads of its own, so that killing it is abrupt for the client.
     """
 
-    def __init__(self, address: str, welcome: Welcome, *, acknowledges: bool = True) -> None:
-        self.address = address
-        self.welcome: Welcome | None = welcome
+    def __init__(self, path: Path, welcome: Welcome | None, *, acknowledges: bool) -> None:
+        self.path = path
+        self.welcome = welcome
         self.acknowledges = acknowledges
         self.streams: list[Received] = []
-        self._contexts: list[Any] = []
-        self._loop = asyncio.new_event_loop()
-        self._started = threading.Event()
-        self._stop = asyncio.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def start(self) -> "IngestServer":
-        """Listen; returns when connections are taken."""
-        self._thread.start()
-        assert self._started.wait(DEADLINE_SECONDS)
-        return self
-
-    def kill(self) -> None:
-        """Break every stream off and stop listening."""
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stop.set)
-            self._thread.join(DEADLINE_SECONDS)
-
-    def steer(self, rate: float) -> None:
-        """Ask every open stream for another sampling rate."""
-        payload = encode_response(Steering(rate, "test"))
-        for context in self._contexts:
-            asyncio.run_coroutine_threadsafe(context.write(payload), self._loop).result(5)
 
     @property
     def batches(self) -> list[Batch]:
         """The batches of all streams."""
         return [batch for stream in self.streams for batch in stream.batches]
 
-    def _run(self) -> None:
-        self._loop.run_until_complete(self._serve())
-        self._loop.close()
-
-    async def _serve(self) -> None:
-        server = grpc.aio.server()
-        handler = grpc.stream_stream_rpc_method_handler(self._stream)
-        server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),)
-        )
-        server.add_insecure_port(self.address)
-        await server.start()
-        self._started.set()
-        await self._stop.wait()
-        await server.stop(None)
-
-    async def _stream(self, messages: Any, context: Any) -> None:
-        received = Received()
-        decoder = StreamDecoder()
-        self.streams.append(received)
-        self._contexts.append(context)
+    def take(self, received: Received, decode: Callable[[], Any]) -> Any:
+        """Take one message; return the answer, or None."""
         try:
-            async for data in messages:
-                answer = self._take(received, decoder, data)
-                if answer is not None:
-                    await context.write(encode_response(answer))
-        finally:
-            self._contexts.remove(context)
-
-    def _take(self, received: Received, decoder: StreamDecoder, data: bytes) -> Any:
-        try:
-            value = decoder.decode(data)
+            value = decode()
         except SidecarError as error:
             received.refused.append(error)
             return Refusal(error.sequence, error.code, error.reason, error.message)
@@ -152,8 +107,140 @@ class IngestServer:
         return None
 
 
+class GrpcIngestServer(IngestServer):
+    """Over gRPC, on a unix socket."""
+
+    def __init__(self, path: Path, welcome: Welcome | None, *, acknowledges: bool) -> None:
+        super().__init__(path, welcome, acknowledges=acknowledges)
+        self.address = f"grpc+unix://{path}"
+        self._contexts: list[Any] = []
+        self._loop = asyncio.new_event_loop()
+        self._started = threading.Event()
+        self._stop = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> "GrpcIngestServer":
+        """Listen; returns when connections are taken."""
+        self._thread.start()
+        assert self._started.wait(DEADLINE_SECONDS)
+        return self
+
+    def kill(self) -> None:
+        """Break every stream off and stop listening."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join(DEADLINE_SECONDS)
+
+    def steer(self, rate: float) -> None:
+        """Ask every open stream for another sampling rate."""
+        payload = encode_response(Steering(rate, "test"))
+        for context in self._contexts:
+            asyncio.run_coroutine_threadsafe(context.write(payload), self._loop).result(5)
+
+    def _run(self) -> None:
+        self._loop.run_until_complete(self._serve())
+        self._loop.close()
+
+    async def _serve(self) -> None:
+        server = grpc.aio.server()
+        handler = grpc.stream_stream_rpc_method_handler(self._stream)
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),)
+        )
+        server.add_insecure_port(f"unix://{self.path}")
+        await server.start()
+        self._started.set()
+        await self._stop.wait()
+        await server.stop(None)
+
+    async def _stream(self, messages: Any, context: Any) -> None:
+        received = Received()
+        decoder = StreamDecoder()
+        self.streams.append(received)
+        self._contexts.append(context)
+        try:
+            async for data in messages:
+                answer = self.take(received, lambda data=data: decoder.decode(data))
+                if answer is not None:
+                    await context.write(encode_response(answer))
+        finally:
+            self._contexts.remove(context)
+
+
+class LaneIngestServer(IngestServer):
+    """As frames on a unix socket."""
+
+    def __init__(self, path: Path, welcome: Welcome | None, *, acknowledges: bool) -> None:
+        super().__init__(path, welcome, acknowledges=acknowledges)
+        self.address = f"unix://{path}"
+        self._connections: list[socket.socket] = []
+        path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+
+    def start(self) -> "LaneIngestServer":
+        """Take connections."""
+        self._threads[0].start()
+        return self
+
+    def kill(self) -> None:
+        """Break every connection off and stop listening."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join(DEADLINE_SECONDS)
+        self._listener.close()
+        for connection in self._connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(DEADLINE_SECONDS)
+
+    def steer(self, rate: float) -> None:
+        """Ask every open stream for another sampling rate."""
+        for connection in self._connections:
+            with contextlib.suppress(OSError):
+                connection.sendall(encode_response_frame(Steering(rate, "test")))
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self._connections.append(connection)
+            thread = threading.Thread(target=self._stream, args=(connection,), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _stream(self, connection: socket.socket) -> None:
+        received = Received()
+        decoder = StreamDecoder()
+        self.streams.append(received)
+        limit = 8 << 20
+        frames = FrameReader(connection.recv_into, kind=FrameKind.REQUEST, limit_bytes=limit)
+        with connection, contextlib.suppress(OSError, SidecarError):
+            while (frame := frames.read()) is not None:
+                answer = self.take(
+                    received, lambda frame=frame: decoder.decode(frame.message, frame.payload)
+                )
+                if answer is not None:
+                    connection.sendall(encode_response_frame(answer))
+        received.ended = True
+
+
+SERVERS = {"lane": LaneIngestServer, "grpc": GrpcIngestServer}
+
+
+@pytest.fixture(params=sorted(SERVERS))
+def transport(request: pytest.FixtureRequest) -> str:
+    """What carries the stream; every test of the hooks' side runs over both."""
+    return str(request.param)
+
+
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., IngestServer]]:
+def serve(tmp_path: Path, transport: str) -> Iterator[Callable[..., Any]]:
     """Return a function that starts an ingest server; the socket is the same for all of a test."""
     servers = []
 
@@ -164,17 +251,22 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., IngestServer]]:
         *,
         acknowledges: bool = True,
         welcomes: bool = True,
-    ) -> IngestServer:
-        welcome = Welcome(credit_bytes, message_limit_bytes, sampling_rate)
-        server = IngestServer(f"unix://{tmp_path}/in.sock", welcome, acknowledges=acknowledges)
-        if not welcomes:
-            server.welcome = None
+    ) -> Any:
+        welcome = Welcome(credit_bytes, message_limit_bytes, sampling_rate) if welcomes else None
+        server = SERVERS[transport](tmp_path / "in.sock", welcome, acknowledges=acknowledges)
         servers.append(server)
         return server.start()
 
     yield start
     for server in servers:
         server.kill()
+
+
+@pytest.fixture
+def url(tmp_path: Path, transport: str) -> str:
+    """Where the server is, or will be."""
+    scheme = {"lane": "unix", "grpc": "grpc+unix"}[transport]
+    return f"{scheme}://{tmp_path}/in.sock"
 
 
 class MemorySink:

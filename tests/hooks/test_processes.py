@@ -36,6 +36,10 @@ attachment = attach(model, Plan("m", (Tap("", FeatureKind.NEURON),), revision="r
 """
 
 
+# One process costs seconds; what differs between the transports is run over both.
+lane_only = pytest.mark.parametrize("transport", ["lane"], indirect=True)
+
+
 def run(script: str, *arguments: str, seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
     """Run a script in an interpreter of its own, and insist that it ends well and quietly."""
     result = subprocess.run(
@@ -73,6 +77,7 @@ print(sorted(heavy & set(sys.modules)))
     assert float(took) <= 0.5
 
 
+@pytest.mark.parametrize("transport", ["grpc"], indirect=True)
 def test_connecting_and_attaching_start_no_thread(serve: Serve) -> None:
     """Until the first sample the server has no thread more; grpc is loaded by then, not with it."""
     script = (
@@ -149,6 +154,50 @@ for thread in threads:
     wait_for(lambda: {f"child-{n}" for n in range(8)} <= set(ids(server)))
 
 
+@lane_only
+def test_the_lane_needs_no_grpc(serve: Serve, wait_for: Wait) -> None:
+    """From connecting to the last acknowledgement nothing loads grpc, and no thread comes too early."""
+    script = (
+        PREAMBLE
+        + """
+before = threading.active_count()
+with torch.no_grad():
+    serve("r")
+wait_for(lambda: sink.report().batches_sent)
+assert sink.close(10.0)
+print(before, sorted(name for name in sys.modules if name.split(".")[0] == "grpc"))
+"""
+    )
+    server = serve()
+
+    assert run(script, server.address).stdout == "1 []\n"
+    wait_for(lambda: ids(server) == ["r"])
+
+
+@lane_only
+def test_a_child_does_not_keep_its_parents_connection_open(serve: Serve, wait_for: Wait) -> None:
+    """When the parent dies the daemon hears of it at once, though a forked child lives on."""
+    script = (
+        PREAMBLE
+        + """
+serve("parent")
+wait_for(lambda: sink.report().batches_sent)
+child = os.fork()
+if child == 0:
+    os.read(0, 1)
+    os._exit(0)
+os._exit(0)
+"""
+    )
+    server = serve()
+    with subprocess.Popen(
+        [sys.executable, "-c", script, server.address], cwd=ROOT, stdin=subprocess.PIPE
+    ) as process:
+        assert process.wait(60) == 0
+        wait_for(lambda: server.streams and server.streams[0].ended)
+
+
+@lane_only
 def test_a_preloaded_model_works_in_every_worker(serve: Serve, wait_for: Wait) -> None:
     """Attached before the fork, as preloading servers do: each worker streams for itself."""
     script = (
@@ -173,6 +222,7 @@ assert all(os.waitpid(child, 0)[1] == 0 for child in children)
     assert {"worker-0", "worker-1", "worker-2"} == set(ids(server))
 
 
+@lane_only
 def test_a_process_that_exits_delivers_its_last_batch(serve: Serve, wait_for: Wait) -> None:
     """Nobody closes the sink; the exit hook does."""
     server = serve()
@@ -182,6 +232,7 @@ def test_a_process_that_exits_delivers_its_last_batch(serve: Serve, wait_for: Wa
     wait_for(lambda: ids(server) == ["last"])
 
 
+@lane_only
 def test_a_hung_daemon_delays_the_exit_by_two_seconds_at_most(serve: Serve) -> None:
     """The exit hook has a hard deadline."""
     # Exit handlers run newest first: this one comes right after the sink's, before torch's own.
@@ -196,6 +247,7 @@ def test_a_hung_daemon_delays_the_exit_by_two_seconds_at_most(serve: Serve) -> N
     assert 0.0 < waited < 4.0
 
 
+@lane_only
 def test_the_kill_switch_is_read_from_the_environment(serve: Serve) -> None:
     """With SIDECAR_HOOKS_DISABLED=1 a server runs as if the hooks were not installed."""
     script = (

@@ -19,6 +19,7 @@ from sidecar.wire import (
     Steering,
     StreamDecoder,
     Welcome,
+    encode_request,
     encode_response,
 )
 
@@ -65,7 +66,7 @@ class Stream:
 
     def next(self) -> Any:
         """Return the next message as the daemon reads it."""
-        return self.decoder.decode(next(self.session))
+        return self.decoder.decode(encode_request(next(self.session)))
 
     def say(self, value: Any) -> None:
         """Let the daemon say something."""
@@ -169,8 +170,11 @@ def test_messages_keep_to_the_daemons_limit(tapped: Rows, forward_batch: Make) -
     stream.greet()
     stream.offer(forward_batch(tapped(items=64, width=20)))
 
-    messages = [next(stream.session) for _ in range(6)]
+    stream.queue.close()
 
+    messages = [encode_request(message) for message in stream.session]
+
+    assert len(messages) > 2
     assert max(map(len, messages)) <= 2000
     assert stream.account.report(1.0).batches_sent == 1
 
@@ -186,6 +190,42 @@ def test_a_row_above_the_limit_is_dropped_as_too_large(tapped: Rows, forward_bat
 
     assert [RegisterLayer, Batch] == [type(message) for message in messages]
     assert stream.account.dropped == {"too_large": 1}
+
+
+def test_a_batch_is_sent_when_the_next_message_is_asked_for(forward_batch: Make) -> None:
+    """Until then its memory belongs to the transport, which may send it without a copy."""
+    stream = Stream()
+    stream.greet()
+    released: list[bool] = []
+    stream.offer(forward_batch(release=lambda: released.append(True)))
+    stream.next()
+    stream.next()
+    before = list(released), stream.account.report(1.0).batches_sent, stream.queue.pending
+    stream.queue.close()
+
+    assert list(stream.session) == []
+    assert ([], 0, 1) == before
+    assert ([True], 1, 0) == (
+        released,
+        stream.account.report(1.0).batches_sent,
+        stream.queue.pending,
+    )
+
+
+def test_a_batch_that_was_not_sent_whole_is_lost(forward_batch: Make) -> None:
+    """A connection that breaks in the middle of a message costs that batch, and its memory goes back."""
+    stream = Stream()
+    stream.greet()
+    released: list[bool] = []
+    stream.offer(forward_batch(release=lambda: released.append(True)))
+    stream.next()
+    stream.next()
+
+    stream.session.finish()
+
+    assert [True] == released
+    assert {"disconnected": 1} == stream.account.dropped
+    assert 0 == stream.queue.pending
 
 
 def test_a_batch_that_cannot_be_staged_is_counted(forward_batch: Make) -> None:

@@ -1,7 +1,6 @@
 import random
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ from sidecar.hooks import connect
 from sidecar.hooks.batch import ForwardBatch
 from sidecar.hooks.session import Timing
 from sidecar.hooks.sink import QueuedSink
-from sidecar.hooks.transport import target
+from sidecar.hooks.transport import Address
 from sidecar.wire import Hello
 
 pytestmark = pytest.mark.service
@@ -32,10 +31,10 @@ class Soon(random.Random):
 
 
 @pytest.fixture
-def sink(tmp_path: Path) -> Iterator[QueuedSink]:
+def sink(url: str) -> Iterator[QueuedSink]:
     """A sink on the test's socket, patient for less time than in production."""
     found = connect(
-        f"unix://{tmp_path}/in.sock",
+        url,
         queue_bytes=10_000,
         timing=Timing(welcome=2.0, report=0.05, stall=2.0, stale=30.0),
         rng=Soon(),
@@ -152,13 +151,11 @@ def test_the_breaker_opens_without_a_daemon_and_closes_with_one(
 
 
 def test_a_daemon_that_accepts_and_says_nothing_opens_the_breaker_too(
-    serve: Serve, tmp_path: Path, forward_batch: Make, wait_for: Wait
+    serve: Serve, url: str, forward_batch: Make, wait_for: Wait
 ) -> None:
     """A hung daemon is as good as none."""
     serve(welcomes=False)
-    sink = connect(
-        f"unix://{tmp_path}/in.sock", timing=Timing(welcome=0.05, report=0.05), rng=Soon()
-    )
+    sink = connect(url, timing=Timing(welcome=0.05, report=0.05), rng=Soon())
     sink.announce(HELLO, 1.0)
     sink.offer(forward_batch())
 
@@ -167,11 +164,11 @@ def test_a_daemon_that_accepts_and_says_nothing_opens_the_breaker_too(
 
 
 def test_a_silent_daemon_is_left_after_the_stall_time(
-    serve: Serve, tmp_path: Path, forward_batch: Make, wait_for: Wait
+    serve: Serve, url: str, forward_batch: Make, wait_for: Wait
 ) -> None:
     """A daemon that is stopped in mid-stream is dialled anew."""
     server = serve(acknowledges=False)
-    sink = connect(f"unix://{tmp_path}/in.sock", timing=Timing(stall=0.2, report=0.05), rng=Soon())
+    sink = connect(url, timing=Timing(stall=0.2, report=0.05), rng=Soon())
     sink.announce(HELLO, 1.0)
     sink.offer(forward_batch())
 
@@ -226,11 +223,11 @@ def test_closing_sends_what_is_queued(
 
 
 def test_closing_keeps_its_deadline(
-    serve: Serve, tmp_path: Path, forward_batch: Make, conserved: Conserved
+    serve: Serve, url: str, forward_batch: Make, conserved: Conserved
 ) -> None:
     """A hung daemon holds an exiting server up for the deadline and no longer."""
     serve(welcomes=False)
-    sink = connect(f"unix://{tmp_path}/in.sock", timing=Timing(welcome=60.0))
+    sink = connect(url, timing=Timing(welcome=60.0))
     sink.announce(HELLO, 1.0)
     sink.offer(forward_batch())
 
@@ -265,26 +262,32 @@ def test_one_sink_speaks_for_one_model(sink: QueuedSink) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "expected"),
+    ("text", "expected"),
     [
-        ("unix:///run/x.sock", "unix:///run/x.sock"),
-        ("grpc://10.0.0.1:50061", "10.0.0.1:50061"),
-        ("sidecar.svc:50061", "sidecar.svc:50061"),
-        ("[::1]:50061", "[::1]:50061"),
+        ("unix:///run/x.sock", Address("lane", "/run/x.sock")),
+        ("grpc+unix:///run/x.sock", Address("grpc", "unix:///run/x.sock")),
+        ("grpc://10.0.0.1:50061", Address("grpc", "10.0.0.1:50061")),
+        ("grpcs://sidecar.svc:443", Address("grpcs", "sidecar.svc:443")),
+        ("sidecar.svc:50061", Address("grpc", "sidecar.svc:50061")),
+        ("[::1]:50061", Address("grpc", "[::1]:50061")),
     ],
 )
-def test_addresses_are_understood(url: str, expected: str) -> None:
-    """A socket path, or host and port with or without the scheme."""
-    assert expected == target(url)
+def test_addresses_are_understood(text: str, expected: Address) -> None:
+    """The scheme says over what; a bare host and port is gRPC."""
+    assert expected == Address.parse(text)
 
 
 @pytest.mark.parametrize(
-    "url",
+    "text",
     [
         "",
         "unix://relative",
         "unix:///",
+        "unix:///folder/",
+        "unix:///" + "x" * 107,
+        "grpc+unix://relative",
         "http://x:1",
+        "grpc://unix:///x",
         "host",
         "host:",
         "host:0",
@@ -292,7 +295,7 @@ def test_addresses_are_understood(url: str, expected: str) -> None:
         "a b:1",
     ],
 )
-def test_other_addresses_are_refused_at_once(url: str) -> None:
+def test_other_addresses_are_refused_at_once(text: str) -> None:
     """A typing error is told at start-up, not found by a reconnect loop."""
     with pytest.raises(InvalidInput):
-        connect(url)
+        connect(text)

@@ -3,6 +3,7 @@ import pytest
 
 from sidecar.errors import PayloadMismatch, ShapeMismatch, SidecarError, UnsupportedDtype
 from sidecar.wire import to_float32
+from sidecar.wire.tensors import read_tensor
 
 pytestmark = pytest.mark.unit
 
@@ -13,7 +14,9 @@ def test_every_half_precision_pattern_is_widened_exactly() -> None:
     """All 65,536 f16 values come out as the same real number, NaNs as NaNs."""
     expected = PATTERNS.view(np.float16)
 
-    actual = to_float32(PATTERNS.astype("<u2").tobytes(), "f16", (256, 256)).reshape(-1)
+    actual = to_float32(read_tensor(PATTERNS.astype("<u2").tobytes(), "f16", (256, 256))).reshape(
+        -1
+    )
 
     finite = np.isfinite(expected)
     assert np.array_equal(np.isnan(expected), np.isnan(actual))
@@ -26,7 +29,9 @@ def test_every_bfloat16_pattern_is_widened_exactly() -> None:
     """All 65,536 bf16 values become the float32 whose upper half they are, bit for bit."""
     expected = PATTERNS.astype(np.uint32) * 65_536
 
-    actual = to_float32(PATTERNS.astype("<u2").tobytes(), "bf16", (1, 65_536)).reshape(-1)
+    actual = to_float32(read_tensor(PATTERNS.astype("<u2").tobytes(), "bf16", (1, 65_536))).reshape(
+        -1
+    )
 
     assert np.array_equal(expected, actual.view(np.uint32))
 
@@ -36,27 +41,45 @@ def test_bfloat16_agrees_with_torch() -> None:
     torch = pytest.importorskip("torch")
     expected = torch.from_numpy(PATTERNS.view(np.int16)).view(torch.bfloat16).float().numpy()
 
-    actual = to_float32(PATTERNS.tobytes(), "bf16", (65_536, 1))[:, 0]
+    actual = to_float32(read_tensor(PATTERNS.tobytes(), "bf16", (65_536, 1)))[:, 0]
 
     assert np.array_equal(expected, actual, equal_nan=True)
 
 
-def test_float32_is_read_without_a_copy() -> None:
-    """A float32 payload is aliased, so it costs no memory, and cannot be written through."""
-    payload = np.arange(6, dtype="<f4").tobytes()
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [("f32", np.float32), ("f16", np.float16), ("bf16", np.uint16)]
+)
+def test_every_dtype_is_read_without_a_copy(dtype: str, kind: type[np.generic]) -> None:
+    """A payload is aliased as it is, so it costs no memory, and cannot be written through."""
+    payload = np.arange(6).astype(kind).tobytes()
 
-    values = to_float32(payload, "f32", (2, 3))
+    values = read_tensor(payload, dtype, (2, 3))
 
-    assert np.array_equal([[0, 1, 2], [3, 4, 5]], values)
+    assert np.array_equal(np.arange(6).reshape(2, 3).astype(kind), values)
+    assert kind is values.dtype.type
+    assert np.shares_memory(values, np.frombuffer(payload, np.uint8))
     assert not values.flags.writeable
     assert values.flags.c_contiguous
+
+
+def test_float32_is_not_widened_twice() -> None:
+    """What is wide already comes back as it is."""
+    values = np.ones((1, 2), np.float32)
+
+    assert to_float32(values) is values
+
+
+def test_values_of_other_dtypes_are_refused() -> None:
+    """A float64 array is none of what the wire hands out."""
+    with pytest.raises(UnsupportedDtype):
+        to_float32(np.ones(2))
 
 
 def test_memoryviews_are_payloads_too() -> None:
     """A sender's memoryview decodes like bytes."""
     payload = memoryview(np.ones(4, dtype="<f4").tobytes())
 
-    assert np.array_equal([[1, 1, 1, 1]], to_float32(payload, "f32", (1, 4)))
+    assert np.array_equal([[1, 1, 1, 1]], read_tensor(payload, "f32", (1, 4)))
 
 
 @pytest.mark.parametrize(
@@ -82,4 +105,4 @@ def test_lies_about_a_payload_are_refused(
 ) -> None:
     """Dtype, shape and length must fit each other, in numbers of any size."""
     with pytest.raises(error):
-        to_float32(bytes(length), dtype, shape)
+        read_tensor(bytes(length), dtype, shape)

@@ -1,0 +1,298 @@
+"""Frames: how messages travel over a stream socket of one machine.
+
+A frame is a header of 20 bytes, little-endian, then a protobuf message, then the payload::
+
+    magic     4  b"SCLN"
+    version   1  of this layout
+    kind      1  1 StreamRequest, 2 StreamResponse
+    flags     2  0; other values are refused, and the frame passed over
+    message   4  bytes of the protobuf message
+    payload   4  bytes after it
+    checksum  4  CRC-32 of the 16 bytes above and the message
+
+The payload holds the tensors of a batch in their order, each filled up with zeros to a multiple of
+``ALIGNMENT``, while their ``payload`` fields are empty. It is not part of the checksum: the kernel
+copies it from one process to the other, and a checksum would cost as much as that copy. What the
+checksum guards against is a reader that has lost its place. Nothing here opens a socket.
+"""
+
+import struct
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from sidecar.errors import (
+    BrokenFrame,
+    MalformedMessage,
+    MessageTooLarge,
+    TruncatedFrame,
+    UnsupportedVersion,
+)
+
+MAGIC = b"SCLN"
+"""First bytes of every frame."""
+
+VERSION = 1
+"""Of the layout; a reader of another version cannot know where a frame ends."""
+
+ALIGNMENT = 8
+"""Tensors start at multiples of this in a payload, so that values of any dtype are aligned."""
+
+PATIENCE_SECONDS = 30.0
+"""Longest time from the first byte of a frame to its last; local peers need microseconds."""
+
+SKIP_FACTOR = 4
+"""Frames up to this many times the limit are read and thrown away; beyond it the length is taken for
+a lie. The gRPC end draws the same line."""
+
+_HEADER = struct.Struct("<4sBBHII")
+_CHECKSUM = struct.Struct("<I")
+_SCRATCH_BYTES = 65_536
+_LENGTH_LIMIT = 1 << 32
+
+HEADER_BYTES = _HEADER.size + _CHECKSUM.size
+"""Length of a header, checksum included."""
+
+_PADDING = tuple(bytes(count) for count in range(ALIGNMENT))
+
+
+class FrameKind(IntEnum):
+    """Which message a frame holds."""
+
+    REQUEST = 1
+    RESPONSE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Memory lent for one payload.
+
+    Attributes:
+        view: Exactly the bytes asked for.
+        release: Gives the memory back; nothing may look at ``view`` from then on.
+    """
+
+    view: memoryview
+    release: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame as it came in.
+
+    Attributes:
+        message: The protobuf message, whole by its checksum.
+        payload: What follows it; valid until ``release``.
+        release: Gives the payload's memory back; whoever takes the frame calls it once.
+    """
+
+    message: bytes
+    payload: memoryview
+    release: Callable[[], None]
+
+
+def _nothing() -> None:
+    pass
+
+
+def unpooled(size: int) -> Lease:
+    """Lend fresh memory, which nobody wants back."""
+    return Lease(memoryview(bytearray(size)), _nothing)
+
+
+def padding(size: int) -> bytes:
+    r"""Return the zeros that follow ``size`` bytes of a tensor in a payload.
+
+    Example:
+        >>> padding(8), padding(13)
+        (b'', b'\x00\x00\x00')
+    """
+    return _PADDING[-size % ALIGNMENT]
+
+
+def encode_frame(
+    kind: FrameKind, message: bytes, payload: Sequence[bytes | memoryview] = ()
+) -> list[bytes | memoryview]:
+    """Return the pieces of a frame, to be sent one after another; no payload is copied.
+
+    Args:
+        kind: What the message is.
+        message: Encoded protobuf.
+        payload: Tensors, without padding.
+
+    Raises:
+        MessageTooLarge: Message or payload has 4 GiB or more.
+
+    Example:
+        >>> pieces = encode_frame(FrameKind.REQUEST, b"message", [b"123"])
+        >>> [len(piece) for piece in pieces]
+        [20, 7, 3, 5]
+    """
+    pieces: list[bytes | memoryview] = []
+    for tensor in payload:
+        pieces.append(tensor)
+        if filling := padding(memoryview(tensor).nbytes):
+            pieces.append(filling)
+    size = sum(memoryview(piece).nbytes for piece in pieces)
+    if max(size, len(message)) >= _LENGTH_LIMIT:
+        raise MessageTooLarge(f"a frame of {len(message)} + {size} bytes: send less at once")
+    head = _HEADER.pack(MAGIC, VERSION, kind, 0, len(message), size)
+    checksum = _CHECKSUM.pack(zlib.crc32(message, zlib.crc32(head)))
+    return [head + checksum, message, *pieces]
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    kind: int
+    flags: int
+    message_bytes: int
+    payload_bytes: int
+    crc: int  # of the header alone: where the message's begins
+    checksum: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.message_bytes + self.payload_bytes
+
+
+def _read_header(data: bytes) -> _Header:
+    magic, version, kind, flags, message_bytes, payload_bytes = _HEADER.unpack_from(data)
+    if magic != MAGIC:
+        hint = ": gRPC is served at listen.grpc" if data.startswith(b"PRI ") else ""
+        raise BrokenFrame(f"a frame begins with {magic!r}, not with {MAGIC!r}{hint}")
+    if version != VERSION:
+        raise UnsupportedVersion(
+            f"a frame of version {version}, but this end reads version {VERSION}: update the older"
+        )
+    crc = zlib.crc32(data[: _HEADER.size])
+    (checksum,) = _CHECKSUM.unpack_from(data, _HEADER.size)
+    return _Header(kind, flags, message_bytes, payload_bytes, crc, checksum)
+
+
+class FrameReader:
+    """Takes frames of one kind off a blocking byte stream.
+
+    Args:
+        receive: Reads some bytes into a view and returns how many; 0 at the end. It may raise
+            BlockingIOError after a while without any, and another OSError when the stream broke.
+        kind: The only kind that is taken.
+        limit_bytes: Largest message and payload together.
+        lease: Lends memory for a payload.
+        clock: Seconds, never going back.
+        patience_seconds: Longest time a frame may take to arrive.
+    """
+
+    def __init__(
+        self,
+        receive: Callable[[memoryview], int],
+        *,
+        kind: FrameKind,
+        limit_bytes: int,
+        lease: Callable[[int], Lease] = unpooled,
+        clock: Callable[[], float] = time.monotonic,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
+        self._receive = receive
+        self._kind = kind
+        self._limit_bytes = limit_bytes
+        self._lease = lease
+        self._clock = clock
+        self._patience_seconds = patience_seconds
+        self._deadline = 0.0
+        self._head = memoryview(bytearray(HEADER_BYTES))
+
+    def read(self) -> Frame | None:
+        """Wait for the next frame.
+
+        Returns:
+            The frame, whose payload the caller releases; None when the stream ended between two.
+
+        Raises:
+            BrokenFrame: Where this frame ends, or whether it is one, cannot be known: the stream is
+                of no use any more. UnsupportedVersion and TruncatedFrame are such.
+            MessageTooLarge: The frame was passed over; the next can be read.
+            MalformedMessage: Likewise, for another kind of frame or unknown flags.
+        """
+        header = self._next_header()
+        if header is None:
+            return None
+        if header.total_bytes > self._limit_bytes:
+            raise self._pass_over(header)
+        message = bytes(self._filled(memoryview(bytearray(header.message_bytes))))
+        _check_crc(header, zlib.crc32(message, header.crc))
+        if header.kind != self._kind or header.flags:
+            self._discard(header.payload_bytes)
+            raise MalformedMessage(
+                f"a frame of kind {header.kind} with flags {header.flags:#x}: this end takes kind "
+                f"{self._kind:d} without flags"
+            )
+        lease = self._lease(header.payload_bytes)
+        try:
+            self._filled(lease.view)
+        except BaseException:
+            lease.release()
+            raise
+        return Frame(message, lease.view.toreadonly(), lease.release)
+
+    def _next_header(self) -> _Header | None:
+        got = self._wait_first()
+        if not got:
+            return None
+        self._deadline = self._clock() + self._patience_seconds
+        self._filled(self._head[got:])
+        return _read_header(bytes(self._head))
+
+    def _wait_first(self) -> int:
+        """Wait for however long the other side is silent between two frames."""
+        while True:
+            try:
+                return self._receive(self._head)
+            except BlockingIOError:
+                continue
+            except OSError:  # reset by a peer that left answers unread: as good as an end
+                return 0
+
+    def _filled(self, view: memoryview) -> memoryview:
+        """Read exactly as many bytes as the view has."""
+        at, size = 0, view.nbytes
+        while at < size:
+            try:
+                got = self._receive(view[at:])
+            except BlockingIOError:
+                got = 0
+            except OSError as error:
+                raise TruncatedFrame(f"the stream broke inside a frame: {error}") from error
+            at += got
+            if at < size and not (got and self._clock() < self._deadline):
+                raise TruncatedFrame(
+                    f"a frame ended {size - at} bytes early, or took longer than "
+                    f"{self._patience_seconds:g} s"
+                )
+        return view
+
+    def _pass_over(self, header: _Header) -> MessageTooLarge:
+        """Read an oversized frame to its end, and return what to raise."""
+        claim = f"a frame of {header.total_bytes} bytes: send at most {self._limit_bytes}"
+        if header.total_bytes > SKIP_FACTOR * self._limit_bytes:
+            raise BrokenFrame(claim)
+        _check_crc(header, self._discard(header.message_bytes, header.crc))
+        self._discard(header.payload_bytes)
+        return MessageTooLarge(claim)
+
+    def _discard(self, size: int, crc: int = 0) -> int:
+        """Read ``size`` bytes; return their CRC-32, continued from ``crc``."""
+        scratch = memoryview(bytearray(min(size, _SCRATCH_BYTES)))
+        while size:
+            part = self._filled(scratch[:size])
+            crc = zlib.crc32(part, crc)
+            size -= part.nbytes
+        return crc
+
+
+def _check_crc(header: _Header, crc: int) -> None:
+    if crc != header.checksum:
+        raise BrokenFrame(
+            f"a frame's checksum is {header.checksum:08x}, but its header and message have {crc:08x}"
+        )
