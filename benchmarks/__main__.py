@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.row import Row
 
-SUITES = ("bank", "hook")
+SUITES = ("bank", "hook", "lane")
 OUT = Path(__file__).parent / "out"
 
 

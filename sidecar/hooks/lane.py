@@ -1,10 +1,11 @@
 """Sessions over the node-local lane: frames on a unix socket, without grpc."""
 
 import contextlib
+import select
 import socket
 import struct
-import threading
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 
 from sidecar.hooks.session import Session
@@ -12,10 +13,6 @@ from sidecar.wire import FrameKind, FrameReader, check_peer, encode_request_fram
 
 ANSWER_LIMIT_BYTES = 65_536
 """Answers are small; a large one is not from the daemon."""
-
-SEND_BUFFER_BYTES = 1 << 20
-"""Asked of the kernel, which grants what ``net.core.wmem_max`` allows: fewer, longer turns between
-sender and reader."""
 
 _PIECES = 512  # to one call; the kernel takes at most 1024
 _TIMEVAL = struct.Struct("@ll")
@@ -34,55 +31,60 @@ def dialler(
     """
 
     def dial(session: Session) -> None:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        session.bind(lambda: _hang_up(connection), connection.close)
-        with connection:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            session.bind(
+                partial(_hang_up, connection),
+                abandon=connection.close,
+                listen=_listener(connection, session),
+            )
             _bound_waits(connection, send_seconds)
             connection.connect(path)
             # After the connection: a folder that changes hands in between has a new owner to trust.
             check_peer(connection, (*peer_uids, Path(path).parent.stat().st_uid))
-            _converse(connection, session)
+            for message in session:
+                send(connection, encode_request_frame(message))
+            _say_goodbye(connection, session)
 
     return dial
 
 
 def _bound_waits(connection: socket.socket, seconds: float) -> None:
-    """Limit connecting and sending, but not waiting for answers, which a silent stream may do."""
+    """Limit how long connecting, sending, and the rest of an answer that has begun may take."""
     whole = int(seconds)
     limit = _TIMEVAL.pack(whole, int((seconds - whole) * 1e6))
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
 
-def _converse(connection: socket.socket, session: Session) -> None:
-    """Send what the session says while a thread reads the answers; returns when both have ended."""
-    reader = threading.Thread(
-        target=_listen, args=(connection, session), name="sidecar-answers", daemon=True
-    )
-    reader.start()
-    try:
-        for message in session:
-            send(connection, encode_request_frame(message))
-        # The daemon reads to the end, answers, and hangs up.
-        connection.shutdown(socket.SHUT_WR)
-    except BaseException:
-        session.end()
-        raise
-    finally:
-        reader.join()
+def _listener(connection: socket.socket, session: Session) -> Callable[[float], None]:
+    """Return what hands the daemon's answers to the session; the end of the stream ends that too.
 
-
-def _listen(connection: socket.socket, session: Session) -> None:
-    """Feed the daemon's answers to the session; its end is the session's."""
+    There is no thread for it: each answer would wake one, and take the interpreter from the model.
+    """
     frames = FrameReader(
         connection.recv_into, kind=FrameKind.RESPONSE, limit_bytes=ANSWER_LIMIT_BYTES
     )
-    try:
-        while (frame := frames.read()) is not None:
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+
+    def listen(seconds: float) -> None:
+        while not session.ended and poll.poll(1000.0 * seconds):
+            frame = frames.read()
+            if frame is None:
+                session.end()
+                return
             session.receive(frame.message)
-    except Exception:  # noqa: BLE001 - in the server's process nothing may be raised or printed
-        session.misunderstood()
-    session.end()
+            seconds = 0.0
+
+    return listen
+
+
+def _say_goodbye(connection: socket.socket, session: Session) -> None:
+    """Tell the daemon that nothing more comes, and wait until it has read all that did."""
+    if not session.ended:
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(ANSWER_LIMIT_BYTES):
+            pass
 
 
 def send(connection: socket.socket, pieces: list[bytes | memoryview]) -> None:

@@ -1,5 +1,6 @@
 """Turns the rows of one forward pass into messages that fit the daemon's limits."""
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,8 @@ REPORT_BYTES = 1024
 
 WEIGHT_LIMIT = 1e30
 """Largest weight sent; beyond 3.4e38 it would become infinite as a float32 and be refused."""
+
+_PLAIN = re.compile("[!-~]*")
 
 _TENSOR_BYTES = 48  # five varints of up to 5 bytes with their tags, twice a length
 _REQUEST_BYTES = 24  # tags, lengths, slice number, weight
@@ -123,13 +126,17 @@ def _merge(parts: list[TappedRows]) -> memoryview:
 
 def _clean(request: Request, weight: float) -> Request:
     """Return a request whose id and slice the daemon will not refuse."""
-    identifier = "".join(c if "!" <= c <= "~" else "_" for c in request.id[:NAME_LIMIT])
-    try:
-        traffic = Slice.of(dict(request.traffic.pairs))
-    except (SidecarError, TypeError, ValueError):
-        traffic = Slice()
+    identifier = request.id[:NAME_LIMIT]
+    if not _PLAIN.fullmatch(identifier):
+        identifier = "".join(c if "!" <= c <= "~" else "_" for c in identifier)
+    traffic = request.traffic
+    if traffic.pairs:
+        try:
+            traffic = Slice.of(dict(traffic.pairs))
+        except (SidecarError, TypeError, ValueError):
+            traffic = Slice()
     own = max(1.0, request.weight)  # in this order a NaN gives 1
-    return replace(request, id=identifier, traffic=traffic, weight=min(own * weight, WEIGHT_LIMIT))
+    return Request(identifier, traffic, min(own * weight, WEIGHT_LIMIT))
 
 
 def split(group: Group, limit_bytes: int) -> Iterator[Group]:

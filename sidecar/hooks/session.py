@@ -1,7 +1,7 @@
 """The client's side of one ingest stream, without any I/O.
 
 A transport iterates over a session for the messages to send, encodes them its own way, and feeds the
-session what it receives; both may happen in different threads.
+session what it receives. It may receive in a thread of its own, or let the session ask it to.
 """
 
 import threading
@@ -75,6 +75,11 @@ class Registry:
         return tuple(self._known.values())
 
 
+LISTEN_SECONDS = 0.25
+"""How often an idle session asks for answers, where no thread receives them: how late it may learn of
+another sampling rate, or that the daemon is gone."""
+
+
 def _nothing() -> None:
     pass
 
@@ -132,6 +137,7 @@ class Session(Iterator[Sendable]):
         self._ended = threading.Event()
         self._cancel: Callable[[], object] = _nothing
         self._abandon: Callable[[], object] = _nothing
+        self._listen: Callable[[float], object] | None = None
         self._in_hand: ForwardBatch | None = None
         self._welcome: Welcome | None = None
         self._greeted = False
@@ -152,15 +158,23 @@ class Session(Iterator[Sendable]):
         """Whether the stream is over."""
         return self._ended.is_set()
 
-    def bind(self, cancel: Callable[[], object], abandon: Callable[[], object] = _nothing) -> None:
+    def bind(
+        self,
+        cancel: Callable[[], object],
+        *,
+        abandon: Callable[[], object] = _nothing,
+        listen: Callable[[float], object] | None = None,
+    ) -> None:
         """Tell the session what it runs on.
 
         Args:
             cancel: Ends the call, from any thread.
             abandon: Lets go of it in a forked child, without a word to the daemon: the call is the
                 parent's.
+            listen: Waits at most so many seconds for an answer, and hands over all there are; None:
+                the transport receives in a thread of its own.
         """
-        self._cancel, self._abandon = cancel, abandon
+        self._cancel, self._abandon, self._listen = cancel, abandon, listen
         if self.ended:
             cancel()
 
@@ -222,7 +236,7 @@ class Session(Iterator[Sendable]):
             if self._stalled():
                 self.end()
                 return None
-            taken = self._queue.take(self._patience(), self._ended.is_set)
+            taken = self._take()
             if taken is not None:
                 self._send(*taken)
             elif self._report_due() and not self.ended:
@@ -231,9 +245,19 @@ class Session(Iterator[Sendable]):
                 return None
         return self._outbox.popleft()
 
+    def _take(self) -> tuple[float, ForwardBatch] | None:
+        """Wait for a batch, then hear what has come in by now: it counts before credit is spent."""
+        taken = self._queue.take(self._patience(), self._ended.is_set)
+        if self._listen is not None:
+            self._listen(0.0)
+        return taken
+
     def _wait_welcome(self) -> bool:
         """Wait for the daemon's limits, then announce every layer known so far."""
-        self._answered.wait(self._timing.welcome)
+        if self._listen is None:
+            self._answered.wait(self._timing.welcome)
+        else:
+            self._listen(self._timing.welcome)  # the first answer is the welcome, or a refusal
         if self.ended or self._welcome is None:
             return False
         for registration in self._registry.all():
@@ -252,7 +276,8 @@ class Session(Iterator[Sendable]):
         with self._lock:
             if self._unsettled:
                 deadline = min(deadline, self._unsettled[0][2] + self._timing.stall)
-        return max(deadline - now, 0.001)
+        longest = LISTEN_SECONDS if self._listen is not None else deadline - now
+        return max(min(deadline - now, longest), 0.001)
 
     def _stalled(self) -> bool:
         with self._lock:
@@ -316,10 +341,6 @@ class Session(Iterator[Sendable]):
             request_index=group.request_index,
             report=self._report(),
         )
-
-    def misunderstood(self) -> None:
-        """Count that the transport could not make sense of what came in."""
-        self._account.error()
 
     def receive(self, data: bytes) -> None:
         """Take one message of the daemon; what cannot be read is counted and passed over."""

@@ -105,6 +105,8 @@ class LaneServer:
     def stop(self) -> None:
         """Turn new connections away, end those there are, remove the sockets; again does nothing."""
         self._stopping.set()
+        for listener in self._listeners.values():
+            listener.shutdown(socket.SHUT_RDWR)  # wakes the acceptor
         if self._acceptor.is_alive():
             self._acceptor.join(JOIN_SECONDS)
         for path, listener in self._listeners.items():
@@ -126,7 +128,8 @@ class LaneServer:
                 selector.register(listener, selectors.EVENT_READ, listener)
             while not self._stopping.is_set():
                 for key, _ in selector.select(STEER_SECONDS):
-                    self._accept(key.data)
+                    if not self._stopping.is_set():
+                        self._accept(key.data)
                 with self._lock:
                     open_ = list(self._connections)
                 for connection in open_:

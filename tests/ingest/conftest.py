@@ -1,8 +1,8 @@
 """A raw client that speaks the wire protocol to a real daemon, good manners not included."""
 
 import queue
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import socket
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -15,45 +15,52 @@ from sidecar.wire import (
     METHOD,
     SERVICE,
     Acknowledgement,
+    FrameKind,
+    FrameReader,
     Hello,
     OutgoingBatch,
     OutgoingTensor,
     Refusal,
     RegisterLayer,
+    Sendable,
     decode_response,
     encode_request,
+    encode_request_frame,
 )
+from sidecar.wire.frames import encode_frame
 
 WIDTH = 4
 REVISION = "ab" * 32
 LAYER = LayerKey("tiny", REVISION, "conv", FeatureKind.CHANNEL, View.MAX)
 
 
-@dataclass
 class RawClient:
-    """One open ingest stream; what the daemon answers is read on request."""
+    """One open ingest stream; what the daemon answers is read on request. Its transport is a subclass's."""
 
-    channel: grpc.Channel
-    out: "queue.Queue[bytes | None]" = field(default_factory=queue.Queue)
-    answers: Any = None
-    sequence: int = 0
-
-    def open(self) -> "RawClient":
-        """Start the stream."""
-        call = self.channel.stream_stream(f"/{SERVICE}/{METHOD}")
-        self.answers = call(iter(self.out.get, None), timeout=60)
-        return self
+    sequence = 0
 
     def send(self, payload: bytes) -> None:
-        """Send raw bytes."""
-        self.out.put(payload)
+        """Send raw bytes as one message."""
+        raise NotImplementedError
+
+    def say(self, value: Sendable) -> None:
+        """Send a value as this transport encodes it."""
+        raise NotImplementedError
+
+    def read(self) -> Any:
+        """Return the daemon's next answer."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End the stream."""
+        raise NotImplementedError
 
     def hello(self, model: str = "tiny", client_id: str = "client-1") -> Any:
         """Say hello, register the layer, and return the daemon's first answer."""
-        self.send(encode_request(Hello(model, REVISION, client_id=client_id)))
+        self.say(Hello(model, REVISION, client_id=client_id))
         first = self.read()
         layer = LayerKey(model, REVISION, "conv", FeatureKind.CHANNEL, View.MAX)
-        self.send(encode_request(RegisterLayer(1, layer, WIDTH)))
+        self.say(RegisterLayer(1, layer, WIDTH))
         return first
 
     def batch(self, values: np.ndarray) -> int:
@@ -62,12 +69,8 @@ class RawClient:
         values = np.ascontiguousarray(values, np.float32)
         tensor = OutgoingTensor(1, "f32", values.shape, values.tobytes())
         requests = tuple(Request(f"r{self.sequence}-{i}") for i in range(len(values)))
-        self.send(encode_request(OutgoingBatch(self.sequence, (tensor,), requests)))
+        self.say(OutgoingBatch(self.sequence, (tensor,), requests))
         return self.sequence
-
-    def read(self) -> Any:
-        """Return the daemon's next answer."""
-        return decode_response(next(self.answers))
 
     def read_until_settled(self, sequence: int) -> list[Any]:
         """Read answers until ``sequence`` is acknowledged; return all of them."""
@@ -85,9 +88,78 @@ class RawClient:
             if isinstance(answer, Refusal):
                 return answer
 
+
+class GrpcClient(RawClient):
+    """Over gRPC."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = grpc.insecure_channel(address)
+        self._out: queue.Queue[bytes | None] = queue.Queue()
+        call = self._channel.stream_stream(f"/{SERVICE}/{METHOD}")
+        self._answers = call(iter(self._out.get, None), timeout=60)
+
+    def send(self, payload: bytes) -> None:
+        """Send raw bytes as one message."""
+        self._out.put(payload)
+
+    def say(self, value: Sendable) -> None:
+        """Send a value with everything in its message."""
+        self.send(encode_request(value))
+
+    def read(self) -> Any:
+        """Return the daemon's next answer."""
+        return decode_response(next(self._answers))
+
     def close(self) -> None:
         """End the stream."""
-        self.out.put(None)
+        self._out.put(None)
+        self._channel.close()
+
+
+class LaneClient(RawClient):
+    """As frames on a unix socket."""
+
+    def __init__(self, address: str) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(60)
+        self.socket.connect(address.removeprefix("unix://"))
+        self._frames = FrameReader(
+            self.socket.recv_into, kind=FrameKind.RESPONSE, limit_bytes=65_536
+        )
+
+    def send(self, payload: bytes) -> None:
+        """Send raw bytes as the message of a frame."""
+        self.write(b"".join(encode_frame(FrameKind.REQUEST, payload)))
+
+    def say(self, value: Sendable) -> None:
+        """Send a value with its payload behind the message."""
+        self.write(b"".join(encode_request_frame(value)))
+
+    def write(self, data: bytes) -> None:
+        """Send raw bytes, whatever they are."""
+        self.socket.sendall(data)
+
+    def read(self) -> Any:
+        """Return the daemon's next answer; raise StopIteration when it has hung up."""
+        frame = self._frames.read()
+        if frame is None:
+            raise StopIteration
+        return decode_response(frame.message)
+
+    def close(self) -> None:
+        """End the stream."""
+        self.socket.close()
+
+
+def open_client(running: RunningDaemon, transport: str) -> RawClient:
+    """Open a stream to a daemon."""
+    return LaneClient(running.lane) if transport == "lane" else GrpcClient(running.grpc)
+
+
+@pytest.fixture(params=["lane", "grpc"])
+def transport(request: pytest.FixtureRequest) -> str:
+    """What carries the stream; every test of the daemon's side runs over both."""
+    return str(request.param)
 
 
 @pytest.fixture
@@ -103,9 +175,20 @@ def running(tmp_path: Any) -> Iterator[RunningDaemon]:
 
 
 @pytest.fixture
-def client(running: RunningDaemon) -> Iterator[RawClient]:
+def opened(running: RunningDaemon, transport: str) -> Iterator[Callable[[], RawClient]]:
+    """Return a function that opens one more stream to that daemon."""
+    clients = []
+
+    def open_() -> RawClient:
+        clients.append(open_client(running, transport))
+        return clients[-1]
+
+    yield open_
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+def client(opened: Callable[[], RawClient]) -> RawClient:
     """An open stream to that daemon."""
-    with grpc.insecure_channel(running.grpc) as channel:
-        opened = RawClient(channel).open()
-        yield opened
-        opened.close()
+    return opened()

@@ -16,8 +16,8 @@ from sidecar.hooks import Plan, Tap, connect
 from sidecar.hooks.torch import attach
 from sidecar.ingest.pipeline import STEER_SECONDS
 from sidecar.testing import RunningDaemon, running_daemon, wait_until
-from sidecar.wire import Acknowledgement, OutgoingBatch, OutgoingTensor, Steering, encode_request
-from tests.ingest.conftest import WIDTH, RawClient
+from sidecar.wire import Acknowledgement, OutgoingBatch, OutgoingTensor, Steering
+from tests.ingest.conftest import WIDTH, RawClient, open_client
 
 pytestmark = pytest.mark.service
 
@@ -46,15 +46,15 @@ def assert_conserved(found: dict[str, float]) -> None:
     assert found["sidecar_batches_accepted_total"] == done + dropped
 
 
-def test_overload_and_garbage_are_conserved_in_the_metrics(tmp_path: Path) -> None:
+def test_overload_and_garbage_are_conserved_in_the_metrics(tmp_path: Path, transport: str) -> None:
     """After a flood with bad batches in it, the counters of a scrape add up to what was sent."""
     settings = {
         "models": [{"name": "tiny"}],
         "ingest": {"queue_bytes": 8192},
         "statistics": {"warmup_rows": 8},
     }
-    with running_daemon(tmp_path, settings) as running, grpc.insecure_channel(running.grpc) as ch:
-        client = RawClient(ch).open()
+    with running_daemon(tmp_path, settings) as running:
+        client = open_client(running, transport)
         client.hello()
         rates: list[float] = []
         reader = threading.Thread(target=_read_all, args=(client, BATCHES, rates))
@@ -64,7 +64,7 @@ def test_overload_and_garbage_are_conserved_in_the_metrics(tmp_path: Path) -> No
                 client.sequence += 1
                 lie = OutgoingTensor(1, "f32", (5, WIDTH), b"short")
                 requests = tuple(Request() for _ in range(5))
-                client.send(encode_request(OutgoingBatch(client.sequence, (lie,), requests)))
+                client.say(OutgoingBatch(client.sequence, (lie,), requests))
             elif i % 10 == 7:
                 client.send(b"\xff garbage")
             else:
@@ -92,18 +92,18 @@ def _read_all(client: RawClient, last: int, rates: list[float]) -> None:
                 rates.append(answer.sampling_rate)
             if isinstance(answer, Acknowledgement) and answer.sequence >= last:
                 return
-    except (StopIteration, grpc.RpcError):
+    except (StopIteration, OSError, grpc.RpcError):
         return
 
 
 def test_a_full_queue_lowers_the_sampling_rate_and_an_empty_one_restores_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, transport: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Back-pressure reaches the hook as a smaller share, and goes away again."""
     monkeypatch.setattr("sidecar.ingest.pipeline.CALM_SECONDS", STEER_SECONDS)
     settings = {"models": [{"name": "tiny"}], "ingest": {"queue_bytes": 4096}}
-    with running_daemon(tmp_path, settings) as running, grpc.insecure_channel(running.grpc) as ch:
-        client = RawClient(ch).open()
+    with running_daemon(tmp_path, settings) as running:
+        client = open_client(running, transport)
         client.hello()
         client.read_until_settled(client.batch(np.ones((1, WIDTH))))
         with running.daemon.monitor._lock:  # noqa: SLF001 - a writer that cannot go on

@@ -1,5 +1,6 @@
 """The ingest stream of a real daemon: what is taken, what is refused, what is counted."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -21,11 +22,20 @@ from sidecar.wire import (
     Refusal,
     RegisterLayer,
     Welcome,
-    encode_request,
 )
-from tests.ingest.conftest import LAYER, REVISION, WIDTH, RawClient
+from tests.ingest.conftest import (
+    LAYER,
+    REVISION,
+    WIDTH,
+    GrpcClient,
+    LaneClient,
+    RawClient,
+    open_client,
+)
 
 pytestmark = pytest.mark.service
+
+Open = Callable[[], RawClient]
 
 
 def counts(running: RunningDaemon) -> IngestCounts:
@@ -72,7 +82,7 @@ def test_a_lying_tensor_is_refused_by_code_and_the_stream_goes_on(
     client.hello()
     requests = tuple([Request()] * tensor.shape[0])
     client.sequence = 1
-    client.send(encode_request(OutgoingBatch(1, (tensor,), requests)))
+    client.say(OutgoingBatch(1, (tensor,), requests))
     refusal = client.refusal()
     client.read_until_settled(client.batch(np.ones((3, WIDTH))))
 
@@ -84,7 +94,7 @@ def test_a_lying_tensor_is_refused_by_code_and_the_stream_goes_on(
 
 def test_messages_before_the_hello_are_refused(running: RunningDaemon, client: RawClient) -> None:
     """Nothing is taken from a stream that has not said whose it is."""
-    client.send(encode_request(RegisterLayer(1, LAYER, WIDTH)))
+    client.say(RegisterLayer(1, LAYER, WIDTH))
     refusal = client.refusal()
 
     assert "SC302" == refusal.code
@@ -95,7 +105,7 @@ def test_an_unknown_model_is_named_with_the_known_ones(
     running: RunningDaemon, client: RawClient
 ) -> None:
     """Whoever reads the hook's log knows what to mend."""
-    client.send(encode_request(Hello("huge", REVISION)))
+    client.say(Hello("huge", REVISION))
     refusal = client.refusal()
 
     assert "SC401" == refusal.code
@@ -103,19 +113,14 @@ def test_an_unknown_model_is_named_with_the_known_ones(
     assert {"unknown_model": 1} == dict(counts(running).refused)
 
 
-def test_a_layer_with_another_width_is_a_conflict(
-    running: RunningDaemon, client: RawClient
-) -> None:
+def test_a_layer_with_another_width_is_a_conflict(client: RawClient, opened: Open) -> None:
     """Two processes cannot give one layer two meanings."""
     client.hello()
-    with grpc.insecure_channel(running.grpc) as channel:
-        other = RawClient(channel).open()
-        other.send(encode_request(Hello("tiny", REVISION)))
-        other.send(encode_request(RegisterLayer(1, LAYER, WIDTH + 1)))
-        refusal = other.refusal()
-        other.close()
+    other = opened()
+    other.say(Hello("tiny", REVISION))
+    other.say(RegisterLayer(1, LAYER, WIDTH + 1))
 
-    assert "SC501" == refusal.code
+    assert "SC501" == other.refusal().code
 
 
 def test_an_oversized_message_is_refused_and_counted(
@@ -134,16 +139,15 @@ def test_an_oversized_message_is_refused_and_counted(
 
 def test_a_message_over_grpcs_own_limit_ends_only_its_stream(running: RunningDaemon) -> None:
     """The sender of an absurd message is told why its stream ended, and the daemon serves on."""
-    with grpc.insecure_channel(running.grpc) as channel:
-        absurd = RawClient(channel).open()
-        absurd.hello()
-        absurd.send(b"x" * (1 << 20))
-        with pytest.raises(grpc.RpcError) as caught:
-            absurd.refusal()
-        absurd.close()
-        again = RawClient(channel).open()
-        assert isinstance(again.hello(), Welcome)
-        again.close()
+    absurd = GrpcClient(running.grpc)
+    absurd.hello()
+    absurd.send(b"x" * (1 << 20))
+    with pytest.raises(grpc.RpcError) as caught:
+        absurd.refusal()
+    again = GrpcClient(running.grpc)
+    assert isinstance(again.hello(), Welcome)
+    for item in (absurd, again):
+        item.close()
 
     assert grpc.StatusCode.RESOURCE_EXHAUSTED is caught.value.code()
     counts(running)
@@ -167,7 +171,7 @@ def test_hook_reports_add_up_over_restarts(running: RunningDaemon, client: RawCl
     """A hook process that starts again from zero takes nothing away."""
     client.hello()
     for report in (HookReport(forwards=10, dropped={"queue_full": 4}), HookReport(forwards=3)):
-        client.send(encode_request(report))
+        client.say(report)
     client.read_until_settled(client.batch(np.ones((1, WIDTH))))
 
     found = counts(running)
@@ -202,22 +206,32 @@ def _was_report(payload: bytes) -> bool:
         return False
 
 
-def test_more_streams_than_allowed_are_turned_away(running: RunningDaemon) -> None:
-    """A leak of connections on the client's side cannot take the daemon down."""
-    limit = running.daemon.config.ingest.stream_limit
-    with grpc.insecure_channel(running.grpc) as channel:
-        opened = [RawClient(channel).open() for _ in range(limit)]
-        for item in opened:
+def test_more_streams_than_allowed_are_turned_away(tmp_path: Path, transport: str) -> None:
+    """A leak of connections on the client's side cannot take the daemon down; the limit is counted."""
+    settings = {"models": [{"name": "tiny"}], "ingest": {"stream_limit": 2}}
+    with running_daemon(tmp_path, settings) as found:
+        # The limit is one for both: whatever carries the others takes its share.
+        open_ = [LaneClient(found.lane), GrpcClient(found.grpc)]
+        for item in open_:
             assert isinstance(item.hello(), Welcome)
-        extra = RawClient(channel).open()
-        extra.send(encode_request(Hello("tiny", REVISION)))
-        with pytest.raises(grpc.RpcError) as caught:
-            extra.read()
-        for item in [*opened, extra]:
+        extra = open_client(found, transport)
+        outcome = _turned_away(extra)
+        refused = dict(counts(found).refused)
+        for item in [*open_, extra]:
             item.close()
+        wait_until(lambda: counts(found).streams == 0)
 
-    assert grpc.StatusCode.RESOURCE_EXHAUSTED is caught.value.code()
-    wait_until(lambda: counts(running).streams == 0)
+    assert "SC603" in outcome
+    assert {"limit_reached": 1} == refused
+
+
+def _turned_away(client: RawClient) -> str:
+    """Return how the daemon says no."""
+    try:
+        client.say(Hello("tiny", REVISION))
+        return str(client.refusal().code)
+    except grpc.RpcError as error:
+        return str(error.details())
 
 
 def test_refusals_do_not_acknowledge_batches_before_them(
@@ -229,7 +243,7 @@ def test_refusals_do_not_acknowledge_batches_before_them(
     bad = OutgoingTensor(9, "f32", (1, WIDTH), b"x" * 16)
     client.sequence += 1
     request = Request()
-    client.send(encode_request(OutgoingBatch(client.sequence, (bad,), (request,))))
+    client.say(OutgoingBatch(client.sequence, (bad,), (request,)))
     answers = client.read_until_settled(client.sequence)
 
     numbers = [a.sequence for a in answers if isinstance(a, Acknowledgement)]
@@ -248,7 +262,7 @@ def test_a_number_that_comes_again_does_not_hold_up_acknowledgements(
     with running.daemon.monitor._lock:  # noqa: SLF001 - a batch that waits while others are refused
         client.batch(np.ones((1, WIDTH)))
         for _ in range(3):
-            client.send(encode_request(OutgoingBatch(client.sequence + 1, (lie,), (Request(),))))
+            client.say(OutgoingBatch(client.sequence + 1, (lie,), (Request(),)))
         wait_until(lambda: counts(running).received == 5, what="the refusals")
     client.sequence += 1
     answers = client.read_until_settled(client.batch(np.ones((1, WIDTH))))
@@ -267,37 +281,35 @@ def test_after_a_refused_hello_nothing_is_taken(running: RunningDaemon, client: 
 
 
 def test_a_layer_at_the_limit_does_not_cost_the_others_of_its_batch(
-    running: RunningDaemon, client: RawClient
+    running: RunningDaemon, client: RawClient, opened: Open
 ) -> None:
     """The batch counts as dropped, and what could be written of it was."""
     client.hello()
     client.read_until_settled(client.batch(np.ones((1, WIDTH))))
-    with grpc.insecure_channel(running.grpc) as channel:
-        other = RawClient(channel).open()
-        other.send(encode_request(Hello("tiny", REVISION)))
-        second = LayerKey("tiny", REVISION, "second")
-        other.send(encode_request(RegisterLayer(1, LAYER, WIDTH + 1)))
-        other.send(encode_request(RegisterLayer(2, second, 1)))
-        tensors = tuple(
-            OutgoingTensor(i, "f32", (1, width), b"\0\0\0\0" * width)
-            for i, width in ((1, WIDTH + 1), (2, 1))
-        )
-        other.send(encode_request(OutgoingBatch(1, tensors, (Request(),))))
-        other.read_until_settled(1)
-        other.close()
+    other = opened()
+    other.say(Hello("tiny", REVISION))
+    second = LayerKey("tiny", REVISION, "second")
+    other.say(RegisterLayer(1, LAYER, WIDTH + 1))
+    other.say(RegisterLayer(2, second, 1))
+    tensors = tuple(
+        OutgoingTensor(i, "f32", (1, width), b"\0\0\0\0" * width)
+        for i, width in ((1, WIDTH + 1), (2, 1))
+    )
+    other.say(OutgoingBatch(1, tensors, (Request(),)))
+    other.read_until_settled(1)
 
     assert {"shape_mismatch": 1} == dict(counts(running).dropped)
     assert 1 == running.daemon.monitor.distribution(second.feature(0), Window.CURRENT).count
 
 
-def test_two_models_of_one_process_keep_separate_books(tmp_path: Path) -> None:
+def test_two_models_of_one_process_keep_separate_books(tmp_path: Path, transport: str) -> None:
     """Their sinks report in turn; neither report is taken for a restart of the other."""
     models = {"models": [{"name": "tiny"}, {"name": "other"}]}
-    with running_daemon(tmp_path, models) as found, grpc.insecure_channel(found.grpc) as channel:
+    with running_daemon(tmp_path, models) as found:
         for forwards, model in ((1000, "tiny"), (5, "other"), (1001, "tiny"), (6, "other")):
-            client = RawClient(channel).open()
+            client = open_client(found, transport)
             client.hello(model, client_id="one-process")
-            client.send(encode_request(HookReport(forwards=forwards)))
+            client.say(HookReport(forwards=forwards))
             client.read_until_settled(client.batch(np.ones((1, WIDTH))))
             client.close()
 
@@ -322,7 +334,7 @@ def test_reasons_that_hooks_make_up_are_bounded(running: RunningDaemon, client: 
     """Each reason is kept for ever and scraped; beyond the limit they are one."""
     client.hello()
     for i in range(REASON_LIMIT + 8):
-        client.send(encode_request(HookReport(dropped={f"reason-{i}": 1})))
+        client.say(HookReport(dropped={f"reason-{i}": 1}))
     client.read_until_settled(client.batch(np.ones((1, WIDTH))))
 
     found = counts(running).hook_dropped
@@ -340,7 +352,7 @@ def test_batches_without_payload_are_bounded_in_number(
         client.batch(np.ones((1, WIDTH)))
         for _ in range(20):
             client.sequence += 1
-            client.send(encode_request(OutgoingBatch(client.sequence, (), (Request(),))))
+            client.say(OutgoingBatch(client.sequence, (), (Request(),)))
         wait_until(lambda: counts(running).received == 22, what="all of them")
         found = counts(running)
 

@@ -1,0 +1,209 @@
+"""What it costs to get sampled activations into the daemon: CPU seconds per GB, both sides together.
+
+Two processes on one machine, batches of 1 MiB (256 rows of 1,024 float32 values, of 8 requests).
+Counted is all CPU time, user and system, of both whole processes, from the first batch offered to the
+last one taken:
+
+- sender: ``Sink.offer``, the queue, the sender thread, ``Session``, encoding, sending, reading answers;
+- receiver: reading, ``StreamDecoder``, admission, the ledger, acknowledging, giving the memory back.
+
+Not counted: making the rows (they lie in memory), and what the statistics do with them (the pipeline
+gives each batch back at once). Peers: a copy of the same bytes in memory, plain grpcio with raw bytes,
+and Arrow Flight, the latter two over a unix socket as well and with nothing done beside. All in one
+run, one after another in turn; the least of ``ROUNDS``.
+"""
+
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+
+from benchmarks.row import Row
+from sidecar.features import FeatureKind, LayerKey, Request, View
+from sidecar.hooks import connect
+from sidecar.hooks.batch import ForwardBatch, TappedRows
+from sidecar.wire import Hello
+
+ROWS_PER_REQUEST, REQUESTS, WIDTH = 32, 2, 4096
+BATCH_BYTES = ROWS_PER_REQUEST * REQUESTS * WIDTH * 4
+BATCHES = 512
+"""Half a GB a round."""
+
+ROUNDS = 5
+RING = 8
+"""Buffers the batches lie in, one after another: the hooks' own pool reuses its buffers likewise."""
+
+WINDOW = 16
+"""Most batches offered and not yet sent: the sender's queue never runs dry and never overflows."""
+
+UNIT = "CPU-seconds per GB"
+
+Send = Callable[[int], None]
+"""Sends so many batches, and returns when all have left the process."""
+
+
+def run() -> Sequence[Row]:
+    """Measure both of our transports and three peers."""
+    rng = np.random.default_rng(0)
+    shape = (RING, ROWS_PER_REQUEST * REQUESTS, WIDTH)
+    ring = rng.standard_normal(shape, dtype=np.float32)
+    senders = {"lane": _ours("unix"), "grpc": _ours("grpc+unix"), "grpcio": _grpcio}
+    senders["flight"] = _flight
+    cost = {kind: _cost(kind, send, ring) for kind, send in senders.items()}
+    cost["copy"] = min(_copy(ring) for _ in range(ROUNDS))
+    unix, rpc = cost["lane"], cost["grpc"]
+    peers = {
+        "copy": "a copy in memory",
+        "grpcio": "plain grpcio, raw bytes, unix socket",
+        "flight": "Arrow Flight do_put, unix socket",
+    }
+    rows = [
+        Row("lane.unix", unix, UNIT, "our own gRPC, unix socket", rpc, rpc / unix),
+        Row("lane.grpc", rpc, UNIT, peers["grpcio"], cost["grpcio"], cost["grpcio"] / rpc),
+    ]
+    for kind, name in peers.items():
+        rows.append(Row(f"lane.unix_vs_{kind}", unix, UNIT, name, cost[kind], cost[kind] / unix))
+    return rows
+
+
+def _cost(kind: str, sender: Any, ring: np.ndarray) -> float:
+    """Return the least CPU seconds per GB of one transport."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "in.sock")
+        with _receiver(kind, path) as cpu_after, sender(path, ring) as send:
+            total = RING
+            send(total)
+            before_there = cpu_after(total)
+            costs = []
+            for _ in range(ROUNDS):
+                before_here = time.process_time()
+                send(BATCHES)
+                total += BATCHES
+                there = cpu_after(total)
+                here = time.process_time()
+                costs.append(here - before_here + there - before_there)
+                before_there = there
+    return min(costs) / (BATCHES * BATCH_BYTES / 1e9)
+
+
+@contextmanager
+def _receiver(kind: str, path: str) -> Iterator[Callable[[int], float]]:
+    """Run the receiving process; yield what waits for a number of batches and tells its CPU time."""
+    command = [sys.executable, "-m", "benchmarks.lane_receiver", kind, path]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        stdin: Any = process.stdin
+        stdout: Any = process.stdout
+
+        def cpu_after(batches: int) -> float:
+            stdin.write(f"{batches}\n")
+            stdin.flush()
+            return float(stdout.readline())
+
+        try:
+            stdout.readline()  # "ready"
+            yield cpu_after
+        finally:
+            process.kill()
+
+
+def _ours(scheme: str) -> Callable[..., Any]:
+    @contextmanager
+    def sender(path: str, ring: np.ndarray) -> Iterator[Send]:
+        sink = connect(f"{scheme}://{path}", queue_bytes=2 * WINDOW * BATCH_BYTES)
+        sink.announce(Hello("bench", "0"), 1.0)
+        layer = LayerKey("bench", "0", "layer", FeatureKind.NEURON, View.RAW)
+        requests = tuple(Request(f"request-{number}") for number in range(REQUESTS))
+        window = _Window()
+        payloads = [memoryview(batch.reshape(-1).view(np.uint8)) for batch in ring]
+        staged = [
+            (TappedRows(layer, "f32", REQUESTS, ROWS_PER_REQUEST, WIDTH, payload, named=True),)
+            for payload in payloads
+        ]
+
+        def send(count: int) -> None:
+            for number in range(count):
+                window.enter()
+                rows = staged[number % RING]
+                sink.offer(ForwardBatch(lambda r=rows: r, requests, 1.0, BATCH_BYTES, window.leave))
+            window.wait_empty()
+            if sink.report().dropped:
+                raise RuntimeError(f"batches were lost: {sink.report()}")
+
+        try:
+            yield send
+        finally:
+            sink.close(1.0)
+
+    return sender
+
+
+class _Window:
+    """Lets ``WINDOW`` batches in; whoever waits for room is woken once for half of them."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+
+    def enter(self) -> None:
+        with self._changed:
+            if self._inside >= WINDOW:
+                self._changed.wait_for(lambda: self._inside <= WINDOW // 2)
+            self._inside += 1
+
+    def leave(self) -> None:
+        with self._changed:
+            self._inside -= 1
+            if self._inside in (0, WINDOW // 2):
+                self._changed.notify_all()
+
+    def wait_empty(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._inside)
+
+
+@contextmanager
+def _grpcio(path: str, ring: np.ndarray) -> Iterator[Send]:
+    payloads = [batch.tobytes() for batch in ring]
+    with grpc.insecure_channel(f"unix://{path}") as channel:
+        put = channel.stream_unary("/Raw/Put", None, None)
+
+        def send(count: int) -> None:
+            put(payloads[number % RING] for number in range(count))
+
+        yield send
+
+
+@contextmanager
+def _flight(path: str, ring: np.ndarray) -> Iterator[Send]:
+    import pyarrow as pa  # noqa: PLC0415 - of the bench extra, and heavy
+    from pyarrow import flight  # noqa: PLC0415
+
+    batches = [pa.record_batch([pa.array(batch.reshape(-1))], names=["x"]) for batch in ring]
+    with flight.connect(f"grpc+unix://{path}") as client:
+
+        def send(count: int) -> None:
+            descriptor = flight.FlightDescriptor.for_path("x")
+            writer, _ = client.do_put(descriptor, batches[0].schema)
+            with writer:
+                for number in range(count):
+                    writer.write_batch(batches[number % RING])
+
+        yield send
+
+
+def _copy(ring: np.ndarray) -> float:
+    target = np.empty_like(ring)
+    target.fill(0.0)
+    started = time.thread_time()
+    for number in range(BATCHES):
+        np.copyto(target[number % RING], ring[number % RING])
+    return (time.thread_time() - started) / (BATCHES * BATCH_BYTES / 1e9)
