@@ -50,7 +50,8 @@ class Site:
     Attributes:
         folder: Everything the run writes.
         grpc: The daemon's gRPC address as ``sidecar.yaml`` takes it.
-        hooks: The same address as the hooks take it.
+        lanes: Its unix sockets for hooks; none where the folder's path is too long for one.
+        hooks: Where the hooks send: the lane, or else gRPC.
         console: URL of the console.
         metrics: host:port of ``/metrics``.
         server: URL of the image server.
@@ -60,6 +61,7 @@ class Site:
 
     folder: Path
     grpc: str
+    lanes: tuple[str, ...]
     hooks: str
     console: str
     metrics: str
@@ -88,7 +90,8 @@ class Site:
         short = len(str(path).encode()) < _SOCKET_PATH_LIMIT
         return cls(
             folder=folder,
-            grpc=f"unix://{path}" if short else f"127.0.0.1:{grpc}",
+            grpc=f"127.0.0.1:{grpc}",
+            lanes=(f"unix://{path}",) if short else (),
             hooks=f"unix://{path}" if short else f"grpc://127.0.0.1:{grpc}",
             console=f"http://127.0.0.1:{web}",
             metrics=f"127.0.0.1:{metrics}",
@@ -122,6 +125,7 @@ def sidecar_document(site: Site, *, direct: bool) -> dict[str, Any]:
     return {
         "listen": {
             "grpc": [site.grpc],
+            "lane": list(site.lanes),
             "metrics": site.metrics,
             "web": site.console.removeprefix("http://"),
         },

@@ -12,7 +12,6 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pytest
 import structlog
@@ -24,7 +23,7 @@ from sidecar.errors import ConfigError, StorageError
 from sidecar.features import Capture, LayerKey
 from sidecar.monitor import Event
 from sidecar.testing import FakeClock, RunningDaemon, running_daemon, wait_until
-from tests.ingest.conftest import WIDTH, RawClient
+from tests.ingest.conftest import WIDTH, GrpcClient, open_client
 
 pytestmark = pytest.mark.service
 
@@ -97,12 +96,14 @@ def test_a_start_that_fails_late_leaves_nothing_running_either(tmp_path: Path) -
     assert before == threads()
 
 
-def test_stopping_ends_open_streams_at_once_and_without_a_warning(tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", ["lane", "grpc"])
+def test_stopping_ends_open_streams_at_once_and_without_a_warning(
+    tmp_path: Path, transport: str
+) -> None:
     """Hooks never end their streams; a stop must neither wait for them nor call them broken."""
     with structlog.testing.capture_logs() as logs:
         with running_daemon(tmp_path, TINY) as running:
-            channel = grpc.insecure_channel(running.grpc)
-            client = RawClient(channel).open()
+            client = open_client(running, transport)
             client.hello()
             client.read_until_settled(client.batch(np.ones((2, WIDTH))))
             daemon, began = running.daemon, time.monotonic()
@@ -110,7 +111,6 @@ def test_stopping_ends_open_streams_at_once_and_without_a_warning(tmp_path: Path
         with pytest.raises(StopIteration):
             client.read()
         client.close()
-        channel.close()
 
     assert [] == [line for line in logs if line["log_level"] in ("warning", "error")]
     assert 0 == daemon.ledger.counts().streams
@@ -198,11 +198,10 @@ def test_a_log_on_a_full_disk_ends_nothing(tmp_path: Path) -> None:
 
 def frozen_layer(running: RunningDaemon) -> None:
     """Give a daemon a layer with some traffic, and freeze its baseline."""
-    with grpc.insecure_channel(running.grpc) as channel:
-        client = RawClient(channel).open()
-        client.hello()
-        client.read_until_settled(client.batch(np.random.default_rng(0).normal(size=(400, WIDTH))))
-        client.close()
+    client = GrpcClient(running.grpc)
+    client.hello()
+    client.read_until_settled(client.batch(np.random.default_rng(0).normal(size=(400, WIDTH))))
+    client.close()
     running.daemon.operations.freeze("tiny", "", "")
 
 

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pytest
 import yaml
@@ -15,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from sidecar.cli import main
 from sidecar.testing import RunningDaemon, running_daemon
-from tests.ingest.conftest import REVISION, RawClient
+from tests.ingest.conftest import REVISION, GrpcClient
 
 pytestmark = pytest.mark.service
 
@@ -31,12 +30,11 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]
         "statistics": {"warmup_rows": 8},
     }
     with running_daemon(tmp_path_factory.mktemp("cli"), settings) as found:
-        with grpc.insecure_channel(found.grpc) as channel:
-            client = RawClient(channel).open()
-            client.hello()
-            rows = np.random.default_rng(0).normal(size=(200, 4))
-            client.read_until_settled(client.batch(rows))
-            client.close()
+        client = GrpcClient(found.grpc)
+        client.hello()
+        rows = np.random.default_rng(0).normal(size=(200, 4))
+        client.read_until_settled(client.batch(rows))
+        client.close()
         yield found
 
 
@@ -112,11 +110,10 @@ def test_a_flag_of_the_configuration_cannot_be_removed_by_command(running: Runni
 def test_baselines_are_frozen_and_reset_by_command(tmp_path: Path) -> None:
     """Both say how many layers they changed."""
     with running_daemon(tmp_path, {"models": [{"name": "tiny"}]}) as own:
-        with grpc.insecure_channel(own.grpc) as channel:
-            client = RawClient(channel).open()
-            client.hello()
-            client.read_until_settled(client.batch(np.ones((20, 4))))
-            client.close()
+        client = GrpcClient(own.grpc)
+        client.hello()
+        client.read_until_settled(client.batch(np.ones((20, 4))))
+        client.close()
 
         frozen = run(own, "baseline", "freeze", "tiny")
         reset = run(own, "baseline", "reset", "tiny")

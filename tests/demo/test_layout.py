@@ -33,6 +33,7 @@ def test_the_daemon_accepts_its_configuration(site: Site, *, whole_way: bool) ->
     assert config.alerts.direct is not whole_way
     assert "demo.lite0:build" == config.models[0].factory
     assert site.console == f"http://{config.listen.web}"
+    assert [site.hooks] == config.listen.lane
 
 
 def test_ports_are_distinct_and_left_free(site: Site) -> None:
@@ -45,10 +46,10 @@ def test_ports_are_distinct_and_left_free(site: Site) -> None:
 
 
 def test_a_deep_folder_falls_back_to_tcp(tmp_path: Path) -> None:
-    """Where the path is too long for a unix socket, gRPC goes over loopback."""
+    """Where the path is too long for a unix socket, hooks go over loopback."""
     site = Site.prepare(tmp_path / ("deep" * 20) / "out")
 
-    assert site.grpc.startswith("127.0.0.1:")
+    assert () == site.lanes
     assert f"grpc://{site.grpc}" == site.hooks
 
 

@@ -297,17 +297,17 @@ class Recorder:
 @pytest.fixture
 def recorder(tmp_path: Path) -> Iterator[tuple[Recorder, str]]:
     """Run a recorder on a unix socket; yield it and its address."""
-    recorder, url = Recorder(), f"unix://{tmp_path / 'grpc.sock'}"
+    recorder, address = Recorder(), f"unix://{tmp_path / 'grpc.sock'}"
     handler = grpc.stream_stream_rpc_method_handler(recorder.stream)
     server = grpc.server(ThreadPoolExecutor(2))
     method = METHOD.rpartition("/")[2]
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(SERVICE, {method: handler}),)
     )
-    server.add_insecure_port(url)
+    server.add_insecure_port(address)
     server.start()
     try:
-        yield recorder, url
+        yield recorder, f"grpc+{address}"
     finally:
         server.stop(0).wait(DEADLINE)
 

@@ -174,7 +174,8 @@ def test_the_sidecars_file_for_compose_is_valid() -> None:
     (target,) = read("deploy/prometheus/prometheus.yaml")["scrape_configs"][0]["static_configs"]
     assert [config.listen.metrics] == target["targets"]
     assert config.listen.web == "127.0.0.1:8080"
-    assert config.listen.grpc == ["unix:///run/sidecar/sidecar.sock"]
+    assert config.listen.grpc == ["127.0.0.1:50061"]
+    assert config.listen.lane == ["unix:///run/sidecar/sidecar.sock"]
 
 
 def test_hadolint_finds_nothing(need: Any) -> None:

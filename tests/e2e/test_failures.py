@@ -29,8 +29,8 @@ from sidecar.hooks import Plan, Tap, connect
 from sidecar.hooks.torch import attach
 from sidecar.testing import wait_until
 from sidecar.weights import module_digest
-from sidecar.wire import Hello, RegisterLayer, encode_request
-from tests.ingest.conftest import RawClient
+from sidecar.wire import Hello, RegisterLayer
+from tests.ingest.conftest import GrpcClient
 from tests.jobs import tiny_model
 
 pytestmark = pytest.mark.e2e
@@ -40,8 +40,12 @@ WIDTH = 8
 ROWS = 32
 DIGEST = module_digest(tiny_model.make())
 FEATURE = f"tiny@{DIGEST}/0/channel/1"
-SETTINGS = {
-    "listen": {"grpc": ["127.0.0.1:0"], "metrics": "127.0.0.1:0", "web": "127.0.0.1:0"},
+SETTINGS: dict[str, Any] = {
+    "listen": {
+        "grpc": ["127.0.0.1:0"],
+        "metrics": "127.0.0.1:0",
+        "web": "127.0.0.1:0",
+    },
     "state_dir": "state",
     "models": [{"name": "tiny", "factory": "tiny_model:make", "input": {"size": 32}}],
     "flags": [{"feature": "tiny/0/channel/1", "name": "one"}],
@@ -68,6 +72,7 @@ class Served:
     process: subprocess.Popen[bytes]
     state: Path
     grpc: str
+    lane: str
     metrics: str
     console: str
 
@@ -130,14 +135,20 @@ class Served:
 def serving(folder: Path) -> Iterator[Served]:
     """Run ``sidecar serve`` on a folder; it is dead afterwards whatever happened."""
     config, log = folder / "sidecar.yaml", folder / f"daemon-{time.monotonic_ns()}.log"
-    config.write_text(yaml.safe_dump(SETTINGS))
+    listen = {**SETTINGS["listen"], "lane": [f"unix://{folder}/lane.sock"]}
+    config.write_text(yaml.safe_dump({**SETTINGS, "listen": listen}))
     command = [sys.executable, "-m", "sidecar", "serve", "--config", str(config)]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT)
     try:
         event = wait_until(lambda: _started(log), 40, f"the start: {log}")
         yield Served(
-            process, folder / "state", event["grpc"][0], event["metrics"], event["console"]
+            process,
+            folder / "state",
+            event["grpc"][0],
+            event["lane"][0],
+            event["metrics"],
+            event["console"],
         )
     finally:
         process.kill()
@@ -156,11 +167,10 @@ class Traffic:
         """Open a stream and register the layer."""
         self.scale = 1.0
         self.acknowledged_rows = 0
-        self._channel = grpc.insecure_channel(served.grpc)
-        self._client = RawClient(self._channel).open()
-        self._client.send(encode_request(Hello("tiny", DIGEST)))
+        self._client = GrpcClient(served.grpc)
+        self._client.say(Hello("tiny", DIGEST))
         self._client.read()
-        self._client.send(encode_request(RegisterLayer(1, LayerKey("tiny", DIGEST, "0"), WIDTH)))
+        self._client.say(RegisterLayer(1, LayerKey("tiny", DIGEST, "0"), WIDTH))
         self._rng = np.random.default_rng(0)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -189,7 +199,6 @@ class Traffic:
         self._over.set()
         self._thread.join(10)
         self._client.close()
-        self._channel.close()
 
 
 def events(served: Served, what: str) -> int:
@@ -295,7 +304,8 @@ def test_sigterm_under_traffic_saves_everything_acknowledged(tmp_path: Path) -> 
     assert traffic.acknowledged_rows <= rows
 
 
-def test_a_hanging_daemon_leaves_forward_passes_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", ["lane", "grpc"])
+def test_a_hanging_daemon_leaves_forward_passes_alone(tmp_path: Path, transport: str) -> None:
     """While the daemon is stopped nothing waits for it; when it goes on, samples arrive again."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, WIDTH, 3), torch.nn.ReLU(inplace=True)).eval()
@@ -315,7 +325,7 @@ def test_a_hanging_daemon_leaves_forward_passes_alone(tmp_path: Path) -> None:
         return served.scrape().get("sidecar_layer_rows_total", 0.0)
 
     with serving(tmp_path) as served:
-        sink = connect(served.grpc, queue_bytes=64 << 10)
+        sink = connect(getattr(served, transport), queue_bytes=64 << 10)
         with attach(model, plan, sink) as attachment:
             wait_until(lambda: arrived(served), 20, "samples")
             served.process.send_signal(signal.SIGSTOP)

@@ -40,6 +40,7 @@ def configuration(folder: Path, socket: str) -> Path:
             {
                 "listen": {
                     "grpc": [f"unix://{folder}/{socket}"],
+                    "lane": [f"unix://{folder}/lane-{socket}"],
                     "metrics": "127.0.0.1:0",
                     "web": "127.0.0.1:0",
                 },
@@ -141,12 +142,13 @@ def watched_until_killed(process: subprocess.Popen[bytes], folder: Path) -> tupl
     return max(found for at, found in seen if at <= safe), seen[-1][1]
 
 
-def test_kill_minus_nine_harms_neither_server_nor_state(folder: Path) -> None:
+@pytest.mark.parametrize("scheme", ["unix://{}/lane-s.sock", "grpc+unix://{}/s.sock"])
+def test_kill_minus_nine_harms_neither_server_nor_state(folder: Path, scheme: str) -> None:
     """Forward passes go on without an exception, hooks reconnect, and at most one interval is lost."""
     config = configuration(folder, "s.sock")
     # The hooks do not know this one: what it has can only come from the snapshot.
     apart = configuration(folder, "apart.sock")
-    sink = connect(f"unix://{folder}/s.sock")
+    sink = connect(scheme.format(folder))
     server = Server()
     plan = Plan(model="tiny", taps=(Tap("0", FeatureKind.CHANNEL),))
 
