@@ -238,19 +238,8 @@ class _Connection:
         Raises:
             BrokenFrame: The rest of the stream cannot be read; counted, and told to the peer.
         """
-        while True:
-            try:
-                frame = self._frames.read()
-            except BrokenFrame as error:
-                self._stream.refuse(error)
-                raise
-            except SidecarError as error:
-                self._stream.refuse(error)
-                continue
-            if frame is None:
-                self.flush()
-                return
-            self._stream.take(frame.message, frame.payload, frame.release)
+        take_all(self._frames, self._stream)
+        self.flush()
 
     def flush(self) -> None:
         """Send what the stream has to say, as far as the peer takes it; from any thread."""
@@ -273,6 +262,25 @@ class _Connection:
         with self._sending:
             self._open = False
             self._socket.close()
+
+
+def take_all(frames: FrameReader, stream: Stream) -> None:
+    """Lead every frame into a stream, to the end of both.
+
+    Raises:
+        BrokenFrame: The rest cannot be read; the stream has refused and counted that already.
+    """
+    while True:
+        try:
+            frame = frames.read()
+        except SidecarError as error:
+            stream.refuse(error)
+            if isinstance(error, BrokenFrame):
+                raise
+            continue
+        if frame is None:
+            return
+        stream.take(frame.message, frame.payload, frame.release)
 
 
 class _Journal:
