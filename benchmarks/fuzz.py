@@ -91,7 +91,7 @@ class Sender:
         """Yield a handshake, mostly intact, and then anything."""
         self._sequence = 0
         for item in self._handshake():
-            yield item if self._chance(0.98) else self._damaged(item)
+            yield item if self._chance(0.95) else self._damaged(item)
         for _ in range(self._rng.randrange(1, ITEMS)):
             yield self._item()
 
@@ -212,7 +212,6 @@ class Sender:
 
     def _damaged(self, item: Item) -> Item:
         """Change, remove, insert, cut or repeat some bytes of the message or the payload."""
-        rng = self._rng
         if item.payload and self._chance(0.3):
             return Item(item.message, self._scratched(item.payload))
         return Item(self._scratched(item.message), item.payload)
@@ -222,14 +221,14 @@ class Sender:
         out = bytearray(data)
         for _ in range(rng.randrange(1, 4)):
             at = rng.randrange(len(out) + 1)
-            how = rng.randrange(5)
-            if how == 0 and at < len(out):
+            how = rng.choice(("flip", "delete", "insert", "cut", "repeat"))
+            if how == "flip" and at < len(out):
                 out[at] ^= 1 << rng.randrange(8)
-            elif how == 1:
+            elif how == "delete":
                 del out[at : at + rng.randrange(1, 9)]
-            elif how == 2:
+            elif how == "insert":
                 out[at:at] = rng.randbytes(rng.randrange(1, 9))
-            elif how == 3:
+            elif how == "cut":
                 out[at:] = b""
             else:
                 out += out[at : at + 40]

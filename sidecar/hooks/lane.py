@@ -35,7 +35,7 @@ def dialler(
             session.bind(
                 partial(_hang_up, connection),
                 abandon=connection.close,
-                listen=_listener(connection, session),
+                listen=_Answers(connection, session).listen,
             )
             _bound_waits(connection, send_seconds)
             connection.connect(path)
@@ -56,27 +56,45 @@ def _bound_waits(connection: socket.socket, seconds: float) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
 
-def _listener(connection: socket.socket, session: Session) -> Callable[[float], None]:
-    """Return what hands the daemon's answers to the session; the end of the stream ends that too.
+class _Answers:
+    """Hands the daemon's answers to a session, whose stream ends when the daemon hangs up.
 
-    There is no thread for it: each answer would wake one, and take the interpreter from the model.
+    There is no thread for it: each answer would wake one, and take the interpreter from the model. One
+    system call tells whether there is anything.
     """
-    frames = FrameReader(
-        connection.recv_into, kind=FrameKind.RESPONSE, limit_bytes=ANSWER_LIMIT_BYTES
-    )
-    poll = select.poll()
-    poll.register(connection, select.POLLIN)
 
-    def listen(seconds: float) -> None:
-        while not session.ended and poll.poll(1000.0 * seconds):
-            frame = frames.read()
-            if frame is None:
-                session.end()
-                return
-            session.receive(frame.message)
-            seconds = 0.0
+    def __init__(self, connection: socket.socket, session: Session) -> None:
+        self._connection = connection
+        self._session = session
+        self._arrived = bytearray()
+        self._frames = FrameReader(
+            self._receive, kind=FrameKind.RESPONSE, limit_bytes=ANSWER_LIMIT_BYTES
+        )
 
-    return listen
+    def listen(self, seconds: float) -> None:
+        """Wait at most so many seconds for an answer, and hand over all there are."""
+        if seconds > 0.0:
+            poll = select.poll()
+            poll.register(self._connection, select.POLLIN)
+            poll.poll(1000.0 * seconds)
+        try:
+            data = self._connection.recv(ANSWER_LIMIT_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        if not data:
+            self._session.end()
+        self._arrived += data
+        while self._arrived and (frame := self._frames.read()) is not None:
+            self._session.receive(frame.message)
+
+    def _receive(self, view: memoryview) -> int:
+        """Give out what has arrived; the rest of a frame that was cut in two is waited for."""
+        if not self._arrived:
+            return self._connection.recv_into(view)
+        size = min(len(view), len(self._arrived))
+        view[:size] = self._arrived[:size]
+        del self._arrived[:size]
+        return size
 
 
 def _say_goodbye(connection: socket.socket, session: Session) -> None:

@@ -300,7 +300,7 @@ def _decode_request(message: pb.SampledRequest, slices: list[Slice]) -> Request:
 def _decode_index(message: pb.ActivationBatch, requests: int) -> NDArray[np.int32]:
     """Return the rows' requests, after checking that every tensor has exactly these rows."""
     given = np.fromiter(message.request_index, np.int64, len(message.request_index))  # (rows,)
-    if given.size and (given[-1] >= requests or bool(np.any(np.diff(given) < 0))):
+    if given.size and (given[-1] >= requests or bool((given[1:] < given[:-1]).any())):
         raise MalformedMessage(
             f"request_index decreases or goes beyond the batch's {requests} requests"
         )
