@@ -10,12 +10,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 SUITE ?= all
+COUNT ?= 1000000
+SEED ?= 0
 # Two workers: the suite is made for two cores; more only raise its memory.
 WORKERS ?= 2
 PROTOS := $(wildcard proto/sidecar/wire/v1/*.proto)
 PROTOC := .venv-proto/bin/python -m grpc_tools.protoc -Iproto
 
-.PHONY: help setup demo test check fix proto golden bench docs ci
+.PHONY: help setup demo test check fix proto golden bench fuzz docs ci
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -66,6 +68,9 @@ $(VENV)/.benched: $(VENV)/.installed
 
 bench: setup $(VENV)/.benched ## ratios against named peers; SUITE=hook runs one suite
 	@$(BIN)/python -m benchmarks $(SUITE)
+
+fuzz: setup ## damaged and hostile input to both lanes; COUNT items from SEED
+	@$(BIN)/python -m benchmarks.fuzz $(COUNT) $(SEED)
 
 docs: golden ## the reference pages under docs/
 

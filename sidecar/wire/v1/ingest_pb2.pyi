@@ -336,7 +336,9 @@ class LayerTensor(google.protobuf.message.Message):
     layer_id: builtins.int
     dtype: global___Dtype.ValueType
     payload: builtins.bytes
-    """Little-endian, C order; length = rows * width * size of dtype."""
+    """Little-endian, C order; length = rows * width * size of dtype. Empty in a frame of the node-local
+    lane whose payload, after the message, holds these bytes.
+    """
     @property
     def shape(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """(rows, width)"""

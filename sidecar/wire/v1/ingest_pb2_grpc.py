@@ -31,7 +31,8 @@ if _version_not_supported:
 
 
 class IngestServiceStub(object):
-    """Takes sampled activations from the hooks of one model server process.
+    """Takes sampled activations from the hooks of one model server process. Hooks on the same machine may
+    send the same messages as frames over a unix socket instead of calling it: sidecar/wire/frames.py.
     """
 
     def __init__(self, channel):
@@ -48,7 +49,8 @@ class IngestServiceStub(object):
 
 
 class IngestServiceServicer(object):
-    """Takes sampled activations from the hooks of one model server process.
+    """Takes sampled activations from the hooks of one model server process. Hooks on the same machine may
+    send the same messages as frames over a unix socket instead of calling it: sidecar/wire/frames.py.
     """
 
     def Stream(self, request_iterator, context):
@@ -76,7 +78,8 @@ def add_IngestServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class IngestService(object):
-    """Takes sampled activations from the hooks of one model server process.
+    """Takes sampled activations from the hooks of one model server process. Hooks on the same machine may
+    send the same messages as frames over a unix socket instead of calling it: sidecar/wire/frames.py.
     """
 
     @staticmethod

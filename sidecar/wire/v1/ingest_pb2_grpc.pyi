@@ -18,7 +18,9 @@ class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type:
     ...
 
 class IngestServiceStub:
-    """Takes sampled activations from the hooks of one model server process."""
+    """Takes sampled activations from the hooks of one model server process. Hooks on the same machine may
+    send the same messages as frames over a unix socket instead of calling it: sidecar/wire/frames.py.
+    """
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
     Stream: grpc.StreamStreamMultiCallable[
@@ -31,7 +33,9 @@ class IngestServiceStub:
     """
 
 class IngestServiceAsyncStub:
-    """Takes sampled activations from the hooks of one model server process."""
+    """Takes sampled activations from the hooks of one model server process. Hooks on the same machine may
+    send the same messages as frames over a unix socket instead of calling it: sidecar/wire/frames.py.
+    """
 
     Stream: grpc.aio.StreamStreamMultiCallable[
         sidecar.wire.v1.ingest_pb2.StreamRequest,
@@ -43,7 +47,9 @@ class IngestServiceAsyncStub:
     """
 
 class IngestServiceServicer(metaclass=abc.ABCMeta):
-    """Takes sampled activations from the hooks of one model server process."""
+    """Takes sampled activations from the hooks of one model server process. Hooks on the same machine may
+    send the same messages as frames over a unix socket instead of calling it: sidecar/wire/frames.py.
+    """
 
     @abc.abstractmethod
     def Stream(
