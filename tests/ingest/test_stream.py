@@ -323,7 +323,7 @@ def test_the_history_of_a_hook_that_outlives_a_daemon_is_no_news(
     client.hello()
     for drops in (5000, 5001):
         report = HookReport(forwards=9000, batches_sent=400, errors=3, dropped={"error": drops})
-        client.send(encode_request(report))
+        client.say(report)
     client.read_until_settled(client.batch(np.ones((1, WIDTH))))
 
     found = counts(running)
