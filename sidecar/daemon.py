@@ -36,6 +36,7 @@ from sidecar.metrics import (
 from sidecar.monitor import (
     FeatureStatus,
     IngestCounts,
+    LayerActivations,
     LayerStatus,
     Monitor,
     Operations,
@@ -147,7 +148,12 @@ class Daemon:
 
     def _build(self) -> None:
         config, clock = self.config, self._clock
-        self.monitor = Monitor(config.statistics, config.spike, now=clock())
+        self.monitor = Monitor(
+            config.statistics,
+            config.spike,
+            now=clock(),
+            activation_limit=config.metrics.flagged_limit,
+        )
         self._restore()
         self.ledger = Ledger(
             queue_limit_bytes=config.ingest.queue_bytes, sampling_rate=config.ingest.sampling_rate
@@ -247,6 +253,8 @@ class Daemon:
             version=sidecar.__version__,
             config_digest=config_digest(self.config),
             flagged_limit=self.config.metrics.flagged_limit,
+            series_limit=self.config.metrics.series_limit,
+            classic_buckets=self.config.metrics.classic_buckets,
         )
         address = self.config.listen.metrics
         server = MetricsServer(address, collector, live=self.why_dead, ready=self.why_not_ready)
@@ -397,6 +405,9 @@ class _Source:
 
     def layers(self) -> Sequence[LayerStatus]:
         return self._daemon.monitor.layers()
+
+    def activations(self) -> Sequence[LayerActivations]:
+        return self._daemon.monitor.activations()
 
     def unmatched_flags(self) -> Sequence[str]:
         return self._daemon.operations.unmatched_flags()

@@ -50,6 +50,10 @@ class SpikeState:
         """Return the state of one watched feature."""
         return STATES[self.codes[index]]
 
+    def states(self) -> list[State]:
+        """Return the states of all watched features."""
+        return [STATES[code] for code in self.codes.tolist()]
+
     def resized(
         self, keep: NDArray[np.int64], policy: SpikePolicy | None = None, now: float = 0.0
     ) -> Self:

@@ -278,10 +278,10 @@ _TRUNCATED = Alert(
     keep_firing_seconds=0,
     severity="warning",
     subject=Subject.SIDECAR,
-    summary="Some flagged features or layers are left out of the metrics.",
+    summary="Some flagged features, layers or histograms are left out of the metrics.",
     description=(
-        "{{ $labels.instance }} leaves out {{ $value }} {{ $labels.subject }}; they cannot raise an "
-        "alert here."
+        "{{ $labels.instance }} leaves out {{ $value }} {{ $labels.subject }}: no query sees them, and "
+        "features that are left out cannot raise an alert."
     ),
 )
 

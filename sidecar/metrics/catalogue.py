@@ -18,6 +18,13 @@ class FamilyType(StrEnum):
     COUNTER = "counter"
     GAUGE = "gauge"
     INFO = "info"
+    HISTOGRAM = "histogram"
+    NATIVE_HISTOGRAM = "native histogram"
+
+    @property
+    def exposed(self) -> str:
+        """The name that text formats have for it."""
+        return "histogram" if self is FamilyType.NATIVE_HISTOGRAM else str(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +32,12 @@ class Family:
     """One metric family.
 
     Attributes:
-        name: The name queries use; counters end in ``_total``, infos in ``_info``.
+        name: Counters end in ``_total``, infos in ``_info``.
         type: How its values behave.
         unit: What one is, in words.
         help: What it means; one sentence, shown by Prometheus and in the documents.
-        labels: Label names, beside Prometheus' own ``job`` and ``instance``.
+        labels: Label names, beside Prometheus' own ``job`` and ``instance``; of a histogram, those
+            of its buckets.
     """
 
     name: str
@@ -37,6 +45,17 @@ class Family:
     unit: str
     help: str
     labels: tuple[str, ...] = ()
+
+    @property
+    def sample(self) -> str:
+        """The name that its samples have, and queries use."""
+        return f"{self.name}_bucket" if self.type is FamilyType.HISTOGRAM else self.name
+
+    @property
+    def exposed_unit(self) -> str:
+        """The unit OpenMetrics states, which must be the end of the name; empty without one."""
+        last = self.name.removesuffix("_total").rpartition("_")[2]
+        return last if last in ("seconds", "bytes", "ratio") else ""
 
 
 def _counter(name: str, unit: str, text: str, *labels: str) -> Family:
@@ -113,6 +132,22 @@ FEATURE_INFO = Family(
     "feature's labels.",
     (*FEATURE, "name", "severity", "owner", "path"),
 )
+FEATURE_ACTIVATION = Family(
+    "sidecar_feature_activation",
+    FamilyType.NATIVE_HISTOGRAM,
+    "activation",
+    "All sampled activations since the sidecar started, as one native histogram: for quantiles. Only "
+    "in the protobuf format, which Prometheus asks for where native histograms are switched on.",
+    FEATURE,
+)
+FEATURE_LEVELS = Family(
+    "sidecar_feature_activation_levels",
+    FamilyType.HISTOGRAM,
+    "activation",
+    "The same activations in a few buckets placed by the baseline, with zero and negative bounds: for "
+    "heat maps. Buckets only: with negative values a sum would be no counter.",
+    (*FEATURE, "le"),
+)
 FLAG_UNMATCHED = _gauge(
     "sidecar_flag_unmatched",
     "0 or 1",
@@ -122,9 +157,18 @@ FLAG_UNMATCHED = _gauge(
 SERIES_TRUNCATED = _gauge(
     "sidecar_series_truncated",
     "features or layers",
-    "Flagged features, flags and layers left out of this scrape by the configured limit or because "
-    "their labels equal another's; they cannot raise an alert.",
+    "Flagged features, flags and layers left out of this scrape by the configured limits or because "
+    "their labels equal another's: they cannot raise an alert. Histograms and heat maps left out by "
+    "the same limits, with `subject` `histograms` and `heatmaps`.",
     "subject",
+)
+SERIES = _gauge(
+    "sidecar_series",
+    "series",
+    "Series of this scrape in the sidecar's own families, native histograms included.",
+)
+SERIES_LIMIT = _gauge(
+    "sidecar_series_limit", "series", "Most series of one scrape, all families together."
 )
 
 # --- layers and models -----------------------------------------------------------------------
@@ -302,8 +346,12 @@ FAMILIES: tuple[Family, ...] = (
     FEATURE_LAST,
     FEATURE_REQUESTS,
     FEATURE_INFO,
+    FEATURE_ACTIVATION,
+    FEATURE_LEVELS,
     FLAG_UNMATCHED,
     SERIES_TRUNCATED,
+    SERIES,
+    SERIES_LIMIT,
     MODEL_INFO,
     LAYER_FEATURES,
     LAYER_FLAGGED,
@@ -345,8 +393,20 @@ FAMILIES: tuple[Family, ...] = (
 )
 """All families, in the order of the exposition and of the documents."""
 
+SCALAR_FAMILIES: tuple[Family, ...] = tuple(
+    family for family in FAMILIES if family.type is not FamilyType.NATIVE_HISTOGRAM
+)
+"""Those whose samples are numbers: all that text formats can hold."""
+
 FEATURE_SERIES = 10
-"""Series of one flagged feature: the families above that carry the label ``feature``."""
+"""Series of one flagged feature beside its histograms: one in each family with its labels."""
+
+LAYER_SERIES = 9
+"""Series of one layer, with the info of its model."""
+
+OWN_SERIES = 160
+"""More than the series that are there whatever is watched: ingest with at most 33 reasons thrice,
+jobs, storage, the scrape itself, and the process's own of the client library."""
 
 BORROWED: tuple[str, ...] = (
     "ALERTS",
@@ -362,4 +422,4 @@ BORROWED: tuple[str, ...] = (
 
 def sample_names() -> frozenset[str]:
     """Return every name an alert or a panel may query."""
-    return frozenset({family.name for family in FAMILIES} | set(BORROWED))
+    return frozenset({family.sample for family in FAMILIES} | set(BORROWED))

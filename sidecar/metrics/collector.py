@@ -1,102 +1,156 @@
-"""Turns what the daemon knows into metric families, on every scrape."""
+"""Reads what the daemon knows into tables, once a scrape, within the limits on series."""
 
-import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import eq
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from prometheus_client import Metric
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
+    HistogramMetricFamily,
     InfoMetricFamily,
 )
 
-from sidecar import errors
-from sidecar.detect import State
-from sidecar.features import REVISION_DISPLAY, LayerKey, Scope
-from sidecar.metrics import catalogue
+from sidecar.features import REVISION_DISPLAY, LayerKey
+from sidecar.metrics import catalogue, sections
 from sidecar.metrics.catalogue import Family, FamilyType
-from sidecar.metrics.source import JobCounts, MetricsSource, StorageCounts
-from sidecar.monitor import FeatureStatus, IngestCounts, LayerStatus
+from sidecar.metrics.sections import Row
+from sidecar.metrics.source import MetricsSource
+from sidecar.metrics.tables import Chosen, Histograms, Labels, Memo, Room, Scrape, Table, choose
+from sidecar.metrics.text import number
+from sidecar.monitor import FeatureStatus, LayerActivations, LayerStatus
 
-# Reasons come over the wire in hook reports; beyond this many the rest is summed as "other", so
-# that a broken or hostile client cannot grow the number of series.
-_REASON_LIMIT = 32
-
-# Reasons that exist at zero from the first scrape on, so that rate() sees their very first batch.
-_REFUSALS = tuple(
-    kind.reason
-    for kind in (
-        errors.QueueFull,
-        errors.UnsupportedDtype,
-        errors.PayloadMismatch,
-        errors.ShapeMismatch,
-        errors.InvalidName,
-        errors.MessageTooLarge,
-        errors.MalformedMessage,
-        errors.UnregisteredLayer,
-        errors.UnregisteredStream,
-        errors.UnknownModel,
-        errors.LayerConflict,
-        errors.LimitReached,
-    )
-)
-_DROPS = ("shutdown", errors.SidecarError.reason)
-_HOOK_DROPS = ("queue_full", "no_credit", "disconnected", "breaker_open", "too_large", "error")
-
-_JOB_STATES = ("queued", "running", "done", "failed", "cancelled")
-_SECTIONS = ("features", "flags", "layers", "ingest", "jobs", "storage")
+_SECTIONS = ("features", "flags", "layers", "activations", "ingest", "jobs", "storage")
+_SUBJECTS = ("features", "layers", "flags", "histograms", "heatmaps")
 
 _Item = TypeVar("_Item")
-_Row = tuple[Family, Sequence[str], float]
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A scrape being put together.
+
+    Attributes:
+        room: Series that may still be added.
+        tables: What there is so far.
+        histograms: What there is so far.
+        left_out: Subjects without series, by what they are.
+    """
+
+    room: Room
+    tables: dict[Family, Table] = field(default_factory=dict)
+    histograms: list[Histograms] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def put(self, family: Family, labels: tuple[Labels, ...], values: Sequence[float]) -> None:
+        """Add a family."""
+        self.tables[family] = Table(family, labels, values)
+
+    def put_rows(self, rows: Iterable[Row]) -> None:
+        """Add families of which each has its rows in a row."""
+        for family, group in groupby(rows, key=lambda row: row[0]):
+            found = list(group)
+            labels = tuple(labels for _, labels, _ in found)
+            self.put(family, labels, [float(value) for *_, value in found])
+
+    def finished(self) -> Scrape:
+        """Return it, with its own size, and every family of the catalogue in order."""
+        # A NaN, which stands for an absent series, does not equal itself.
+        held = sum(sum(map(eq, t.values, t.values)) for t in self.tables.values())
+        native = sum(len(one.places) for one in self.histograms)
+        self.put(catalogue.SERIES, ((),), [float(held + native + 1)])
+        tables = (
+            self.tables.get(family) or Table(family, (), ()) for family in catalogue.SCALAR_FAMILIES
+        )
+        return Scrape(tuple(tables), tuple(self.histograms))
 
 
 class Collector:
-    """A ``prometheus_client`` collector over a ``MetricsSource``.
+    """A ``prometheus_client`` collector over a ``MetricsSource``, and what faster renderers read.
 
-    Scrapes are bounded: at most ``flagged_limit`` features, flags and layers each have series, and
-    what is left out is counted in ``sidecar_series_truncated``. A section of the source that raises
-    is left out and counted in ``sidecar_collect_errors_total``; the rest of the scrape is served.
-    May be collected from several threads at once.
+    Scrapes are bounded: at most ``flagged_limit`` features, flags and layers each have series, at most
+    ``series_limit`` series are there in all, and what is left out is counted in
+    ``sidecar_series_truncated``. What comes first is kept, in the source's order: features, then
+    layers, flags, native histograms, heat maps. A section of the source that raises is left out and
+    counted in ``sidecar_collect_errors_total``; the rest of the scrape is served. May be collected
+    from several threads at once.
 
-    Complexity:
-        About 10 samples a flagged feature and 8 a layer.
+    Args:
+        source: What the daemon knows.
+        version: Of the sidecar.
+        config_digest: sha256 of the configuration.
+        flagged_limit: Most features, flags and layers with series of their own.
+        series_limit: Most series, those of the process included.
+        classic_buckets: Whether features have classic histograms, of up to 21 series each.
     """
 
     def __init__(
-        self, source: MetricsSource, *, version: str, config_digest: str, flagged_limit: int = 1000
+        self,
+        source: MetricsSource,
+        *,
+        version: str,
+        config_digest: str,
+        flagged_limit: int = 1000,
+        series_limit: int = 40_000,
+        classic_buckets: bool = True,
     ) -> None:
         self._source = source
         self._build = (version, config_digest[:REVISION_DISPLAY])
         self._limit = flagged_limit
+        self._series_limit = series_limit
+        self._classic = classic_buckets
         self._errors: Counter[str] = Counter()
         self._lock = threading.Lock()
+        self._features_chosen: Memo[Chosen] = Memo()
+        self._infos: Memo[tuple[Labels, ...]] = Memo()
+        self._layers_chosen: Memo[Chosen] = Memo()
+        self._histograms_chosen: Memo[tuple[Chosen, ...]] = Memo()
+        self._levels_chosen: Memo[tuple[tuple[Labels, ...], tuple[int, ...]]] = Memo()
 
     def describe(self) -> Iterable[Metric]:
         """Return the families without samples, so that registering needs no source."""
-        return [_empty(family) for family in catalogue.FAMILIES]
+        return [_metric(Table(family, (), ())) for family in catalogue.SCALAR_FAMILIES]
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every family of the catalogue once, in its order; empty where there is no data."""
-        found = {family: _empty(family) for family in catalogue.FAMILIES}
-        for family, labels, value in self._rows():
-            _add(found[family], labels, value)
-        yield from found.values()
+        """Yield every family of the catalogue once, in its order; empty where there is no data.
 
-    def _rows(self) -> Iterator[_Row]:
-        source = self._source
+        Native histograms are left out: the client's formats have no place for them.
+        """
+        yield from map(_metric, self.scrape().tables)
+
+    def scrape(self) -> Scrape:
+        """Read the source once."""
+        source, draft = self._source, _Draft(Room(self._series_limit - catalogue.OWN_SERIES))
         features = self._read("features", source.features)
         layers = self._read("layers", source.layers)
         flags = self._read("flags", source.unmatched_flags)
-        yield from self._section("features", lambda: self._features(features))
-        yield from self._section("layers", lambda: self._layers(layers, features))
-        yield from self._section("flags", lambda: self._flags(flags))
-        yield from self._section("ingest", lambda: _ingest(source.ingest()))
-        yield from self._section("jobs", lambda: _jobs(source.jobs()))
-        yield from self._section("storage", lambda: _storage(source.storage()))
-        yield catalogue.BUILD_INFO, self._build, 1
+        activations = self._read("activations", source.activations)
+        self._section(draft, "features", lambda d: self._features(d, features))
+        self._section(draft, "layers", lambda d: self._layers(d, layers, features))
+        self._section(draft, "flags", lambda d: self._flags(d, flags))
+        self._section(draft, "activations", lambda d: self._activations(d, activations, features))
+        self._section(draft, "ingest", lambda d: d.put_rows(sections.ingest_rows(source.ingest())))
+        self._section(draft, "jobs", lambda d: d.put_rows(sections.job_rows(source.jobs())))
+        self._section(
+            draft, "storage", lambda d: d.put_rows(sections.storage_rows(source.storage()))
+        )
+        draft.put_rows(self._about(draft))
+        return draft.finished()
+
+    def _about(self, draft: _Draft) -> Iterator[Row]:
+        """Yield what the scrape says of itself."""
+        yield catalogue.BUILD_INFO, self._build, 1.0
+        yield catalogue.SERIES_LIMIT, (), self._series_limit
+        for subject in _SUBJECTS:
+            if subject in draft.left_out:
+                yield catalogue.SERIES_TRUNCATED, (subject,), draft.left_out[subject]
         with self._lock:
             failed = dict(self._errors)
         for section in _SECTIONS:
@@ -110,167 +164,175 @@ class Collector:
                 self._errors[section] += 1
             return ()
 
-    def _section(self, section: str, rows: Callable[[], Iterable[_Row]]) -> Sequence[_Row]:
-        return self._read(section, lambda: list(rows()))
+    def _section(self, draft: _Draft, section: str, write: Callable[[_Draft], None]) -> None:
+        """Add a section to the draft whole, or not at all."""
+        part = _Draft(draft.room)
 
-    def _features(self, statuses: Sequence[FeatureStatus]) -> Iterator[_Row]:
-        kept, left_out = _distinct(((_feature_labels(s), s) for s in statuses), self._limit)
-        for labels, status in kept.items():
-            yield from _feature(labels, status)
-        yield catalogue.SERIES_TRUNCATED, ("features",), left_out
+        def written() -> Sequence[_Draft]:
+            write(part)
+            return (part,)
+
+        for one in self._read(section, written):
+            draft.tables |= one.tables
+            draft.histograms += one.histograms
+            draft.left_out |= one.left_out
+
+    def _features(self, draft: _Draft, statuses: Sequence[FeatureStatus]) -> None:
+        limit = min(self._limit, draft.room.fits(catalogue.FEATURE_SERIES))
+        keys = [status.key for status in statuses]
+        chosen = self._features_chosen.get(
+            limit, keys, lambda: choose(keys, sections.feature_labels, limit)
+        )
+        draft.room.take(len(chosen.places) * catalogue.FEATURE_SERIES)
+        kept = [statuses[place] for place in chosen.places]
+        for family, values in sections.feature_columns(kept):
+            draft.put(family, chosen.labels, values)
+        flags = [status.flag for status in kept]
+        infos = self._infos.get(
+            chosen.labels, flags, lambda: tuple(map(sections.info_labels, chosen.labels, flags))
+        )
+        draft.put(catalogue.FEATURE_INFO, infos, [1.0] * len(infos))
+        draft.left_out["features"] = chosen.left_out
 
     def _layers(
-        self, statuses: Sequence[LayerStatus], features: Sequence[FeatureStatus]
-    ) -> Iterator[_Row]:
-        flagged = Counter(status.key.layer for status in features)
-        kept, left_out = _distinct(((_layer_labels(s.key), s) for s in statuses), self._limit)
-        for labels, status in kept.items():
-            yield from _layer(labels, status, flagged[status.key])
-        for model in dict.fromkeys(labels[:2] for labels in kept):
-            yield catalogue.MODEL_INFO, model, 1
-        yield catalogue.SERIES_TRUNCATED, ("layers",), left_out
+        self, draft: _Draft, statuses: Sequence[LayerStatus], features: Sequence[FeatureStatus]
+    ) -> None:
+        limit = min(self._limit, draft.room.fits(catalogue.LAYER_SERIES))
+        keys = [status.key for status in statuses]
+        chosen = self._layers_chosen.get(
+            limit, keys, lambda: choose(keys, sections.layer_labels, limit)
+        )
+        draft.room.take(len(chosen.places) * catalogue.LAYER_SERIES)
+        kept = [statuses[place] for place in chosen.places]
+        for family, values in sections.layer_columns(kept, _flagged(features)):
+            draft.put(family, chosen.labels, values)
+        models = tuple(dict.fromkeys(labels[:2] for labels in chosen.labels))
+        draft.put(catalogue.MODEL_INFO, models, [1.0] * len(models))
+        draft.left_out["layers"] = chosen.left_out
 
-    def _flags(self, flags: Sequence[str]) -> Iterator[_Row]:
-        kept, left_out = _distinct((((_clean(flag),), flag) for flag in flags), self._limit)
-        for labels in kept:
-            yield catalogue.FLAG_UNMATCHED, labels, 1
-        yield catalogue.SERIES_TRUNCATED, ("flags",), left_out
+    def _flags(self, draft: _Draft, flags: Sequence[str]) -> None:
+        limit = min(self._limit, draft.room.fits(1))
+        chosen = choose(flags, lambda flag: (sections.clean(flag),), limit)
+        draft.room.take(len(chosen.places))
+        draft.put(catalogue.FLAG_UNMATCHED, chosen.labels, [1.0] * len(chosen.labels))
+        draft.left_out["flags"] = chosen.left_out
 
+    def _activations(
+        self,
+        draft: _Draft,
+        layers: Sequence[LayerActivations],
+        features: Sequence[FeatureStatus],
+    ) -> None:
+        limit = min(self._limit, draft.room.fits(1))
+        chosen = self._histograms_chosen.get(
+            limit, [one.keys for one in layers], lambda: _first(layers, limit)
+        )
+        found = [
+            Histograms(one.labels, one.places, layer)
+            for one, layer in zip(chosen, layers, strict=True)
+            if one.places
+        ]
+        draft.histograms += found
+        held = sum(len(one.places) for one in found)
+        draft.room.take(held)
+        # A feature that nobody adds up is left out too, whatever the reason.
+        draft.left_out["histograms"] = max(len(features) - held, 0)
+        if self._classic:
+            self._levels(draft, found)
 
-def _distinct(
-    items: Iterable[tuple[tuple[str, ...], _Item]], limit: int
-) -> tuple[dict[tuple[str, ...], _Item], int]:
-    """Keep the first ``limit`` items with different labels; also return how many were left out.
-
-    Prometheus rejects a scrape, or drops samples without a word, when two series are equal.
-    """
-    kept: dict[tuple[str, ...], _Item] = {}
-    left_out = 0
-    for labels, item in items:
-        if labels in kept or len(kept) >= limit:
-            left_out += 1
-        else:
-            kept[labels] = item
-    return kept, left_out
-
-
-def _feature_labels(status: FeatureStatus) -> tuple[str, ...]:
-    layer = status.key.layer
-    return (layer.model, layer.shown_revision, layer.layer, str(layer.kind), status.key.label)
-
-
-def _layer_labels(key: LayerKey) -> tuple[str, ...]:
-    view = str(key.view) if key.scope is Scope.ALL else f"{key.view};{key.scope}"
-    return (key.model, key.shown_revision, key.layer, str(key.kind), view)
-
-
-def _feature(labels: tuple[str, ...], status: FeatureStatus) -> Iterator[_Row]:
-    yield catalogue.FEATURE_STATE, labels, status.state.code
-    yield catalogue.FEATURE_SPIKING, labels, float(status.state is State.FIRING)
-    yield catalogue.FEATURE_STATE_CHANGED, labels, status.since
-    yield catalogue.FEATURE_REQUESTS, labels, status.requests
-    # Without requests a share is no number; absence is what PromQL can tell from a real zero.
-    if status.requests:
-        yield catalogue.FEATURE_EXCEEDANCE, labels, status.exceedance_ratio
-        yield catalogue.FEATURE_LONG_EXCEEDANCE, labels, status.long_exceedance_ratio
-    yield catalogue.FEATURE_BASELINE_EXCEEDANCE, labels, status.baseline_ratio
-    yield catalogue.FEATURE_THRESHOLD, labels, status.threshold
-    yield catalogue.FEATURE_LAST, labels, status.last
-    flag = status.flag
-    about = (flag.name, flag.severity, flag.owner) if flag else ("", "warning", "")
-    model, revision, layer, kind, feature = labels
-    path = f"{model}@{revision}/{layer}/{kind}/{feature}"
-    yield catalogue.FEATURE_INFO, (*labels, *map(_clean, about), path), 1
+    def _levels(self, draft: _Draft, found: Sequence[Histograms]) -> None:
+        room = draft.room.fits(1)
+        sources = [part for one in found for part in (one.labels, one.activations.bounds)]
+        labels, kept = self._levels_chosen.get(room, sources, lambda: _bucket_labels(found, room))
+        draft.room.take(len(labels))
+        values: list[float] = []
+        for one, places in zip(found, kept, strict=True):
+            rows = list(one.places[:places])
+            there = _there(one.activations, rows)
+            values += one.activations.below[rows][there].astype(float).tolist()
+        draft.put(catalogue.FEATURE_LEVELS, labels, values)
+        draft.left_out["heatmaps"] = sum(len(one.places) for one in found) - sum(kept)
 
 
-def _layer(labels: tuple[str, ...], status: LayerStatus, flagged: int) -> Iterator[_Row]:
-    yield catalogue.LAYER_FEATURES, labels, status.width
-    yield catalogue.LAYER_FLAGGED, labels, flagged
-    rows, requests, nonfinite = status.restored
-    yield catalogue.LAYER_ROWS, labels, status.rows - rows
-    yield catalogue.LAYER_REQUESTS, labels, status.requests - requests
-    yield catalogue.LAYER_NONFINITE, labels, status.nonfinite - nonfinite
-    yield catalogue.LAYER_BASELINE_FROZEN, labels, float(status.baseline_frozen)
-    yield catalogue.LAYER_BASELINE_REQUESTS, labels, status.baseline_requests
-    yield catalogue.LAYER_LAST_SAMPLE, labels, status.last_seen
+def _flagged(features: Sequence[FeatureStatus]) -> Mapping[LayerKey, int]:
+    """Count the flagged features of each layer; those of one layer follow each other."""
+    found: Counter[LayerKey] = Counter()
+    for layer, group in groupby(features, key=lambda status: status.key.layer):
+        found[layer] += sum(1 for _ in group)
+    return found
 
 
-def _ingest(counts: IngestCounts) -> Iterator[_Row]:
-    for family, value in (
-        (catalogue.BATCHES_RECEIVED, counts.received),
-        (catalogue.BATCHES_ACCEPTED, counts.accepted),
-        (catalogue.BATCHES_PROCESSED, counts.processed),
-        (catalogue.BATCHES_IN_FLIGHT, counts.in_flight),
-        (catalogue.PAYLOAD_BYTES, counts.payload_bytes),
-        (catalogue.QUEUE_BYTES, counts.queue_bytes),
-        (catalogue.QUEUE_LIMIT, counts.queue_limit_bytes),
-        (catalogue.STREAMS, counts.streams),
-        (catalogue.SAMPLING_RATE, counts.sampling_rate),
-        (catalogue.HOOK_SENT, counts.hook_batches_sent),
-        (catalogue.HOOK_ERRORS, counts.hook_errors),
-        (catalogue.HOOK_FORWARDS, counts.forwards),
-        (catalogue.HOOK_SAMPLED, counts.sampled_forwards),
-        (catalogue.HOOK_SECONDS, counts.hook_seconds),
-        (catalogue.FORWARD_SECONDS, counts.forward_seconds),
-    ):
-        yield family, (), value
-    yield from _by_reason(catalogue.BATCHES_REFUSED, counts.refused, _REFUSALS)
-    yield from _by_reason(catalogue.BATCHES_DROPPED, counts.dropped, _DROPS)
-    yield from _by_reason(catalogue.HOOK_DROPPED, counts.hook_dropped, _HOOK_DROPS)
+def _first(layers: Sequence[LayerActivations], limit: int) -> tuple[Chosen, ...]:
+    """Choose the first ``limit`` features with different labels, over all layers."""
+    taken: set[Labels] = set()
+    found = []
+    for layer in layers:
+        chosen = choose(layer.keys, sections.feature_labels, limit - len(taken))
+        new = {
+            labels: place
+            for place, labels in zip(chosen.places, chosen.labels, strict=True)
+            if labels not in taken
+        }
+        taken.update(new)
+        found.append(Chosen(tuple(new.values()), tuple(new), len(layer.keys) - len(new)))
+    return tuple(found)
 
 
-def _jobs(counts: JobCounts) -> Iterator[_Row]:
-    for state in _JOB_STATES:
-        yield catalogue.JOBS, (state,), counts.states.get(state, 0)
-    yield catalogue.JOB_RUNS, (), counts.timed
-    yield catalogue.JOB_SECONDS, (), counts.seconds
+def _bucket_labels(
+    found: Sequence[Histograms], room: int
+) -> tuple[tuple[Labels, ...], tuple[int, ...]]:
+    """Return the labels of all buckets there is room for, and of how many features each layer's are."""
+    labels: list[Labels] = []
+    kept = []
+    for one in found:
+        rows = list(one.places)
+        bounds = one.activations.bounds[rows]
+        places = 0
+        for mine, row, there in zip(one.labels, bounds, _there(one.activations, rows), strict=True):
+            if len(labels) + there.sum() > room:
+                break
+            labels += [(*mine, number(bound)) for bound in row[there].tolist()]
+            places += 1
+        kept.append(places)
+    return tuple(labels), tuple(kept)
 
 
-def _storage(counts: StorageCounts) -> Iterator[_Row]:
-    yield catalogue.ARTIFACT_BYTES, (), counts.artifact_bytes
-    yield catalogue.ARTIFACT_LIMIT, (), counts.artifact_limit_bytes
-    yield catalogue.SNAPSHOT_TIMESTAMP, (), counts.snapshot_at
-    yield catalogue.SNAPSHOT_INTERVAL, (), counts.snapshot_interval_seconds
-    yield catalogue.SNAPSHOT_FAILURES, (), counts.snapshot_failures
-    yield catalogue.QUARANTINED, (), counts.quarantined
+def _there(activations: LayerActivations, rows: list[int]) -> NDArray[np.bool_]:
+    """Return which bounds are a bucket: the finite ones and the first +Inf."""
+    bounds = activations.bounds[rows]
+    finite = np.count_nonzero(np.isfinite(bounds), axis=1)
+    found: NDArray[np.bool_] = np.arange(bounds.shape[1]) <= finite[:, None]
+    return found
 
 
-def _by_reason(family: Family, counts: Mapping[str, int], known: tuple[str, ...]) -> Iterator[_Row]:
-    merged = Counter(dict.fromkeys(known, 0))
-    for reason, count in sorted(counts.items()):
-        name = _clean(reason)
-        merged[name if name in merged or len(merged) < _REASON_LIMIT else "other"] += count
-    for name, count in merged.items():
-        yield family, (name,), count
-
-
-def _clean(value: str) -> str:
-    """Return ``value`` as text that UTF-8 can hold; a lone surrogate would end the whole scrape."""
-    return value.encode("utf-8", "replace").decode()
-
-
-_Metric = CounterMetricFamily | GaugeMetricFamily | InfoMetricFamily
-
-
-def _empty(family: Family) -> _Metric:
-    labels, unit = list(family.labels), _exposed_unit(family)
+def _metric(table: Table) -> Metric:
+    family = table.family
+    names, unit = list(family.labels), family.exposed_unit
+    known = [(labels, v) for labels, v in zip(table.labels, table.values, strict=True) if v == v]  # noqa: PLR0124 - NaN is absent
     match family.type:
         case FamilyType.COUNTER:
-            return CounterMetricFamily(family.name, family.help, labels=labels, unit=unit)
+            counter = CounterMetricFamily(family.name, family.help, labels=names, unit=unit)
+            for labels, value in known:
+                counter.add_metric(list(labels), value)
+            return counter
         case FamilyType.GAUGE:
-            return GaugeMetricFamily(family.name, family.help, labels=labels, unit=unit)
+            gauge = GaugeMetricFamily(family.name, family.help, labels=names, unit=unit)
+            for labels, value in known:
+                gauge.add_metric(list(labels), value)
+            return gauge
         case FamilyType.INFO:
-            return InfoMetricFamily(family.name.removesuffix("_info"), family.help, labels=labels)
+            name = family.name.removesuffix("_info")
+            info = InfoMetricFamily(name, family.help, labels=names)
+            for labels, _ in known:
+                info.add_metric(list(labels), {})
+            return info
+        case _:
+            return _histogram(family, known)
 
 
-def _exposed_unit(family: Family) -> str:
-    """Return the unit OpenMetrics states, which must be the end of the name."""
-    last = family.name.removesuffix("_total").rpartition("_")[2]
-    return last if last in ("seconds", "bytes", "ratio") else ""
-
-
-def _add(metric: _Metric, labels: Sequence[str], value: float) -> None:
-    if isinstance(metric, InfoMetricFamily):
-        metric.add_metric(list(labels), {})
-    elif not math.isnan(value):
-        metric.add_metric(list(labels), value)
+def _histogram(family: Family, known: Iterable[tuple[Labels, float]]) -> HistogramMetricFamily:
+    found = HistogramMetricFamily(family.name, family.help, labels=list(family.labels[:-1]))
+    for labels, group in groupby(known, key=lambda item: item[0][:-1]):
+        buckets = [(bucket[-1], value) for bucket, value in group]
+        found.add_metric(list(labels), buckets, sum_value=None)
+    return found

@@ -212,7 +212,7 @@ def _target(panel: Panel, number: int, query: Query) -> _Json:
         "editorMode": "code",
         "exemplar": False,
         "expr": query.expr,
-        "format": "table" if panel.type == "table" else "time_series",
+        "format": panel.type if panel.type in ("table", "heatmap") else "time_series",
         "instant": now,
         "legendFormat": query.legend or "__auto",
         "range": not now,
@@ -325,6 +325,24 @@ def _options(panel: Panel) -> _Json:
                 "rowHeight": 0.9,
                 "showValue": "auto",
                 "tooltip": {"mode": "single", "sort": "none"},
+            }
+        case "heatmap":
+            return {
+                "calculate": False,
+                "cellGap": 1,
+                # Told apart by people with any kind of colour vision, and in print.
+                "color": {
+                    "exponent": 0.5,
+                    "mode": "scheme",
+                    "scale": "exponential",
+                    "scheme": "Blues",
+                    "steps": 64,
+                },
+                "filterValues": {"le": 1e-9},
+                "legend": {"show": True},
+                "rowsFrame": {"layout": "le"},
+                "tooltip": {"mode": "single", "showColorScale": False, "yHistogram": True},
+                "yAxis": {"axisPlacement": "left", "unit": panel.unit},
             }
         case "table":
             return {"cellHeight": "md" if panel.to_feature else "sm", "showHeader": True}

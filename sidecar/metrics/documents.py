@@ -1,7 +1,7 @@
 """Renders the catalogue as documents: the list of metrics and the runbooks."""
 
 from sidecar.metrics.alerts import ALERTS, Alert
-from sidecar.metrics.catalogue import FAMILIES, FEATURE_SERIES
+from sidecar.metrics.catalogue import FAMILIES, FEATURE_ACTIVATION, FEATURE_LEVELS, FEATURE_SERIES
 from sidecar.metrics.dashboards import render_dashboard
 from sidecar.metrics.rules import render_rules
 from sidecar.metrics.runbooks import RUNBOOKS
@@ -11,9 +11,29 @@ _METRICS = f"""\
 
 <!-- Generated from sidecar/metrics/ by tools/golden.py; do not edit. -->
 
-The daemon answers `GET /metrics` at `listen.metrics` in the Prometheus text format or in
-OpenMetrics 1.0, whichever `Accept` asks for. Beside the families below it exports `process_*` and
-`python_gc_*` of the Prometheus client library.
+The daemon answers `GET /metrics` at `listen.metrics` in the Prometheus text format, in OpenMetrics 1.0
+or in Prometheus' protobuf format, whichever `Accept` asks for. Beside the families below it exports
+`process_*` and `python_gc_*` of the Prometheus client library.
+
+## Distributions
+
+Every flagged feature has its activations twice, counted since the daemon started:
+
+- `{FEATURE_ACTIVATION.name}`, a native histogram: one series with the whole distribution. It is
+  there only in protobuf, which Prometheus asks for when native histograms are on: from 2.40 with
+  `--enable-feature=native-histograms`, from 3.8 with `scrape_native_histograms: true`. Then
+  `histogram_quantile(0.99, rate({FEATURE_ACTIVATION.name}[5m]))` is right to the width of a bucket:
+  4.4 % of the value at schema 4, the usual one; finer where a feature's values lie close together,
+  coarser where they span more than twenty factors of two, both signs together. Values below about a sixteenth of the feature's
+  scale share the zero bucket.
+- `{FEATURE_LEVELS.sample}`, up to 21 classic buckets, in every format and for every Prometheus. Their
+  bounds are quantiles of the frozen baseline from 0.1 % to 99.99 %, zero, and multiples of the top
+  one up to 10, rounded to two digits; they stay the same until the baseline is learned anew. Before
+  there is one they are ±100, ±10, ±1, ±0.1 and 0. Grafana's heat map leaves out the zero and negative buckets of
+  native histograms, so heat maps use these. `metrics.classic_buckets: false` switches them off.
+
+Both are fed when a window closes; what the warm-up of a layer saw is in neither. A restart of the
+daemon, and for the buckets new bounds, are what `rate()` takes for the restart of a counter.
 
 ## What never changes
 
@@ -39,9 +59,12 @@ OpenMetrics 1.0, whichever `Accept` asks for. Beside the families below it expor
 
 ## How many series
 
-A flagged feature has at most {FEATURE_SERIES} series, a layer 8, whatever the width of the model;
-features that are not flagged have none. Of features, flags and layers at most
-`metrics.flagged_limit` each are exported; `sidecar_series_truncated` counts what is left out.
+A flagged feature has at most {FEATURE_SERIES} series, its native histogram and 21 buckets, a layer 8,
+whatever the width of the model; features that are not flagged have none. Of features, flags and
+layers at most `metrics.flagged_limit` each are exported, and of all series together, the process's own
+included, at most `metrics.series_limit`. Within that, features come before layers, flags, native
+histograms and buckets, each in an order that stays the same; `sidecar_series_truncated` counts what
+is left out. `sidecar_series` and `sidecar_series_limit` show how near the limit is.
 
 ## Families
 

@@ -227,6 +227,19 @@ HEALTH_ROW = Row(
             no_value="no sidecar",
         ),
         Panel(
+            "Series",
+            "timeseries",
+            "Series of one scrape; at the dashed limit features are left out. Metrics: "
+            f"`{c.SERIES.name}`, `{c.SERIES_LIMIT.name}`.",
+            "none",
+            (
+                Query(f"{c.SERIES.name}{{{SIDECAR}}}", "{{instance}}"),
+                Query(f"{c.SERIES_LIMIT.name}{{{SIDECAR}}}", "limit", QUIET, dashed=True),
+            ),
+            size=(8, 8),
+            no_value="no sidecar",
+        ),
+        Panel(
             "Left out, failed or set aside",
             "timeseries",
             "Should be empty: series left out by the limit, sections that could not be read, snapshots "
@@ -239,7 +252,7 @@ HEALTH_ROW = Row(
                 Query(f"{total_rate(c.SNAPSHOT_FAILURES)} > 0", "snapshots failed"),
                 Query(f"{c.QUARANTINED.name}{{{SIDECAR}}} > 0", "snapshots corrupt"),
             ),
-            size=(16, 8),
+            size=(8, 8),
             no_value="none",
         ),
         Panel(

@@ -200,6 +200,11 @@ _STATE = Row(
     ),
 )
 
+# A heat map holds one feature: the buckets of another have other bounds.
+_ONE_FEATURE = (
+    f'{c.FEATURE_INFO.name}{{{FEATURE},path=~"$portrait"}}'  # the repeated panel's own value
+)
+
 _SPIKES = Row(
     "What spiked",
     (
@@ -239,6 +244,25 @@ _SPIKES = Row(
             ),
             no_value="not sampled",
             to_feature=True,
+        ),
+        Panel(
+            "Activations of $portrait",
+            "heatmap",
+            "How many sampled activations a second lie where, in buckets placed by the baseline: its "
+            "quantiles, zero, and a few bounds far above. Zero and negative values have their place. "
+            "Choose features in the variable `portrait`. For exact quantiles ask the native histogram "
+            f"`{c.FEATURE_ACTIVATION.name}`. Metric: `{c.FEATURE_LEVELS.sample}`.",
+            "short",
+            (
+                Query(
+                    f"sum by (le) (rate({c.FEATURE_LEVELS.sample}{{{FEATURE}}}{WINDOW})"
+                    f" * on ({ON_FEATURE}) group_left () {_ONE_FEATURE})",
+                    "{{le}}",
+                ),
+            ),
+            size=(12, 9),
+            no_value="not sampled",
+            repeat="portrait",
         ),
         Panel(
             "Portrait of $portrait",

@@ -287,8 +287,9 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
         ),
         "SidecarSeriesTruncated": Runbook(
             meaning=(
-                "More features are flagged, or layers registered, than `metrics.flagged_limit` allows to be "
-                "exported, or two of them would have equal labels."
+                "More features are flagged, or layers registered, than `metrics.flagged_limit` or "
+                "`metrics.series_limit` allow to be exported, or two of them would have equal labels. "
+                "The label `subject` says what is missing; `histograms` and `heatmaps` go first."
             ),
             impact=(
                 "What is left out is still judged by the daemon and shown in the console, but Prometheus "
@@ -296,7 +297,8 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
             ),
             diagnosis="`sidecar feature list` shows all flagged features; old revisions count too.",
             mitigation=(
-                "Raise `metrics.flagged_limit` (about ten series each) or remove flags nobody needs."
+                "Raise `metrics.flagged_limit` (about ten series each) or `metrics.series_limit`, switch "
+                "`metrics.classic_buckets` off (twenty series each), or remove flags nobody needs."
             ),
             picture=_NO_PICTURE,
             silence="Never: raise the limit instead.",

@@ -14,12 +14,10 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs
 
-from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
-from prometheus_client.exposition import choose_encoder
-
 from sidecar.errors import ConfigError
 from sidecar.metrics.collector import Collector
 from sidecar.metrics.documents import render_runbook
+from sidecar.metrics.exposition import Exposition
 
 # Prometheus, two probes and a curious person are four; more than this is a fault or an attack.
 _CONNECTION_LIMIT = 32
@@ -37,8 +35,8 @@ Reasons = Callable[[], Sequence[str]]
 class MetricsServer:
     """An HTTP server for machines: Prometheus, probes and runbook links.
 
-    Paths: ``/metrics`` (text or OpenMetrics by ``Accept``, gzip by ``Accept-Encoding``, a selection
-    by ``name[]``), ``/livez`` and ``/readyz`` (JSON with reasons; 503 when there are any) and
+    Paths: ``/metrics`` (text, OpenMetrics or protobuf by ``Accept``, gzip by ``Accept-Encoding``, a
+    selection by ``name[]``), ``/livez`` and ``/readyz`` (JSON with reasons; 503 when there are any) and
     ``/runbooks/<alert>``. A client that stalls is cut off after 5 s; when 32 connections are open,
     the oldest gives way to the newest, so that stalling clients cannot keep a scrape out.
 
@@ -55,13 +53,10 @@ class MetricsServer:
     def __init__(
         self, address: str, collector: Collector, *, live: Reasons = tuple, ready: Reasons = tuple
     ) -> None:
-        registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        GCCollector(registry=registry)
-        registry.register(collector)
         host, _, port = address.rpartition(":")
         try:
-            self._server = _Server((host.strip("[]"), int(port)), registry, live, ready)
+            target = (host.strip("[]"), int(port))
+            self._server = _Server(target, Exposition(collector), live, ready)
         except OSError as error:
             raise ConfigError(
                 f"listen.metrics {address}: {error.strerror or error}; "
@@ -100,9 +95,9 @@ class _Server(socketserver.ThreadingTCPServer):
     request_queue_size = _CONNECTION_LIMIT
 
     def __init__(
-        self, address: tuple[str, int], registry: CollectorRegistry, live: Reasons, ready: Reasons
+        self, address: tuple[str, int], exposition: Exposition, live: Reasons, ready: Reasons
     ) -> None:
-        self.registry = registry
+        self.exposition = exposition
         self.live = live
         self.ready = ready
         self._open: OrderedDict[int, socket.socket] = OrderedDict()
@@ -192,12 +187,10 @@ class _Exchange(BaseHTTPRequestHandler):
         return _plain(HTTPStatus.NOT_FOUND, f"nothing is here: use {known}\n")
 
     def _metrics(self, query: str) -> _Answer:
-        encode, media_type = choose_encoder(self.headers.get("Accept", ""))
-        names = parse_qs(query).get("name[]")
-        registry = self.server.registry
-        chosen = registry.restricted_registry(names) if names else registry
+        accept, names = self.headers.get("Accept", ""), parse_qs(query).get("name[]", ())
         try:
-            return _Answer(HTTPStatus.OK, media_type, encode(chosen))
+            found = self.server.exposition.answer(accept, names)
+            return _Answer(HTTPStatus.OK, found.media_type, found.body)
         except Exception as error:  # noqa: BLE001 - the scraper is told; a cut connection says nothing
             return _plain(HTTPStatus.INTERNAL_SERVER_ERROR, f"the scrape failed: {error!r}\n")
 

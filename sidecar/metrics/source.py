@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from sidecar.monitor import FeatureStatus, IngestCounts, LayerStatus
+from sidecar.monitor import FeatureStatus, IngestCounts, LayerActivations, LayerStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,10 @@ class MetricsSource(Protocol):
 
     def layers(self) -> Sequence[LayerStatus]:
         """Return the registered layers, in an order that stays the same from scrape to scrape."""
+        ...
+
+    def activations(self) -> Sequence[LayerActivations]:
+        """Return what the flagged features did since the start, layers in the order of ``features``."""
         ...
 
     def unmatched_flags(self) -> Sequence[str]:

@@ -15,6 +15,7 @@ from sidecar.monitor.views import (
     FeatureStatus,
     Flag,
     IngestCounts,
+    LayerActivations,
     LayerStatus,
     Window,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "FeatureStatus",
     "Flag",
     "IngestCounts",
+    "LayerActivations",
     "LayerStatus",
     "Monitor",
     "Operations",

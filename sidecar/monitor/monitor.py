@@ -5,7 +5,7 @@ import math
 import struct
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,11 +29,13 @@ from sidecar.features import (
     LayerSample,
     revision_matches,
 )
+from sidecar.monitor.activations import Activations, fallback_bounds, place_bounds
 from sidecar.monitor.views import (
     Event,
     FeatureDistribution,
     FeatureStatus,
     Flag,
+    LayerActivations,
     LayerStatus,
     Window,
 )
@@ -62,6 +64,7 @@ class _Layer:
 
     capture: Capture
     watch: LayerWatch
+    activations: Activations = field(default_factory=Activations)
     rows: int = 0
     requests: int = 0
     nonfinite: int = 0
@@ -79,14 +82,23 @@ class Monitor:
     most, except ``encode``, which copies everything and compresses the copy without it.
     """
 
-    def __init__(self, statistics: StatisticsConfig, spike: SpikeConfig, *, now: float) -> None:
+    def __init__(
+        self,
+        statistics: StatisticsConfig,
+        spike: SpikeConfig,
+        *,
+        now: float,
+        activation_limit: int = 1000,
+    ) -> None:
         """Start empty.
 
         Args:
             statistics: How distributions are kept.
             spike: When a flagged feature counts as spiking.
             now: Unix seconds; the first window starts here.
+            activation_limit: Most watched features whose activations are added up for scrapes.
         """
+        self._activation_limit = activation_limit
         self._settings = statistics
         self._policy = SpikePolicy(**spike.model_dump())
         self._lock = threading.RLock()
@@ -99,6 +111,7 @@ class Monitor:
         )
         self._layers: dict[LayerKey, _Layer] = {}
         self._flags: dict[FeatureSelector, Flag] = {}
+        self._unmatched: tuple[FeatureSelector, ...] | None = None  # None: to be worked out
         self._window_ends = now + statistics.window_seconds
         self._retired: list[Event] = []
 
@@ -120,6 +133,7 @@ class Monitor:
             if known is None:
                 known = _Layer(capture, LayerWatch.empty(layer, self._policy, now), registered=now)
                 self._layers[layer] = known
+                self._unmatched = None
                 self._rewatch(layer, now)
             known.capture = capture
 
@@ -187,6 +201,9 @@ class Monitor:
     def _close(self, key: LayerKey, counts: WindowCounts, now: float) -> Iterator[Event]:
         layer = self._layers[key]
         layer.nonfinite += counts.nonfinite
+        if counts.watched is not None:
+            followed = np.arange(len(layer.activations.keys))
+            layer.activations.add(counts.watched.select(followed))
         for change in layer.watch.observe(counts, self._policy, now):
             feature = key.feature(int(layer.watch.indices[change.index]))
             yield Event(now, f"feature_{change.after}", str(feature), change.reason)
@@ -204,7 +221,7 @@ class Monitor:
     def set_flags(self, flags: Mapping[FeatureSelector, Flag], now: float) -> None:
         """Watch exactly the features these selectors name, in every layer known now or later."""
         with self._lock:
-            self._flags = dict(flags)
+            self._flags, self._unmatched = dict(flags), None
             for layer in self._layers:
                 self._rewatch(layer, now)
 
@@ -227,8 +244,13 @@ class Monitor:
         if self._bank.frozen(key) and len(layer.watch.indices):
             watched = self._bank.snapshot(key, Period.BASELINE, layer.watch.indices)
             layer.watch.use_baseline(watched, self._policy.quantile)
+            bounds = place_bounds(watched)
         else:
             layer.watch.forget_baseline()
+            bounds = fallback_bounds(len(layer.watch.indices))
+        others = sum(len(o.activations.keys) for o in self._layers.values() if o is not layer)
+        room = max(self._activation_limit - others, 0)
+        layer.activations.follow(key, layer.watch.indices[:room], bounds[:room])
         limits = np.where(np.isfinite(layer.watch.thresholds), layer.watch.thresholds, np.inf)
         self._bank.watch(key, layer.watch.indices, limits.astype(np.float32))
 
@@ -350,23 +372,31 @@ class Monitor:
                 for status in self._layers[key].watch.statuses(self._policy, self._learning(key))
             )
 
+    def activations(self) -> tuple[LayerActivations, ...]:
+        """Return what watched features did since the daemon started, of every layer with such."""
+        with self._lock:
+            return tuple(
+                self._layers[key].activations.view(key)
+                for key in sorted(self._layers)
+                if self._layers[key].activations.keys
+            )
+
     def unmatched(self) -> tuple[FeatureSelector, ...]:
         """Return the flags for which no known layer has a feature: not the layer, or not the index."""
         with self._lock:
-            widths = {key: self._bank.width(key) for key in self._layers}
-            flags = tuple(self._flags)
-        # By name first: a thousand flags times thousands of layers is too much for every scrape.
+            if self._unmatched is None:
+                self._unmatched = tuple(self._without_feature())
+            return self._unmatched
+
+    def _without_feature(self) -> Iterator[FeatureSelector]:
+        # By name first: a thousand flags times thousands of layers is too much under the lock.
         places: dict[tuple[str, str], list[LayerKey]] = {}
-        for key in widths:
+        for key in self._layers:
             places.setdefault((key.model, key.layer), []).append(key)
-        return tuple(
-            flag
-            for flag in flags
-            if not any(
-                flag.matches(key) and flag.index < widths[key]
-                for key in places.get((flag.model, flag.layer), ())
-            )
-        )
+        for flag in self._flags:
+            near = places.get((flag.model, flag.layer), ())
+            if not any(flag.matches(key) and flag.index < self._bank.width(key) for key in near):
+                yield flag
 
     def _learning(self, key: LayerKey) -> str:
         layer, settings = self._layers[key], self._settings
@@ -464,7 +494,7 @@ class Monitor:
         """
         layers, bank = self._decode(payload, now)
         with self._lock:
-            self._bank, self._layers = bank, layers
+            self._bank, self._layers, self._unmatched = bank, layers, None
             for key in layers:
                 self._set_thresholds(key)
 

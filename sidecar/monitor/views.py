@@ -136,6 +136,43 @@ class FeatureDistribution:
     ended: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerActivations:
+    """All activations of ``n`` watched features of one layer since the daemon started.
+
+    Counts only grow, but for those of ``below`` where ``bounds`` changed. Values of the warm-up and of
+    a window that a reset cut short are not in them, NaN and infinities neither.
+
+    Attributes:
+        layer: Which layer.
+        keys: The features; every array of shape ``(n, …)`` is aligned with them.
+        count: Values, shape ``(n,)``.
+        sum: Their sum, shape ``(n,)``.
+        schema: ``2**schema`` buckets to a factor of two, shape ``(n,)``; it may fall, never rise.
+        zero_exponent: Power of two up to which values of either sign lie in the zero bucket, shape
+            ``(n,)``; it may rise, never fall.
+        bucket_features: Position in ``keys`` of each bucket that is not empty, shape ``(c,)``, in
+            increasing order.
+        bucket_ranks: The bucket's distance from the zero bucket, with the sign of its values, shape
+            ``(c,)``, increasing for each feature; 0 is the zero bucket.
+        bucket_counts: Values in it, shape ``(c,)``; they add up to ``count``.
+        bounds: Bounds placed for people, shape ``(n, b)``, increasing, filled up with +Inf.
+        below: Values at or below each since the bounds were placed, shape ``(n, b)``.
+    """
+
+    layer: LayerKey
+    keys: tuple[FeatureKey, ...]
+    count: NDArray[np.int64]
+    sum: NDArray[np.float64]
+    schema: NDArray[np.int64]
+    zero_exponent: NDArray[np.int64]
+    bucket_features: NDArray[np.int64]
+    bucket_ranks: NDArray[np.int64]
+    bucket_counts: NDArray[np.int64]
+    bounds: NDArray[np.float64]
+    below: NDArray[np.int64]
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One entry of the audit log: a transition, a flag, a freeze.

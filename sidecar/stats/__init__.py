@@ -10,7 +10,7 @@ rows, half of that for stores of up to 65,535 rows. Nothing here reads a clock, 
 
 from sidecar.stats.bank import Bank
 from sidecar.stats.binning import Binning
-from sidecar.stats.distribution import Distribution, merge
+from sidecar.stats.distribution import Distribution, Occupied, merge
 from sidecar.stats.encoding import decode, encode
 from sidecar.stats.epoch import Period
 from sidecar.stats.watch import WindowCounts
@@ -19,6 +19,7 @@ __all__ = [
     "Bank",
     "Binning",
     "Distribution",
+    "Occupied",
     "Period",
     "WindowCounts",
     "decode",

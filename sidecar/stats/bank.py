@@ -183,8 +183,9 @@ class Bank:
         closed = {}
         for key, layer in self._layers.items():
             requests, rows, nonfinite = layer.window()
+            watched = layer.watched()
             layer.seen.close(now)
-            closed[key] = layer.watch.close(requests, rows, nonfinite)
+            closed[key] = layer.watch.close(requests, rows, nonfinite, watched)
         return closed
 
     def snapshot(
@@ -372,6 +373,12 @@ class _Layer:
             sum(len(one.values) for one in arrived),
             sum(int(np.count_nonzero(~np.isfinite(one.values))) for one in arrived),
         )
+
+    def watched(self) -> Distribution | None:
+        """Return the watched features' open window; None without bins or without such features."""
+        if isinstance(self.seen, Warmup) or not len(self.watch.indices):
+            return None
+        return self.seen.window(self.watch.indices)
 
     def put(self, arrays: Arrays, prefix: str) -> dict[str, Any]:
         """Add all arrays under ``prefix``; return the plain values."""

@@ -11,6 +11,25 @@ from sidecar.stats.binning import Binning, Grid, round_up
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Occupied:
+    """The bins that hold something, of many features, as one flat list.
+
+    Exact zeros are apart, as bins without width. Ordered by feature.
+
+    Attributes:
+        features: Which feature, shape ``(k,)``.
+        low: Least value the bin can hold, shape ``(k,)``; never below the feature's minimum.
+        high: Greatest value, shape ``(k,)``; never above the maximum, nor below ``low``.
+        counts: Values in it, shape ``(k,)``, at least 1 each; they add up to the finite values.
+    """
+
+    features: NDArray[np.int64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    counts: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Distribution:
     """What was seen of ``F`` features over one stretch of time.
 
@@ -190,6 +209,36 @@ class Distribution:
         low = np.fmin(one.centre - reach, np.nextafter(one.minimum.astype(np.float64), -np.inf))
         high = np.fmax(one.centre + reach, np.nextafter(one.maximum.astype(np.float64), np.inf))
         return np.concatenate((low, inner, high))
+
+    def occupied(self) -> Occupied:
+        """Return the bins that hold something, clipped to each feature's extremes.
+
+        Complexity:
+            One pass over ``(F, bins)`` counters; everything else is in the occupied bins alone.
+        """
+        features, bins = np.nonzero(self.counts)
+        counts = self.counts[features, bins].astype(np.int64)
+        counts -= np.where(bins == self._zero_bin[features], self.zeros[features], 0)
+        low, high = (
+            np.clip(
+                self.centre[features] + self._grid.edge_offset(bins + upper, features),
+                self.minimum[features],
+                self.maximum[features],
+            )
+            for upper in (0, 1)
+        )
+        with_zeros = np.flatnonzero(self.zeros)
+        exact = np.zeros(len(with_zeros))
+        owner = np.concatenate((features, with_zeros))
+        counts = np.concatenate((counts, self.zeros[with_zeros]))
+        order = np.argsort(owner, kind="stable")
+        order = order[counts[order] > 0]
+        return Occupied(
+            owner[order],
+            np.concatenate((low, exact))[order],
+            np.concatenate((high, exact))[order],
+            counts[order],
+        )
 
     def select(self, indices: NDArray[np.int64]) -> "Distribution":
         """Return the distribution of some features, in the order of ``indices``.

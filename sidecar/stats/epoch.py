@@ -75,6 +75,10 @@ class Epoch:
         found = stores[0] if len(stores) == 1 else summed(*stores)
         return found.distribution(grid)
 
+    def window(self, features: NDArray[np.int64]) -> Distribution:
+        """Return an immutable copy of what the open window has of some features."""
+        return self.open.select(features).distribution(self.grid.select(features))
+
     def _counted(self, period: Period) -> tuple[Tally, ...]:
         if period is Period.CURRENT:
             return self._last, self.open

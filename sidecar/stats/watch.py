@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.errors import ShapeMismatch, UnknownFeature
+from sidecar.stats.distribution import Distribution
 from sidecar.stats.encoding import Arrays, typed
 
 _SAVED: Mapping[str, type[np.generic]] = {
@@ -31,6 +32,8 @@ class WindowCounts:
         watched_requests: Requests that were compared with that threshold, shape ``(n,)``: fewer
             than ``requests`` where it was set within the window.
         maximum: Greatest finite value of each watched feature, shape ``(n,)``; NaN without one.
+        watched: Distribution of the watched features over this window, in the order of
+            ``indices``; None in warm-up, when no bins are placed yet, and when nothing is watched.
     """
 
     requests: int
@@ -40,6 +43,7 @@ class WindowCounts:
     exceedances: NDArray[np.int64]
     watched_requests: NDArray[np.int64]
     maximum: NDArray[np.float32]
+    watched: Distribution | None = None
 
 
 class Watch:
@@ -98,7 +102,9 @@ class Watch:
         finite = np.where(np.isfinite(seen), seen, np.float32(np.nan))
         self.maximum = np.fmax(self.maximum, np.fmax.reduce(finite, axis=0))
 
-    def close(self, requests: int, rows: int, nonfinite: int) -> WindowCounts:
+    def close(
+        self, requests: int, rows: int, nonfinite: int, watched: Distribution | None
+    ) -> WindowCounts:
         """Return the window's counts and begin a new one."""
         counts = WindowCounts(
             requests=requests,
@@ -108,6 +114,7 @@ class Watch:
             exceedances=self.exceedances,
             watched_requests=self.requests,
             maximum=self.maximum,
+            watched=watched,
         )
         self.restart()
         return counts

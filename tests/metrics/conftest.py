@@ -3,16 +3,18 @@
 import math
 import shutil
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sidecar.detect import State
 from sidecar.features import Capture, FeatureKey, FeatureKind, LayerKey
 from sidecar.metrics import Collector, JobCounts, MetricsServer, StorageCounts
-from sidecar.monitor import FeatureStatus, Flag, IngestCounts, LayerStatus
+from sidecar.monitor import FeatureStatus, Flag, IngestCounts, LayerActivations, LayerStatus
 
 REVISION = "3fa1c2d4e5f60718" * 4
 
@@ -25,6 +27,7 @@ class MemorySource:
 
     watched: list[FeatureStatus] = field(default_factory=list)
     registered: list[LayerStatus] = field(default_factory=list)
+    seen: list[LayerActivations] | None = None
     unmatched: list[str] = field(default_factory=list)
     counts: IngestCounts = field(default_factory=IngestCounts)
     job_counts: JobCounts = field(default_factory=JobCounts)
@@ -44,6 +47,14 @@ class MemorySource:
         """Return the layers."""
         self._check("layers")
         return tuple(self.registered)
+
+    def activations(self) -> Sequence[LayerActivations]:
+        """Return what was set, or else three values of every flagged feature."""
+        self._check("activations")
+        if self.seen is not None:
+            return tuple(self.seen)
+        groups = groupby(self.watched, key=lambda status: status.key.layer)
+        return tuple(build_activations(*(s.key for s in group)) for _, group in groups)
 
     def unmatched_flags(self) -> Sequence[str]:
         """Return the flags without a layer."""
@@ -102,6 +113,24 @@ def build_status(key: LayerKey, **values: float) -> LayerStatus:
     return LayerStatus(key=key, capture=Capture(), **{**known, **values})
 
 
+def build_activations(*keys: FeatureKey) -> LayerActivations:
+    """Return features of one layer that were -1.5, 0 and 3 once each."""
+    n = len(keys)
+    return LayerActivations(
+        layer=keys[0].layer,
+        keys=keys,
+        count=np.full(n, 3),
+        sum=np.full(n, 1.5),
+        schema=np.full(n, 3),
+        zero_exponent=np.full(n, -4),
+        bucket_features=np.repeat(np.arange(n), 3),
+        bucket_ranks=np.tile([-37, 0, 45], n),
+        bucket_counts=np.ones(3 * n, np.int64),
+        bounds=np.tile([-1.0, 0.0, 2.5, np.inf, np.inf], (n, 1)),
+        below=np.tile([1, 2, 2, 3, 3], (n, 1)),
+    )
+
+
 @pytest.fixture
 def source() -> MemorySource:
     """Return a source with one layer, two flagged features and batches of every fate."""
@@ -153,9 +182,18 @@ def serve() -> Iterator[Callable[..., MetricsServer]]:
     """Return a function that starts a server over a source on a free port; all are stopped."""
     started: list[MetricsServer] = []
 
-    def start(source: MemorySource, flagged_limit: int = 1000, **checks: object) -> MetricsServer:
+    def start(
+        source: MemorySource,
+        flagged_limit: int = 1000,
+        limits: Mapping[str, int] | None = None,
+        **checks: object,
+    ) -> MetricsServer:
         collector = Collector(
-            source, version="0.1.0", config_digest="ab" * 32, flagged_limit=flagged_limit
+            source,
+            version="0.1.0",
+            config_digest="ab" * 32,
+            flagged_limit=flagged_limit,
+            **(limits or {}),
         )
         server = MetricsServer("127.0.0.1:0", collector, **checks)
         server.start()

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sidecar.detect import State
 from sidecar.features import FeatureKey, FeatureKind, LayerKey, Scope, View
 from sidecar.metrics import Collector
-from sidecar.metrics.catalogue import FAMILIES, FEATURE_SERIES
+from sidecar.metrics.catalogue import FEATURE_SERIES, SCALAR_FAMILIES
 from sidecar.monitor import Flag, IngestCounts
 
 pytestmark = pytest.mark.service
@@ -44,10 +44,17 @@ def with_label(found: Mapping[Any, float], name: str, label: str) -> dict[str, f
 
 
 def test_every_value_of_a_flagged_feature_arrives(source: Any, serve: Any, scrape: Any) -> None:
-    """A flagged feature has its ten series, with exact values and labels."""
+    """A flagged feature has its ten series, with exact values and labels, and its buckets."""
     found = scrape(serve(source))
 
     mine = {n: v for (n, labels), v in found.items() if FEATURE.items() <= dict(labels).items()}
+    assert mine.pop("sidecar_feature_activation_levels_bucket")
+    buckets = {
+        labels["le"]: value
+        for (name, one), value in found.items()
+        if name.endswith("_bucket") and FEATURE.items() <= (labels := dict(one)).items()
+    }
+    assert {"-1.0": 1, "0.0": 2, "2.5": 2, "+Inf": 3} == buckets
     expected = {
         "sidecar_feature_state": 3,
         "sidecar_feature_spiking": 1,
@@ -74,6 +81,7 @@ def test_what_is_not_known_is_absent(source: Any, serve: Any, scrape: Any) -> No
     other = FEATURE | {"feature": "34"}
     mine = {n for n, labels in found if other.items() <= dict(labels).items()}
     expected = {"state", "spiking", "state_changed_timestamp_seconds", "window_requests", "info"}
+    expected.add("activation_levels_bucket")
     assert {f"sidecar_feature_{name}" for name in expected} == mine
     assert found[key("sidecar_feature_state", **other)] == 0
     assert not [name for name, value in found.items() if value != value]  # noqa: PLR0124 - NaN
@@ -151,7 +159,7 @@ def test_every_family_of_the_catalogue_is_exposed_and_no_other(source: Any, serv
         families = list(text_string_to_metric_families(answer.read().decode()))
 
     mine = {f.name: f for f in families if f.name.startswith("sidecar_")}
-    expected = {f.name.removesuffix("_total"): f for f in FAMILIES}
+    expected = {f.name.removesuffix("_total"): f for f in SCALAR_FAMILIES}
     assert set(expected) == set(mine)
     assert {n: f.help for n, f in expected.items()} == {n: f.documentation for n, f in mine.items()}
     counters = {n for n, f in expected.items() if f.type == "counter"}
@@ -206,7 +214,7 @@ def test_the_limit_is_hard_and_what_is_left_out_is_counted(
     first = {str(i) for i in range(10)}
     assert first == set(with_label(found, "sidecar_feature_state", "feature"))
     left_out = with_label(found, "sidecar_series_truncated", "subject")
-    assert {"features": 40, "layers": 3, "flags": 1} == left_out
+    assert {"features": 40, "layers": 3, "flags": 1, "histograms": 40, "heatmaps": 0} == left_out
 
 
 def test_equal_labels_never_make_equal_series(
@@ -220,7 +228,7 @@ def test_equal_labels_never_make_equal_series(
     found = scrape(serve(source))
 
     left_out = with_label(found, "sidecar_series_truncated", "subject")
-    assert {"features": 1, "layers": 1, "flags": 0} == left_out
+    assert {"features": 1, "layers": 1, "flags": 0, "histograms": 1, "heatmaps": 0} == left_out
 
 
 def test_revisions_named_by_people_are_kept_whole(

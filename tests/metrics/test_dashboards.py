@@ -61,7 +61,7 @@ def selected(expr: str) -> list[Any]:
 @pytest.mark.parametrize(("where", "expr"), list(expressions()))
 def test_a_query_asks_only_for_metrics_and_labels_that_exist(where: str, expr: str) -> None:
     """Every selector of every query names a family of the catalogue and labels it has."""
-    known = {family.name: set(family.labels) | {"job", "instance"} for family in FAMILIES}
+    known = {family.sample: set(family.labels) | {"job", "instance"} for family in FAMILIES}
 
     asked = selected(expr)
 
@@ -86,9 +86,10 @@ def test_every_family_is_on_the_dashboard_or_deliberately_not() -> None:
     """What is exported is looked at; the exceptions have a reason."""
     asked = {one.name for _, expr in expressions() for one in selected(expr)}
 
-    unseen = {family.name for family in FAMILIES} - asked
+    unseen = {family.sample for family in FAMILIES} - asked
     reasons = {
         "sidecar_batches_accepted_total": "what becomes of them is shown",
+        "sidecar_feature_activation": "exists only where native histograms are switched on",
         "sidecar_feature_long_exceedance_ratio": "the short one and the state tell the story",
         "sidecar_feature_state_changed_timestamp_seconds": "the state timeline shows it",
         "sidecar_flag_unmatched": "an alert; there is no feature to show",

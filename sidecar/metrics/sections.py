@@ -1,0 +1,158 @@
+"""The parts of a scrape: which labels things have, and their values as columns or rows."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from sidecar import errors
+from sidecar.detect import State
+from sidecar.features import FeatureKey, LayerKey, Scope
+from sidecar.metrics import catalogue
+from sidecar.metrics.catalogue import Family
+from sidecar.metrics.source import JobCounts, StorageCounts
+from sidecar.metrics.tables import Labels
+from sidecar.monitor import FeatureStatus, Flag, IngestCounts, LayerStatus
+
+Row = tuple[Family, Labels, float]
+"""One sample: its family, label values and value."""
+
+Columns = Iterator[tuple[Family, Sequence[float]]]
+"""Families with one value for each subject, in the order of the subjects."""
+
+# Reasons come over the wire in hook reports; beyond this many the rest is summed as "other", so
+# that a broken or hostile client cannot grow the number of series.
+_REASON_LIMIT = 32
+
+# Reasons that exist at zero from the first scrape on, so that rate() sees their very first batch.
+_REFUSALS = tuple(
+    kind.reason
+    for kind in (
+        errors.QueueFull,
+        errors.UnsupportedDtype,
+        errors.PayloadMismatch,
+        errors.ShapeMismatch,
+        errors.InvalidName,
+        errors.MessageTooLarge,
+        errors.MalformedMessage,
+        errors.UnregisteredLayer,
+        errors.UnregisteredStream,
+        errors.UnknownModel,
+        errors.LayerConflict,
+        errors.LimitReached,
+    )
+)
+_DROPS = ("shutdown", errors.SidecarError.reason)
+_HOOK_DROPS = ("queue_full", "no_credit", "disconnected", "breaker_open", "too_large", "error")
+
+_JOB_STATES = ("queued", "running", "done", "failed", "cancelled")
+
+_ABSENT = float("nan")
+_CODES = {state: float(state.code) for state in State}
+
+
+def feature_labels(key: FeatureKey) -> Labels:
+    """Return the labels that every series of a feature has."""
+    layer = key.layer
+    return (layer.model, layer.shown_revision, layer.layer, str(layer.kind), key.label)
+
+
+def layer_labels(key: LayerKey) -> Labels:
+    """Return the labels that every series of a layer has."""
+    view = str(key.view) if key.scope is Scope.ALL else f"{key.view};{key.scope}"
+    return (key.model, key.shown_revision, key.layer, str(key.kind), view)
+
+
+def info_labels(labels: Labels, flag: Flag | None) -> Labels:
+    """Return the labels of a feature's info: its own, what its flag says, its path in the console."""
+    about = (flag.name, flag.severity, flag.owner) if flag else ("", "warning", "")
+    model, revision, layer, kind, feature = labels
+    path = f"{model}@{revision}/{layer}/{kind}/{feature}"
+    return (*labels, *map(clean, about), path)
+
+
+def feature_columns(statuses: Sequence[FeatureStatus]) -> Columns:
+    """Yield the values of features."""
+    yield catalogue.FEATURE_STATE, [_CODES[s.state] for s in statuses]
+    yield catalogue.FEATURE_SPIKING, [1.0 if s.state is State.FIRING else 0.0 for s in statuses]
+    yield catalogue.FEATURE_STATE_CHANGED, [s.since for s in statuses]
+    yield catalogue.FEATURE_REQUESTS, [float(s.requests) for s in statuses]
+    # Without requests a share is no number; absence is what PromQL can tell from a real zero.
+    yield (
+        catalogue.FEATURE_EXCEEDANCE,
+        [s.exceedance_ratio if s.requests else _ABSENT for s in statuses],
+    )
+    yield (
+        catalogue.FEATURE_LONG_EXCEEDANCE,
+        [s.long_exceedance_ratio if s.requests else _ABSENT for s in statuses],
+    )
+    yield catalogue.FEATURE_BASELINE_EXCEEDANCE, [s.baseline_ratio for s in statuses]
+    yield catalogue.FEATURE_THRESHOLD, [s.threshold for s in statuses]
+    yield catalogue.FEATURE_LAST, [s.last for s in statuses]
+
+
+def layer_columns(statuses: Sequence[LayerStatus], flagged: Mapping[LayerKey, int]) -> Columns:
+    """Yield the values of layers; ``flagged`` counts the flagged features of each that has some."""
+    yield catalogue.LAYER_FEATURES, [float(s.width) for s in statuses]
+    yield catalogue.LAYER_FLAGGED, [float(flagged.get(s.key, 0)) for s in statuses]
+    yield catalogue.LAYER_ROWS, [float(s.rows - s.restored[0]) for s in statuses]
+    yield catalogue.LAYER_REQUESTS, [float(s.requests - s.restored[1]) for s in statuses]
+    yield catalogue.LAYER_NONFINITE, [float(s.nonfinite - s.restored[2]) for s in statuses]
+    yield catalogue.LAYER_BASELINE_FROZEN, [float(s.baseline_frozen) for s in statuses]
+    yield catalogue.LAYER_BASELINE_REQUESTS, [float(s.baseline_requests) for s in statuses]
+    yield catalogue.LAYER_LAST_SAMPLE, [s.last_seen for s in statuses]
+
+
+def ingest_rows(counts: IngestCounts) -> Iterator[Row]:
+    """Yield what became of the batches."""
+    for family, value in (
+        (catalogue.BATCHES_RECEIVED, counts.received),
+        (catalogue.BATCHES_ACCEPTED, counts.accepted),
+        (catalogue.BATCHES_PROCESSED, counts.processed),
+        (catalogue.BATCHES_IN_FLIGHT, counts.in_flight),
+        (catalogue.PAYLOAD_BYTES, counts.payload_bytes),
+        (catalogue.QUEUE_BYTES, counts.queue_bytes),
+        (catalogue.QUEUE_LIMIT, counts.queue_limit_bytes),
+        (catalogue.STREAMS, counts.streams),
+        (catalogue.SAMPLING_RATE, counts.sampling_rate),
+        (catalogue.HOOK_SENT, counts.hook_batches_sent),
+        (catalogue.HOOK_ERRORS, counts.hook_errors),
+        (catalogue.HOOK_FORWARDS, counts.forwards),
+        (catalogue.HOOK_SAMPLED, counts.sampled_forwards),
+        (catalogue.HOOK_SECONDS, counts.hook_seconds),
+        (catalogue.FORWARD_SECONDS, counts.forward_seconds),
+    ):
+        yield family, (), value
+    yield from _by_reason(catalogue.BATCHES_REFUSED, counts.refused, _REFUSALS)
+    yield from _by_reason(catalogue.BATCHES_DROPPED, counts.dropped, _DROPS)
+    yield from _by_reason(catalogue.HOOK_DROPPED, counts.hook_dropped, _HOOK_DROPS)
+
+
+def job_rows(counts: JobCounts) -> Iterator[Row]:
+    """Yield how the jobs stand."""
+    for state in _JOB_STATES:
+        yield catalogue.JOBS, (state,), counts.states.get(state, 0)
+    yield catalogue.JOB_RUNS, (), counts.timed
+    yield catalogue.JOB_SECONDS, (), counts.seconds
+
+
+def storage_rows(counts: StorageCounts) -> Iterator[Row]:
+    """Yield how the state directory stands."""
+    yield catalogue.ARTIFACT_BYTES, (), counts.artifact_bytes
+    yield catalogue.ARTIFACT_LIMIT, (), counts.artifact_limit_bytes
+    yield catalogue.SNAPSHOT_TIMESTAMP, (), counts.snapshot_at
+    yield catalogue.SNAPSHOT_INTERVAL, (), counts.snapshot_interval_seconds
+    yield catalogue.SNAPSHOT_FAILURES, (), counts.snapshot_failures
+    yield catalogue.QUARANTINED, (), counts.quarantined
+
+
+def clean(value: str) -> str:
+    """Return ``value`` as text that UTF-8 can hold; a lone surrogate would end the whole scrape."""
+    return value.encode("utf-8", "replace").decode()
+
+
+def _by_reason(family: Family, counts: Mapping[str, int], known: tuple[str, ...]) -> Iterator[Row]:
+    merged = Counter(dict.fromkeys(known, 0))
+    for reason, count in sorted(counts.items()):
+        name = clean(reason)
+        merged[name if name in merged or len(merged) < _REASON_LIMIT else "other"] += count
+    for name, count in merged.items():
+        yield family, (name,), count
