@@ -238,9 +238,11 @@ class Collector:
         # A feature that nobody adds up is left out too, whatever the reason.
         draft.left_out["histograms"] = max(len(features) - held, 0)
         if self._classic:
-            self._levels(draft, found)
+            shown = self._levels(draft, found)
+            draft.left_out["heatmaps"] = max(len(features) - shown, 0)
 
-    def _levels(self, draft: _Draft, found: Sequence[Histograms]) -> None:
+    def _levels(self, draft: _Draft, found: Sequence[Histograms]) -> int:
+        """Add classic buckets; return of how many features."""
         room = draft.room.fits(1)
         sources = [part for one in found for part in (one.labels, one.activations.bounds)]
         labels, kept = self._levels_chosen.get(room, sources, lambda: _bucket_labels(found, room))
@@ -251,7 +253,7 @@ class Collector:
             there = _there(one.activations, rows)
             values += one.activations.below[rows][there].astype(float).tolist()
         draft.put(catalogue.FEATURE_LEVELS, labels, values)
-        draft.left_out["heatmaps"] = sum(len(one.places) for one in found) - sum(kept)
+        return sum(kept)
 
 
 def _flagged(features: Sequence[FeatureStatus]) -> Mapping[LayerKey, int]:

@@ -79,9 +79,10 @@ class Exposition:
 def _wants_protobuf(accept: str) -> bool:
     """Whether delimited ``MetricFamily`` messages are what an ``Accept`` header likes best."""
     found = [_media_range(item) for item in accept.split(",")]
-    best = max(found, key=lambda one: one[0])[1]  # the first of equals
+    quality, best = max(found, key=lambda one: one[0])  # the first of equals
     return (
-        best.get("") == "application/vnd.google.protobuf"
+        quality > 0
+        and best.get("") == "application/vnd.google.protobuf"
         and best.get("proto") == "io.prometheus.client.MetricFamily"
         and best.get("encoding") == "delimited"
     )

@@ -2,19 +2,25 @@
 
 import math
 import shutil
+import socket
+import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from sidecar.detect import State
 from sidecar.features import Capture, FeatureKey, FeatureKind, LayerKey
 from sidecar.metrics import Collector, JobCounts, MetricsServer, StorageCounts
 from sidecar.monitor import FeatureStatus, Flag, IngestCounts, LayerActivations, LayerStatus
+from tests.prometheus import Prometheus, eventually
 
 REVISION = "3fa1c2d4e5f60718" * 4
 
@@ -218,6 +224,12 @@ def make_feature() -> Callable[..., FeatureStatus]:
 
 
 @pytest.fixture
+def make_activations() -> Callable[..., LayerActivations]:
+    """Return ``build_activations``."""
+    return build_activations
+
+
+@pytest.fixture
 def make_status() -> Callable[..., LayerStatus]:
     """Return ``build_status``."""
     return build_status
@@ -239,6 +251,44 @@ def scrape() -> Callable[[MetricsServer], Scrape]:
         return found
 
     return read
+
+
+@pytest.fixture
+def start_prometheus(tmp_path: Path, need: Any) -> Iterator[Callable[..., Prometheus]]:
+    """Return a function that runs Prometheus over some rules and one target, every second."""
+    program = need("prometheus")
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(rules: str, target: int, *options: str) -> Prometheus:
+        config = yaml.safe_load(Path("deploy/prometheus/prometheus.yaml").read_text())
+        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+        del config["alerting"]
+        job = config["scrape_configs"][0]
+        job |= {"scrape_interval": "1s", "scrape_timeout": "1s"}
+        job["static_configs"] = [{"targets": [f"127.0.0.1:{target}"]}]
+        (tmp_path / "rules").mkdir()
+        (tmp_path / "rules" / "sidecar.yaml").write_text(rules)
+        (tmp_path / "prometheus.yaml").write_text(yaml.safe_dump(config))
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        log = (tmp_path / "prometheus.log").open("wb")
+        command = [
+            program,
+            f"--config.file={tmp_path}/prometheus.yaml",
+            f"--storage.tsdb.path={tmp_path}/data",
+            f"--web.listen-address=127.0.0.1:{port}",
+            *options,
+        ]
+        with log:
+            running.append(subprocess.Popen(command, stdout=log, stderr=log))
+        found = Prometheus(port)
+        eventually(lambda: found.get("status/runtimeinfo"), "Prometheus answers")
+        return found
+
+    yield start
+    for process in running:
+        process.terminate()
+        process.wait(20)
 
 
 @pytest.fixture

@@ -214,7 +214,64 @@ def test_the_limit_is_hard_and_what_is_left_out_is_counted(
     first = {str(i) for i in range(10)}
     assert first == set(with_label(found, "sidecar_feature_state", "feature"))
     left_out = with_label(found, "sidecar_series_truncated", "subject")
-    assert {"features": 40, "layers": 3, "flags": 1, "histograms": 40, "heatmaps": 0} == left_out
+    assert {"features": 40, "layers": 3, "flags": 1, "histograms": 40, "heatmaps": 40} == left_out
+
+
+def test_all_series_together_stay_below_the_limit(
+    source: Any, make_feature: Any, make_layer: Any, make_status: Any, serve: Any, scrape: Any
+) -> None:
+    """Features come first, and the daemon's own series are always there; the rest is told."""
+    source.watched = [make_feature(make_layer().feature(i)) for i in range(50)]
+    source.registered = [make_status(make_layer(f"_blocks.{i}")) for i in range(13)]
+    source.unmatched = [f"lite0/x/channel/{i}" for i in range(11)]
+    server = serve(source, limits={"series_limit": 300})
+
+    before = scrape(server)
+    invented = {f"reason-{i:04}": 2 for i in range(500)}
+    source.counts = replace(
+        source.counts, hook_dropped=invented, refused=invented, dropped=invented
+    )
+    found = scrape(server)
+
+    assert len(found) <= 300
+    kept = set(with_label(found, "sidecar_feature_state", "feature"))
+    assert {str(i) for i in range(14)} == kept
+    assert kept == set(with_label(before, "sidecar_feature_state", "feature"))
+    left_out = with_label(found, "sidecar_series_truncated", "subject")
+    assert {
+        "features": 36,
+        "layers": 13,
+        "flags": 11,
+        "histograms": 50,
+        "heatmaps": 50,
+    } == left_out
+    assert found[key("sidecar_series_limit")] == 300
+    own = [name for name, _ in found if name.startswith("sidecar_")]
+    assert found[key("sidecar_series")] == len(own)
+
+
+def test_heat_maps_are_the_first_to_go(
+    source: Any, make_feature: Any, make_layer: Any, make_status: Any, serve: Any, scrape: Any
+) -> None:
+    """With room for some buckets, whole features have theirs, in order, and no series is over."""
+    source.watched = [make_feature(make_layer().feature(i)) for i in range(10)]
+    # 160 of its own, 100 of features, 9 of the layer, 1 flag, 10 native, then 4 buckets each.
+    server = serve(source, limits={"series_limit": 160 + 100 + 9 + 1 + 10 + 11})
+
+    found = scrape(server)
+
+    buckets = with_label(found, "sidecar_feature_activation_levels_bucket", "feature")
+    assert {"0", "1"} == set(buckets)
+    left_out = with_label(found, "sidecar_series_truncated", "subject")
+    assert {"heatmaps": 8} == {subject: n for subject, n in left_out.items() if n}
+
+
+def test_heat_maps_can_be_switched_off(source: Any, serve: Any, scrape: Any) -> None:
+    """Without classic buckets there are none, and nothing counts as left out."""
+    found = scrape(serve(source, limits={"classic_buckets": False}))
+
+    assert not [name for name, _ in found if name.endswith("_bucket")]
+    assert {0.0} == set(with_label(found, "sidecar_series_truncated", "subject").values())
 
 
 def test_equal_labels_never_make_equal_series(
@@ -228,7 +285,7 @@ def test_equal_labels_never_make_equal_series(
     found = scrape(serve(source))
 
     left_out = with_label(found, "sidecar_series_truncated", "subject")
-    assert {"features": 1, "layers": 1, "flags": 0, "histograms": 1, "heatmaps": 0} == left_out
+    assert {"features": 1, "layers": 1, "flags": 0, "histograms": 1, "heatmaps": 1} == left_out
 
 
 def test_revisions_named_by_people_are_kept_whole(
@@ -261,7 +318,9 @@ def test_views_and_scopes_are_told_apart(
     assert {"7", "7;mean", "7;max;bos"} == features
 
 
-@pytest.mark.parametrize("section", ["features", "flags", "layers", "ingest", "jobs", "storage"])
+@pytest.mark.parametrize(
+    "section", ["features", "flags", "layers", "activations", "ingest", "jobs", "storage"]
+)
 def test_a_section_that_cannot_be_read_costs_only_itself(
     section: str, source: Any, serve: Any, scrape: Any
 ) -> None:
@@ -281,6 +340,7 @@ def test_a_section_that_cannot_be_read_costs_only_itself(
         "jobs": "sidecar_jobs",
         "storage": "sidecar_artifact_bytes",
         "flags": "sidecar_flag_unmatched",
+        "activations": "sidecar_feature_activation_levels_bucket",
     }
     there = {name for name, _ in found}
     assert survivors[section] not in there

@@ -2,27 +2,19 @@
 
 import json
 import re
-import socket
-import subprocess
 import time
-import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from sidecar.detect import State
 from sidecar.metrics import JobCounts, render_rules
 from sidecar.metrics.dashboards import render_dashboard
 from sidecar.monitor import IngestCounts
+from tests.prometheus import eventually
 
 pytestmark = pytest.mark.e2e
-
-DEADLINE_SECONDS = 40.0
 
 FEATURE = {
     "model": "lite0",
@@ -31,79 +23,6 @@ FEATURE = {
     "kind": "channel",
     "feature": "33",
 }
-
-
-class Prometheus:
-    """A running Prometheus."""
-
-    def __init__(self, port: int) -> None:
-        self.url = f"http://127.0.0.1:{port}"
-
-    def get(self, path: str, **values: str) -> Any:
-        """Return the data of an API call; errors of Prometheus are raised."""
-        query = f"?{urllib.parse.urlencode(values)}" if values else ""
-        with urllib.request.urlopen(f"{self.url}/api/v1/{path}{query}", timeout=10) as answer:
-            return json.load(answer)["data"]
-
-    def query(self, expr: str) -> list[Any]:
-        """Return the vector an expression gives now."""
-        return self.get("query", query=expr)["result"]
-
-    def alerts(self, name: str) -> list[Any]:
-        """Return the active alerts of this name."""
-        found = self.get("alerts")["alerts"]
-        return [alert for alert in found if alert["labels"]["alertname"] == name]
-
-
-def eventually(check: Callable[[], Any], what: str) -> Any:
-    """Return the first true answer of ``check``; fail when there is none in time."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            if found := check():
-                return found
-        except OSError:
-            pass
-        # Prometheus has no call that waits: asking ten times a second is the only way.
-        time.sleep(0.1)
-    return pytest.fail(f"not within {DEADLINE_SECONDS} s: {what}")
-
-
-@pytest.fixture
-def start_prometheus(tmp_path: Path, need: Any) -> Iterator[Callable[..., Prometheus]]:
-    """Return a function that runs Prometheus over some rules and one target, every second."""
-    program = need("prometheus")
-    running: list[subprocess.Popen[bytes]] = []
-
-    def start(rules: str, target: int) -> Prometheus:
-        config = yaml.safe_load(Path("deploy/prometheus/prometheus.yaml").read_text())
-        config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
-        del config["alerting"]
-        job = config["scrape_configs"][0]
-        job |= {"scrape_interval": "1s", "scrape_timeout": "1s"}
-        job["static_configs"] = [{"targets": [f"127.0.0.1:{target}"]}]
-        (tmp_path / "rules").mkdir()
-        (tmp_path / "rules" / "sidecar.yaml").write_text(rules)
-        (tmp_path / "prometheus.yaml").write_text(yaml.safe_dump(config))
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        log = (tmp_path / "prometheus.log").open("wb")
-        command = [
-            program,
-            f"--config.file={tmp_path}/prometheus.yaml",
-            f"--storage.tsdb.path={tmp_path}/data",
-            f"--web.listen-address=127.0.0.1:{port}",
-        ]
-        with log:
-            running.append(subprocess.Popen(command, stdout=log, stderr=log))
-        found = Prometheus(port)
-        eventually(lambda: found.get("status/runtimeinfo"), "Prometheus answers")
-        return found
-
-    yield start
-    for process in running:
-        process.terminate()
-        process.wait(20)
 
 
 def test_an_alert_goes_from_pending_to_firing_to_gone(
