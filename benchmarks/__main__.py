@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.row import Row
 
-SUITES = ("bank", "hook", "lane")
+SUITES = ("bank", "lane", "hook", "scrape")
 OUT = Path(__file__).parent / "out"
 
 

@@ -26,14 +26,17 @@ class Row:
     ratio: float
 
 
-def least_cpu_seconds(work: Callable[[], object], repeats: int = 9) -> float:
+def least_cpu_seconds(
+    work: Callable[[], object], repeats: int = 9, before: Callable[[], object] = bool
+) -> float:
     """Return the CPU seconds of this thread for one call: the least of ``repeats``, after one more.
 
-    The least is what the work costs; everything above it is the neighbours on a shared machine.
+    ``before`` is called before each, and is not part of it. The least is what the work costs; everything above it is the neighbours on a shared machine.
     """
     work()
     times = []
     for _ in range(repeats):
+        before()
         start = time.thread_time()
         work()
         times.append(time.thread_time() - start)

@@ -1,11 +1,13 @@
 """Renders tables as text: Prometheus 0.0.4 or OpenMetrics 1.0, byte for byte as the client does.
 
 All of a line but its value is the same in every scrape, so it is made once, and again only when the
-set of series changes. What is left is to write numbers and to join strings.
+set of series changes; a line whose value is the same too is used again whole. What is left is to
+write the numbers that changed, and to join strings.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sidecar.metrics.catalogue import Family, FamilyType
 from sidecar.metrics.tables import Labels, Scrape, Table
@@ -15,6 +17,17 @@ _EXPONENT_FROM = 1e6
 _EXPONENT_DIGITS = 6
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Written:
+    """What a family was, and how it was written."""
+
+    labels: Sequence[Labels]
+    head: str
+    prefixes: list[str]
+    values: Sequence[float]
+    lines: list[str]
+
+
 class TextRenderer:
     """Renders scrapes in one of the two text formats. May be used from several threads at once.
 
@@ -22,37 +35,45 @@ class TextRenderer:
         openmetrics: Whether to write OpenMetrics rather than Prometheus' own format.
 
     Complexity:
-        About 0.4 µs a series that was there before; twenty times that for one that was not.
+        About 0.4 µs a series whose value changed, 0.1 µs for one that is as it was, and 5 µs for a
+        new one. Two lines of text stay in memory for each series.
     """
 
     def __init__(self, *, openmetrics: bool) -> None:
         self._openmetrics = openmetrics
-        self._known: dict[Family, tuple[Sequence[Labels], str, list[str]]] = {}
+        self._known: dict[Family, _Written] = {}
 
     def render(self, scrape: Scrape) -> bytes:
         """Return the families and samples of a scrape, without OpenMetrics' end mark."""
         parts: list[str] = []
         for table in scrape.tables:
-            _, head, prefixes = self._prepared(table)
-            parts.append(head)
-            # Chained comparisons are false for NaN and infinities, which take the slow way.
-            parts += [
-                f"{prefix}{value!r}\n"
-                if -math.inf < value < _EXPONENT_FROM
-                else _line(prefix, value)
-                for prefix, value in zip(prefixes, table.values, strict=True)
-            ]
+            written = self._written(table)
+            self._known[table.family] = written
+            parts.append(written.head)
+            parts += written.lines
         return "".join(parts).encode()
 
-    def _prepared(self, table: Table) -> tuple[Sequence[Labels], str, list[str]]:
-        family = table.family
-        known = self._known.get(family)
-        if known is None or (known[0] is not table.labels and known[0] != table.labels):
+    def _written(self, table: Table) -> _Written:
+        family, values = table.family, table.values
+        old = self._known.get(family)
+        if old is None or (old.labels is not table.labels and old.labels != table.labels):
             prefixes = [f"{_series(family, labels)} " for labels in table.labels]
             head = _openmetrics_head(family) if self._openmetrics else _plain_head(family)
-            known = (table.labels, head, prefixes)
-            self._known[family] = known
-        return known
+            lines = [_line(*one) for one in zip(prefixes, values, strict=True)]
+            return _Written(table.labels, head, prefixes, values, lines)
+        # Most values are what they were. Zeros are written anew: they have two signs, and are equal.
+        # Chained comparisons are false for NaN and infinities, which take the slow way.
+        lines = [
+            line
+            if value == before and value
+            else f"{prefix}{value!r}\n"
+            if -math.inf < value < _EXPONENT_FROM
+            else _line(prefix, value)
+            for line, before, prefix, value in zip(
+                old.lines, old.values, old.prefixes, values, strict=True
+            )
+        ]
+        return _Written(table.labels, old.head, old.prefixes, values, lines)
 
 
 def number(value: float) -> str:

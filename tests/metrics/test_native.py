@@ -33,17 +33,19 @@ BUCKET, BIN = 2 ** (1 / 16) - 1, 1 / 16
 class LiveSource:
     """A monitor under traffic: every scrape finds one more window of known distributions.
 
-    Feature 0 is standard normal, 1 is normal around 100, 2 is zero nine times in ten.
+    Feature 0 is standard normal, 1 is normal around 100, 2 is zero nine times in ten, and 3 is normal
+    of a scale that may change.
     """
 
     def __init__(self, source: Any) -> None:
         """Learn and freeze a baseline; everything but features and layers comes from ``source``."""
         self._source, self._rng, self._now = source, np.random.default_rng(5), 0.0
+        self._scale = 1.0
         self._lock = threading.Lock()  # scrapes and the test both send
         settings = StatisticsConfig(window_seconds=1.0, warmup_rows=256)
         self._monitor = Monitor(settings, SpikeConfig(), now=0.0)
-        self._monitor.register(LAYER, 3, Capture(), 0.0)
-        flags = [FeatureSelector.parse(f"lite0/_blocks.14/neuron/{index}") for index in range(3)]
+        self._monitor.register(LAYER, 4, Capture(), 0.0)
+        flags = [FeatureSelector.parse(f"lite0/_blocks.14/neuron/{index}") for index in range(4)]
         self._monitor.set_flags({flag: Flag() for flag in flags}, 0.0)
         self.window()
         self._monitor.freeze([LAYER], self._now)
@@ -61,6 +63,7 @@ class LiveSource:
                 normal,
                 self._rng.normal(100.0, 1.0, ROWS),
                 np.maximum(self._rng.normal(-1.2815515655, 1.0, ROWS), 0.0),
+                self._rng.normal(0.0, self._scale, ROWS),
             ),
             axis=1,
         ).astype(np.float32)
@@ -69,6 +72,12 @@ class LiveSource:
         self._monitor.apply(sample, self._now + 0.5)
         self._now += 1.0
         self._monitor.tick(self._now)
+
+    def relearn(self, scale: float) -> None:
+        """Forget the baseline, so that all bins are placed anew, feature 3 at another scale."""
+        with self._lock:
+            self._monitor.reset([LAYER], self._now)
+            self._scale = scale
 
     def __getattr__(self, name: str) -> Any:
         """Leave everything else to the source."""
@@ -107,6 +116,7 @@ def test_native_histograms_hold_the_known_distributions(
     normal, far, sparse = (rate % feature for feature in ("0", "1", "2"))
     eventually(lambda: value(prometheus, f"histogram_count({normal})") > 0, "a rate")
     live.window(outlier=1e6)  # makes the buckets of feature 0 coarser under way
+    live.relearn(scale=64.0)  # makes the zero bucket of feature 3 wider
     eventually(
         lambda: value(prometheus, 'count_over_time(up{job="sidecar"}[30s])') >= 6,
         "some scrapes",
@@ -121,10 +131,12 @@ def test_native_histograms_hold_the_known_distributions(
     for level, found in quantiles.items():
         # 1e6 needs schema 3: buckets of twice the width.
         assert abs(found - exact[level]) <= (2.1 * BUCKET + BIN) * abs(exact[level]), level
-    # Coarser buckets are no restart: if they were, all values before would count again.
-    whole = f'rate({series}_levels_bucket{{feature="0",le="+Inf"}}[30s])'
-    agreement = value(prometheus, f"histogram_count({normal}) / ignoring (le) {whole}")
-    assert 1.0 == pytest.approx(agreement, abs=0.2)
+    for feature in ("0", "3"):
+        # Other borders are no restart: if they were, all values before would count again.
+        whole = f'rate({series}_levels_bucket{{feature="{feature}",le="+Inf"}}[30s])'
+        native = f"histogram_count({rate % feature})"
+        agreement = value(prometheus, f"{native} / ignoring (le) {whole}")
+        assert 1.0 == pytest.approx(agreement, abs=0.2), feature
     assert 102.3263 == pytest.approx(
         value(prometheus, f"histogram_quantile(0.99, {far})"), abs=0.45
     )
@@ -177,5 +189,5 @@ def test_without_native_histograms_everything_else_is_scraped(
 
     assert 100.0 == pytest.approx(median, abs=0.2)
     assert [] == prometheus.query("sidecar_feature_activation")
-    # Three native histograms are counted as series, and are not there.
-    assert held + foreign == scraped + 3
+    # Four native histograms are counted as series, and are not there.
+    assert held + foreign == scraped + 4
