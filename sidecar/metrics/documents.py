@@ -22,8 +22,8 @@ Every flagged feature has its activations twice, counted since the daemon starte
 - `{FEATURE_ACTIVATION.name}`, a native histogram: one series with the whole distribution. It is
   there only in protobuf, which Prometheus asks for when native histograms are on: from 2.40 with
   `--enable-feature=native-histograms`, from 3.8 with `scrape_native_histograms: true`. Then
-  `histogram_quantile(0.99, rate({FEATURE_ACTIVATION.name}[5m]))` is right to the width of a bucket:
-  4.4 % of the value at schema 4, the usual one; finer where a feature's values lie close together,
+  `histogram_quantile(0.99, rate({FEATURE_ACTIVATION.name}[5m]))` is right to the bin of the
+  statistics and the width of a bucket: 4.4 % of the value at schema 4, the usual one; finer where a feature's values lie close together,
   coarser where they span more than twenty factors of two, both signs together. Values below about a sixteenth of the feature's
   scale share the zero bucket.
 - `{FEATURE_LEVELS.sample}`, up to 21 classic buckets, in every format and for every Prometheus. Their

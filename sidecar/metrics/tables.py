@@ -117,12 +117,9 @@ class Room:
         """Return how many subjects of ``each`` series there is room for."""
         return self._series // each
 
-    def take(self, series: int) -> bool:
-        """Take room for so many series, if there is; return whether there was."""
-        if series > self._series:
-            return False
+    def take(self, series: int) -> None:
+        """Take room for so many series; ask ``fits`` first."""
         self._series -= series
-        return True
 
 
 def choose(subjects: Iterable[_Subject], label: Callable[[_Subject], Labels], limit: int) -> Chosen:

@@ -112,6 +112,8 @@ class Monitor:
         self._layers: dict[LayerKey, _Layer] = {}
         self._flags: dict[FeatureSelector, Flag] = {}
         self._unmatched: tuple[FeatureSelector, ...] | None = None  # None: to be worked out
+        self._order: tuple[LayerKey, ...] = ()
+        self._followed = 0  # features whose activations are added up
         self._window_ends = now + statistics.window_seconds
         self._retired: list[Event] = []
 
@@ -248,9 +250,10 @@ class Monitor:
         else:
             layer.watch.forget_baseline()
             bounds = fallback_bounds(len(layer.watch.indices))
-        others = sum(len(o.activations.keys) for o in self._layers.values() if o is not layer)
-        room = max(self._activation_limit - others, 0)
+        self._followed -= len(layer.activations.keys)
+        room = self._activation_limit - self._followed
         layer.activations.follow(key, layer.watch.indices[:room], bounds[:room])
+        self._followed += len(layer.activations.keys)
         limits = np.where(np.isfinite(layer.watch.thresholds), layer.watch.thresholds, np.inf)
         self._bank.watch(key, layer.watch.indices, limits.astype(np.float32))
 
@@ -298,11 +301,17 @@ class Monitor:
         with self._lock:
             return tuple(
                 key
-                for key in sorted(self._layers)
+                for key in self._ordered()
                 if (not model or key.model == model)
                 and revision_matches(revision, key.revision)
                 and (not layer or key.layer == layer)
             )
+
+    def _ordered(self) -> tuple[LayerKey, ...]:
+        """Return the known layers in order; there may be thousands, and every scrape asks."""
+        if len(self._order) != len(self._layers):  # layers only ever come
+            self._order = tuple(sorted(self._layers))
+        return self._order
 
     def resolve(self, text: str) -> FeatureKey:
         """Find the feature a person names.
@@ -346,7 +355,7 @@ class Monitor:
     def layers(self) -> tuple[LayerStatus, ...]:
         """Return how every layer stands, sorted by key."""
         with self._lock:
-            return tuple(self._layer_status(key) for key in sorted(self._layers))
+            return tuple(self._layer_status(key) for key in self._ordered())
 
     def _layer_status(self, key: LayerKey) -> LayerStatus:
         layer = self._layers[key]
@@ -368,7 +377,8 @@ class Monitor:
         with self._lock:
             return tuple(
                 status
-                for key in sorted(self._layers)
+                for key in self._ordered()
+                if self._layers[key].watch.keys
                 for status in self._layers[key].watch.statuses(self._policy, self._learning(key))
             )
 
@@ -377,7 +387,7 @@ class Monitor:
         with self._lock:
             return tuple(
                 self._layers[key].activations.view(key)
-                for key in sorted(self._layers)
+                for key in self._ordered()
                 if self._layers[key].activations.keys
             )
 
@@ -495,6 +505,7 @@ class Monitor:
         layers, bank = self._decode(payload, now)
         with self._lock:
             self._bank, self._layers, self._unmatched = bank, layers, None
+            self._followed, self._order = 0, ()
             for key in layers:
                 self._set_thresholds(key)
 

@@ -2,7 +2,10 @@
 
 import http.client
 import struct
+import time
+import urllib.request
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +15,13 @@ from google.protobuf.internal.decoder import _DecodeVarint32
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sidecar.features import Capture, LayerSample, Request
 from sidecar.metrics import Collector
 from sidecar.metrics.exposition import Exposition
 from sidecar.metrics.native import histogram_messages
 from sidecar.metrics.protobuf import MEDIA_TYPE, varint
 from sidecar.monitor import LayerActivations
+from sidecar.testing import running_daemon
 
 pytestmark = pytest.mark.service
 
@@ -313,3 +318,34 @@ def test_scrapes_of_layers_that_come_and_go_are_right(
         seen.append(tuple({p.name: p.value for p in m.label}["layer"] for m in found))
 
     assert [("a",), ("a", "b"), ("b",), ("a", "b")] == seen
+
+
+def test_a_daemon_has_the_histograms_of_its_flagged_features(
+    tmp_path: Path, make_layer: Any
+) -> None:
+    """From the hook's rows over a closed window to the scrape, in a whole daemon."""
+    layer = make_layer()
+    settings = {
+        "models": [{"name": layer.model}],
+        "flags": [{"feature": f"{layer.model}/{layer.layer}/{layer.kind}/1"}],
+        "statistics": {"warmup_rows": 16},
+    }
+    with running_daemon(tmp_path, settings) as running:
+        monitor, now = running.daemon.monitor, time.time()
+        monitor.register(layer, 2, Capture(), now)
+        values = np.full((64, 2), 2.5, np.float32)
+        index = np.arange(64, dtype=np.int32)
+        monitor.apply(LayerSample(layer, values, index, tuple(Request() for _ in index)), now)
+        monitor.tick(now + 60)
+        request = urllib.request.Request(
+            f"{running.metrics_url}/metrics", headers={"Accept": NATIVE}
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            found = families(answer.read())
+
+    (one,) = found["sidecar_feature_activation"].metric
+    assert (64, 160.0) == (one.histogram.sample_count, one.histogram.sample_sum)
+    (count,) = buckets(one.histogram.positive_span, one.histogram.positive_delta).values()
+    assert 64 == count
+    levels = samples(found["sidecar_feature_activation_levels_bucket"])
+    assert {0.0, 64.0} == set(levels.values())

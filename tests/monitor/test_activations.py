@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from sidecar.config import SpikeConfig, StatisticsConfig
 from sidecar.features import (
@@ -43,9 +46,15 @@ SHAPES = {
 class Traffic:
     """A monitor that watches all features of one layer, and all that it was sent after warm-up."""
 
-    def __init__(self, indices: tuple[int, ...] = tuple(range(WIDTH)), limit: int = 1000) -> None:
+    def __init__(
+        self,
+        indices: tuple[int, ...] = tuple(range(WIDTH)),
+        limit: int = 1000,
+        warmup_rows: int = WARMUP,
+    ) -> None:
         """Register the layer and flag these features."""
-        self.monitor = Monitor(STATISTICS, SpikeConfig(), now=0.0, activation_limit=limit)
+        settings = STATISTICS.model_copy(update={"warmup_rows": warmup_rows})
+        self.monitor = Monitor(settings, SpikeConfig(), now=0.0, activation_limit=limit)
         self.monitor.register(LAYER, WIDTH, Capture(), 0.0)
         self.flag(*indices)
         self.sent: list[np.ndarray] = []
@@ -252,6 +261,38 @@ def test_nan_and_infinities_are_in_no_bucket(rng: np.random.Generator) -> None:
     traffic.window(values)
 
     assert [498, 499, 500, 500, 500, 500] == traffic.view().count.tolist()
+    traffic.window(np.full((9, WIDTH), np.nan))
+    assert [498, 499, 500, 500, 500, 500] == traffic.view().count.tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    windows=st.lists(
+        hnp.arrays(np.float32, (4, WIDTH), elements=st.floats(width=32) | st.just(0.0)),
+        min_size=1,
+        max_size=4,
+    ),
+    frozen=st.booleans(),
+)
+def test_any_values_at_all_are_counted_once(windows: list[np.ndarray], frozen: bool) -> None:
+    """Denormals, the largest floats and whatever bins they make: counts add up, within the limits."""
+    traffic = Traffic(warmup_rows=1)
+    for number, values in enumerate(windows):
+        traffic.window(values)
+        if frozen and not number:
+            traffic.monitor.freeze([LAYER], traffic.now)
+
+    seen = traffic.view()
+
+    finite = np.isfinite(np.concatenate(windows)).sum(axis=0)
+    buckets = np.bincount(seen.bucket_features, seen.bucket_counts, WIDTH)
+    assert finite.tolist() == seen.count.tolist() == buckets.tolist()
+    assert (np.diff(seen.below, axis=1) >= 0).all()
+    last = finite - np.isfinite(windows[0]).sum(axis=0) if frozen else finite
+    assert last.tolist() == seen.below[:, -1].tolist()
+    for place in range(WIDTH):
+        mine = np.count_nonzero(seen.bucket_features == place)
+        assert mine <= (BUCKET_LIMIT if seen.schema[place] else 2 * 277 + 1)
 
 
 def test_features_beyond_the_limit_cost_nothing(rng: np.random.Generator) -> None:

@@ -312,6 +312,27 @@ def test_edges_increase_and_enclose_everything(rows: np.ndarray) -> None:
         assert np.all((edges[0] < finite) & (finite < edges[-1]))
 
 
+@given(rows=SAMPLES)
+def test_occupied_bins_hold_every_finite_value_once(rows: np.ndarray) -> None:
+    """By feature they add up, exact zeros stand alone, and every value lies in one of them."""
+    seen = counted(rows)
+
+    found = seen.occupied()
+
+    assert (found.counts > 0).all()
+    assert (found.low <= found.high).all()
+    assert (np.diff(found.features) >= 0).all()
+    for feature in range(seen.features):
+        mine = found.features == feature
+        low, high, counts = found.low[mine], found.high[mine], found.counts[mine]
+        values = rows[np.isfinite(rows[:, feature]), feature].astype(np.float64)
+        assert counts.sum() == len(values)
+        assert counts[(low == 0) & (high == 0)].sum() >= np.count_nonzero(values == 0)
+        slack = 1e-6 * np.abs(values - np.float64(seen.centre[feature]))  # float32 distances
+        inside = (low <= (values + slack)[:, None]) & ((values - slack)[:, None] <= high)
+        assert inside.any(axis=1).all()
+
+
 def test_selected_features_keep_their_numbers() -> None:
     """Selecting reorders features and leaves their statistics alone."""
     rows = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)

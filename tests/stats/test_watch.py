@@ -104,6 +104,30 @@ def test_each_window_counts_anew(
     assert math.isnan(second.maximum[0])
 
 
+def test_a_closed_window_has_the_distribution_of_the_watched_features(
+    make_bank: MakeBank, make_sample: MakeSample, layer: LayerKey
+) -> None:
+    """Only of these, only of this window, and not while the bins are not placed."""
+    bank = make_bank(warmup_rows=4)
+    bank.register(layer, 3)
+    bank.watch(layer, np.array([2, 0]), np.array([9.0, 9.0], np.float32))
+    bank.update(make_sample([[1.0, 2.0, 3.0]] * 3), 1.0)
+    warming = close(bank, layer)
+    bank.update(make_sample([[1.0, 2.0, 5.0], [np.nan, 2.0, 7.0]]), 2.0)
+    first = close(bank, layer)
+    empty = close(bank, layer)
+    bank.watch(layer, np.array([], np.int64), np.array([], np.float32))
+    nothing = close(bank, layer)
+
+    assert warming.watched is None
+    assert first.watched is not None
+    assert [2, 1] == first.watched.count.tolist()
+    assert [6.0, 1.0] == first.watched.mean.tolist()
+    assert empty.watched is not None
+    assert 0 == empty.watched.rows
+    assert nothing.watched is None
+
+
 def test_watching_what_does_not_exist_is_refused(make_bank: MakeBank, layer: LayerKey) -> None:
     """A wrong index or an uneven pair of arrays leaves the watch as it was."""
     bank = make_bank()
