@@ -298,6 +298,7 @@ def test_any_histogram_reads_back(
         )
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**64 - 1))
 def test_lengths_are_varints(number: int) -> None:
     """Any unsigned number reads back through Google's decoder of a field."""

@@ -9,7 +9,7 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.metrics import render_rules
@@ -112,6 +112,7 @@ def test_the_scrape_job_can_have_another_name() -> None:
     assert rules["SidecarAbsent"]["expr"] == 'absent(up{job="models/sidecar"})'
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=40), st.integers(0, 86_400))
 def test_any_address_and_time_gives_readable_yaml(address: str, seconds: int) -> None:
     """Quotes, colons and hashes in an address never break the file."""

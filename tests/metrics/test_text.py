@@ -48,6 +48,7 @@ class Twins:
         return ours.decode()
 
 
+@settings(deadline=None)
 @given(NUMBERS)
 def test_numbers_are_written_as_the_client_writes_them(value: float) -> None:
     """Infinities, denormals, negative zero and exponents included."""

@@ -64,6 +64,7 @@ def as_dict(cells: Cells) -> dict[tuple[int, int], int]:
     return dict(zip(places, cells.counts.tolist(), strict=True))
 
 
+@settings(deadline=None)
 @given(bins=some_bins(), zero=st.integers(-6, 2), schema=st.integers(0, FINEST))
 def test_counts_add_up_and_stay_where_their_bin_is(bins: Occupied, zero: int, schema: int) -> None:
     """Every feature keeps its total, and no value leaves the buckets that its bin overlaps."""
@@ -104,6 +105,7 @@ def test_buckets_across_zero_are_mirrored() -> None:
     assert {(0, -1): 100, (0, 0): 214, (0, 1): 100} == as_dict(cells)
 
 
+@settings(deadline=None)
 @given(bins=some_bins(), fine=st.integers(1, FINEST), steps=st.integers(1, 3))
 def test_coarser_buckets_are_exact_sums(bins: Occupied, fine: int, steps: int) -> None:
     """Lowering the schema adds up the buckets that the coarser borders enclose, and nothing else."""
@@ -132,7 +134,7 @@ def test_a_wider_zero_bucket_swallows_its_neighbours() -> None:
     assert {(0, -1): 5, (0, 0): 13, (0, 2): 8} == as_dict(found)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.floats(0.0, 554.0))
 def test_the_schema_fits_the_limit(octaves: float) -> None:
     """Buckets over so many octaves, cut at four ends, are within the limit; a finer one's are not."""

@@ -312,6 +312,7 @@ def test_edges_increase_and_enclose_everything(rows: np.ndarray) -> None:
         assert np.all((edges[0] < finite) & (finite < edges[-1]))
 
 
+@settings(deadline=None)
 @given(rows=SAMPLES)
 def test_occupied_bins_hold_every_finite_value_once(rows: np.ndarray) -> None:
     """By feature they add up, exact zeros stand alone, and every value lies in one of them."""
