@@ -10,13 +10,13 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 from urllib.parse import quote, unquote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sidecar.errors import InvalidName, ShapeMismatch
+from sidecar.errors import InvalidName, MalformedMessage, ShapeMismatch, UnsupportedDtype
 
 NAME_LIMIT = 200
 """Longest model, layer, slice or request name in characters; keeps labels and URLs bounded."""
@@ -367,6 +367,71 @@ class LayerSample:
             raise ShapeMismatch(
                 f"layer {self.layer.layer}: values {self.values.shape} and request_index {rows} "
                 "must be (rows, width) and (rows,)"
+            )
+
+
+SPARSE_DTYPES = ("float32", "float16", "uint16")
+"""What a sparse sample's values may be; uint16 holds the bits of a bfloat16."""
+
+
+@dataclass(frozen=True, slots=True)
+class SparseSample:
+    """Sampled activations of one sparse layer: only what is not zero, row after row.
+
+    Attributes:
+        layer: Where they were taken.
+        width: Latents of the layer, listed or not.
+        row_splits: Row ``i`` has the entries from ``row_splits[i]`` to ``row_splits[i + 1]``, shape
+            ``(rows + 1,)``, integers; begins with 0, never decreases, ends with ``nnz``.
+        latents: Which latent each entry is of, shape ``(nnz,)``, uint32, below ``width``, increasing
+            within a row, so that none is there twice.
+        values: Their activations, shape ``(nnz,)``: float32, float16, or uint16 that holds bfloat16.
+            May hold zeros, NaN and ±Inf.
+        request_index: For each row the index of its request in ``requests``, shape ``(rows,)``,
+            int32, never decreasing.
+        requests: The requests the rows belong to.
+
+    Raises:
+        ShapeMismatch: The arrays do not fit together, or a latent is not below ``width``.
+        MalformedMessage: The rows overlap, or a row's latents do not increase.
+        UnsupportedDtype: Latents or values have another dtype.
+    """
+
+    layer: LayerKey
+    width: int
+    row_splits: NDArray[np.integer[Any]]
+    latents: NDArray[np.uint32]
+    values: NDArray[Any]
+    request_index: NDArray[np.int32]
+    requests: tuple[Request, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what no kernel may be given."""
+        name, entries = f"layer {self.layer.layer}", len(self.latents)
+        splits = self.row_splits.astype(np.int64)  # (rows + 1,); differences of unsigned would wrap
+        if self.latents.dtype != np.uint32 or self.values.dtype.name not in SPARSE_DTYPES:
+            raise UnsupportedDtype(
+                f"{name}: latents are {self.latents.dtype} and values {self.values.dtype}: use uint32 "
+                f"and one of {', '.join(SPARSE_DTYPES)}"
+            )
+        shapes = (splits.shape, self.values.shape, self.latents.shape)
+        if shapes != ((len(self.request_index) + 1,), (entries,), (entries,)):
+            raise ShapeMismatch(
+                f"{name}: row_splits, values and latents have shapes {shapes}: need one split more "
+                f"than the {len(self.request_index)} rows, and a value for each latent"
+            )
+        if splits[0] != 0 or splits[-1] != entries or np.any(np.diff(splits) < 0):
+            raise MalformedMessage(
+                f"{name}: row_splits must begin with 0, never decrease, and end with {entries}"
+            )
+        if entries and self.latents.max() >= self.width:
+            raise ShapeMismatch(
+                f"{name}: latent {self.latents.max()} of {self.width}: number them from 0"
+            )
+        falls = np.flatnonzero(self.latents[1:] <= self.latents[:-1]) + 1  # these must begin a row
+        if np.any(splits[np.minimum(np.searchsorted(splits, falls), len(splits) - 1)] != falls):
+            raise MalformedMessage(
+                f"{name}: a row's latents must increase: sort them, and list each once"
             )
 
 

@@ -135,3 +135,27 @@ class SpikeMachine:
 def required(baseline: float, factor: float) -> float:
     """Return the rate that counts as ``factor`` times the baseline's."""
     return min(factor * baseline, 1 - (1 - baseline) / factor)
+
+
+def sparse_counts(
+    column: Sequence[float], exponent: int, octaves: int = 19
+) -> tuple[int, int, int, int, float, list[int]]:
+    """Return zeros, invalid values, sum, sum of squares, maximum and octave counts of one latent.
+
+    The sums are whole numbers of the units in which sparse records count.
+    """
+    valid = [x for x in column if 0 < x < 2.0 ** (exponent + 25)]
+    zeros = sum(x == 0 for x in column)
+    total = sum(round(x * 2.0 ** (12 - exponent)) for x in valid)
+    squares = sum(round(x * x * 2.0 ** (12 - 2 * exponent)) for x in valid)
+    bins = [0] * (octaves + 2)
+    for x in valid:
+        bins[min(max(math.frexp(x)[1] - exponent, 0), octaves + 1)] += 1
+    return (
+        zeros,
+        len(column) - zeros - len(valid),
+        total,
+        squares,
+        max(valid, default=0.0),
+        bins,
+    )

@@ -5,7 +5,9 @@ value's distance from its feature's centre; a quantile is off by at most ``Binni
 of that distance; distributions on the same bins merge exactly, in any order; NaN and infinities are
 counted apart and touch nothing else; whatever was encoded comes back equal, and anything else raises
 ``CorruptState``. Memory is at most ``5 * Binning.bins * 4`` bytes of counters a feature up to 2**32
-rows, half of that for stores of up to 65,535 rows. Nothing here reads a clock, a file or a socket.
+rows, half of that for stores of up to 65,535 rows. Sparse layers have a bank of their own: 64 bytes a
+latent for each stretch of time, and merges that are exact to the bit. Nothing here reads a clock, a
+file or a socket.
 """
 
 from sidecar.stats.bank import Bank
@@ -13,6 +15,9 @@ from sidecar.stats.binning import Binning
 from sidecar.stats.distribution import Distribution, Occupied, merge
 from sidecar.stats.encoding import decode, encode
 from sidecar.stats.epoch import Period
+from sidecar.stats.sparse import SparseBank
+from sidecar.stats.sparse_distribution import SparseDistribution
+from sidecar.stats.sparse_kernels import SparseKernels, compile_sparse_kernels
 from sidecar.stats.watch import WindowCounts
 
 __all__ = [
@@ -21,7 +26,11 @@ __all__ = [
     "Distribution",
     "Occupied",
     "Period",
+    "SparseBank",
+    "SparseDistribution",
+    "SparseKernels",
     "WindowCounts",
+    "compile_sparse_kernels",
     "decode",
     "encode",
     "merge",

@@ -1,0 +1,379 @@
+"""The sparse bank: the distributions of every latent of every sparse layer."""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sidecar.errors import (
+    BaselineNotReady,
+    CorruptState,
+    InvalidInput,
+    LayerConflict,
+    LimitReached,
+    ShapeMismatch,
+    UnknownFeature,
+    UnknownLayer,
+    UnregisteredLayer,
+)
+from sidecar.features import FeatureKind, LayerKey, Scope, SparseSample, View
+from sidecar.stats.encoding import Arrays, corrupt_unless_read, pack, unpack
+from sidecar.stats.epoch import Period
+from sidecar.stats.sparse_distribution import SparseDistribution
+from sidecar.stats.sparse_kernels import NUMPY, SparseKernels
+from sidecar.stats.sparse_layer import LATENT_BYTES, SparseLayer
+from sidecar.stats.sparse_record import Octaves
+from sidecar.stats.watch import WindowCounts
+
+_KIND = b"spba"
+
+
+class SparseBank:
+    """Keeps, for every latent of every sparse layer, what was seen now, before, and in the baseline.
+
+    For dictionaries in which a row has some dozens of non-zero activations among up to millions of
+    latents: an update costs as much as there are non-zero values, whatever the width, and a latent
+    takes one cache line for each stretch of time. There is no warm-up: the octaves in which values
+    are counted are the same for every layer.
+
+    Not thread-safe: one writer. Snapshots are immutable copies that anybody may keep.
+
+    Args:
+        exponent: Values are told apart by factors of two from ``2.0**exponent`` over 19 octaves;
+            from -60 to 60.
+        history_seconds: The history covers between one and two of these.
+        layer_limit: Most layers that may be registered.
+        latent_limit: Most latents over all layers, at ``LATENT_BYTES`` at most each.
+        kernels: The loops to count with.
+
+    Attributes:
+        LATENT_BYTES: Most bytes of memory a latent takes.
+
+    Raises:
+        InvalidInput: The exponent is out of range.
+    """
+
+    LATENT_BYTES = LATENT_BYTES
+
+    def __init__(
+        self,
+        *,
+        exponent: int = -8,
+        history_seconds: float,
+        layer_limit: int,
+        latent_limit: int,
+        kernels: SparseKernels = NUMPY,
+    ) -> None:
+        try:
+            self._octaves = Octaves(exponent)
+        except ValueError as error:
+            raise InvalidInput(str(error)) from error
+        self._history_seconds = history_seconds
+        self._layer_limit = layer_limit
+        self._latent_limit = latent_limit
+        self._kernels = kernels
+        self._layers: dict[LayerKey, SparseLayer] = {}
+
+    def use(self, kernels: SparseKernels) -> None:
+        """Count with other loops from now on; what was counted stays as it is."""
+        self._kernels = kernels
+
+    def register(self, layer: LayerKey, width: int) -> None:
+        """Announce a layer; announcing it again with the same width changes nothing.
+
+        Raises:
+            LayerConflict: It is known with another width.
+            LimitReached: There is no room for another layer or for so many latents.
+            ShapeMismatch: The width is not positive.
+        """
+        known = self._layers.get(layer)
+        if known is not None:
+            if known.width != width:
+                raise LayerConflict(
+                    f"layer {layer} has {known.width} latents and was announced with {width}: "
+                    "another width needs another model revision or layer name"
+                )
+            return
+        if width < 1:
+            raise ShapeMismatch(f"layer {layer} was announced with width {width}: use at least 1")
+        self._check_room(layer, width)
+        self._layers[layer] = self._new(width)
+
+    def _check_room(self, layer: LayerKey, width: int) -> None:
+        used = sum(known.width for known in self._layers.values())
+        if len(self._layers) >= self._layer_limit:
+            raise LimitReached(f"layer {layer}: {self._layer_limit} sparse layers are kept already")
+        if used + width > self._latent_limit:
+            raise LimitReached(
+                f"layer {layer}: {width} latents on top of {used} exceed the limit of "
+                f"{self._latent_limit}: raise statistics.latent_limit, at {LATENT_BYTES} bytes each"
+            )
+
+    def _new(self, width: int) -> SparseLayer:
+        return SparseLayer(width, self._octaves, self._history_seconds)
+
+    def layers(self) -> tuple[LayerKey, ...]:
+        """Return the registered layers, in the order they were announced."""
+        return tuple(self._layers)
+
+    def width(self, layer: LayerKey) -> int:
+        """Return how many latents a layer has.
+
+        Raises:
+            UnknownLayer: It was never registered.
+        """
+        return self._known(layer).width
+
+    def memory_bytes(self, layer: LayerKey) -> int:
+        """Return the bytes reserved for a layer; pages of latents that were never hit take none.
+
+        Raises:
+            UnknownLayer: It was never registered.
+        """
+        return self._known(layer).memory_bytes
+
+    def update(self, sample: SparseSample, now: float) -> None:
+        """Count a sample: every value once, each request of it once; what is not listed is zero.
+
+        Args:
+            sample: Rows of one registered layer; a request's rows are adjacent.
+            now: Unix seconds.
+
+        Raises:
+            UnregisteredLayer: The layer was never registered.
+            ShapeMismatch: The sample is of another width than the layer.
+
+        Complexity:
+            O(rows + non-zero values), whatever the width; about one cache miss a non-zero value.
+        """
+        known = self._layers.get(sample.layer)
+        if known is None:
+            raise UnregisteredLayer(f"layer {sample.layer}: announce it before sending rows")
+        if sample.width != known.width:
+            raise ShapeMismatch(
+                f"layer {sample.layer}: rows of {sample.width} latents, need {known.width}"
+            )
+        if not len(sample.request_index):
+            return
+        changes = np.flatnonzero(sample.request_index[1:] != sample.request_index[:-1]) + 1
+        starts = np.concatenate(([0], changes))  # (requests,)
+        latents = np.ascontiguousarray(sample.latents)
+        values = _widened(sample.values)
+        known.watch.absorb_entries(sample.row_splits.astype(np.int64), latents, values, starts)
+        known.absorb(
+            latents,
+            values,
+            rows=len(sample.request_index),
+            requests=len(starts),
+            now=now,
+            kernels=self._kernels,
+        )
+
+    def watch(
+        self, layer: LayerKey, indices: NDArray[np.int64], thresholds: NDArray[np.float32]
+    ) -> None:
+        """Count, from now on, the requests in which these latents pass these thresholds.
+
+        Exactly these are watched; one that was watched with the same threshold keeps its counts of
+        the open window.
+
+        Args:
+            layer: A registered layer.
+            indices: Latents, shape ``(n,)``.
+            thresholds: A request exceeds when any of its rows is above, shape ``(n,)``, at least 0.
+
+        Raises:
+            UnknownLayer: It was never registered.
+            UnknownFeature: It has no such latent.
+            ShapeMismatch: There are not as many thresholds as indices.
+            InvalidInput: A threshold is negative.
+        """
+        known = self._known(layer)
+        known.watch.set(indices, thresholds, known.width)
+
+    def close_window(self, now: float) -> dict[LayerKey, WindowCounts]:
+        """End every layer's window, fold it into history and learning baselines, start the next.
+
+        Returns:
+            What the window held, for every registered layer, sampled or not; ``nonfinite`` counts
+            every value that no latent may have, negative ones too.
+
+        Complexity:
+            O(latents hit in the window).
+        """
+        closed = {}
+        for key, layer in self._layers.items():
+            counts = layer.window()
+            layer.close(now, self._kernels)
+            closed[key] = layer.watch.close(*counts)
+        return closed
+
+    def snapshot(
+        self, layer: LayerKey, period: Period, features: NDArray[np.int64] | None = None
+    ) -> SparseDistribution:
+        """Return an immutable copy of what was seen of a layer over a period.
+
+        Args:
+            layer: A registered layer.
+            period: Over which stretch of time.
+            features: Only these latents, in this order, at the cost of these alone; None: all, at
+                about 200 bytes each.
+
+        Raises:
+            UnknownLayer: The layer was never registered.
+            UnknownFeature: It has no such latent.
+        """
+        known = self._known(layer)
+        self._check_within(layer, features)
+        return known.snapshot(period, features)
+
+    def idle_rows(
+        self, layer: LayerKey, features: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int64]:
+        """Return for how long latents have not fired: a latent that never does again is dead.
+
+        Args:
+            layer: A registered layer.
+            features: Which latents; None: all.
+
+        Returns:
+            Rows since the end of the window in which each last had an entry that is not zero, or
+            since the layer was registered or reset; 0 where that is the open window. Shape ``(n,)``.
+
+        Raises:
+            UnknownLayer: The layer was never registered.
+            UnknownFeature: It has no such latent.
+        """
+        known = self._known(layer)
+        self._check_within(layer, features)
+        return known.idle_rows(features)
+
+    def baseline_rate(self, layer: LayerKey, level: float) -> float:
+        """Return how often a request should pass a latent's baseline quantile; see ``Bank``.
+
+        Raises:
+            UnknownLayer: The layer was never registered.
+        """
+        rows, requests = self._known(layer).learned()
+        return min(1.0, 1.0 - level ** (rows / requests)) if requests else math.nan
+
+    def freeze(self, layer: LayerKey) -> None:
+        """End the baseline of a layer with what was seen up to now; again changes nothing.
+
+        Raises:
+            UnknownLayer: The layer was never registered.
+            BaselineNotReady: Nothing was seen of it since it was registered or reset.
+        """
+        known = self._known(layer)
+        if not any(known.learned()):
+            raise BaselineNotReady(
+                f"layer {layer}: no sample seen yet, so there is no baseline to freeze: send traffic"
+            )
+        known.freeze(self._kernels)
+
+    def reset(self, layer: LayerKey) -> None:
+        """Start a layer over, as if it had just been registered: it learns a new baseline.
+
+        Raises:
+            UnknownLayer: The layer was never registered.
+        """
+        self._layers[layer] = self._new(self._known(layer).width)
+
+    def frozen(self, layer: LayerKey) -> bool:
+        """Return whether the baseline of a layer is frozen.
+
+        Raises:
+            UnknownLayer: The layer was never registered.
+        """
+        return self._known(layer).frozen
+
+    def encode(self) -> bytes:
+        """Return the whole bank as bytes for ``decode``: windows, baselines, history, watches."""
+        return self.encoder()()
+
+    def encoder(self) -> Callable[[], bytes]:
+        """Copy the whole bank; what is returned turns the copy into bytes for ``decode``.
+
+        Compressing takes many times as long as copying, and the writer need not wait for it.
+        """
+        arrays: Arrays = {}
+        layers = [
+            {"key": asdict(key), **layer.put(arrays, f"{number}.")}
+            for number, (key, layer) in enumerate(self._layers.items())
+        ]
+        header = {"exponent": self._octaves.exponent, "layers": layers}
+        return partial(pack, _KIND, header, arrays)
+
+    @classmethod
+    def decode(
+        cls,
+        payload: bytes,
+        *,
+        exponent: int = -8,
+        history_seconds: float,
+        layer_limit: int,
+        latent_limit: int,
+        kernels: SparseKernels = NUMPY,
+    ) -> Self:
+        """Return the bank that ``encode`` saw, under the given settings.
+
+        Layers beyond lowered limits are kept; the limits hold for new ones.
+
+        Raises:
+            CorruptState: The bytes are not what ``encode`` makes, or were counted in other octaves.
+        """
+        bank = cls(
+            exponent=exponent,
+            history_seconds=history_seconds,
+            layer_limit=layer_limit,
+            latent_limit=latent_limit,
+            kernels=kernels,
+        )
+        with corrupt_unless_read("statistics of sparse layers"):
+            header, arrays = unpack(_KIND, payload)
+            if header["exponent"] != exponent:
+                raise CorruptState(
+                    f"sparse layers were counted from 2**{header['exponent']}, and the configuration "
+                    f"says {exponent}: they start anew"
+                )
+            for number, saved in enumerate(header["layers"]):
+                bank._layers[_read_key(saved["key"])] = SparseLayer.take(
+                    arrays, f"{number}.", saved, bank._octaves, history_seconds
+                )
+        return bank
+
+    def _known(self, layer: LayerKey) -> SparseLayer:
+        known = self._layers.get(layer)
+        if known is None:
+            raise UnknownLayer(f"layer {layer} was never registered")
+        return known
+
+    def _check_within(self, layer: LayerKey, features: NDArray[np.int64] | None) -> None:
+        width = self._known(layer).width
+        if features is not None and len(features):
+            least, most = features.min(), features.max()
+            if not 0 <= least <= most < width:
+                raise UnknownFeature(f"latents {least} to {most} of {layer}: use 0 to {width - 1}")
+
+
+def _widened(values: NDArray[np.generic]) -> NDArray[np.float32]:
+    """Return values as float32, exactly; uint16 holds the upper halves of float32s."""
+    if values.dtype == np.uint16:
+        return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    with np.errstate(invalid="ignore"):  # a signalling NaN is data here, not a mistake
+        return np.ascontiguousarray(values, np.float32)
+
+
+def _read_key(saved: dict[str, str]) -> LayerKey:
+    return LayerKey(
+        saved["model"],
+        saved["revision"],
+        saved["layer"],
+        FeatureKind(saved["kind"]),
+        View(saved["view"]),
+        Scope(saved["scope"]),
+    )
