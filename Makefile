@@ -17,7 +17,7 @@ WORKERS ?= 2
 PROTOS := $(wildcard proto/sidecar/wire/v1/*.proto)
 PROTOC := .venv-proto/bin/python -m grpc_tools.protoc -Iproto
 
-.PHONY: help setup demo test check fix proto golden bench fuzz docs ci
+.PHONY: help setup demo test check fix proto golden bench fuzz soak docs ci
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -66,11 +66,21 @@ $(VENV)/.benched: $(VENV)/.installed
 	@$(BIN)/python -m pip --disable-pip-version-check --quiet install -c constraints.txt -e '.[bench]'
 	@touch $@
 
-bench: setup $(VENV)/.benched ## ratios against named peers; SUITE=hook runs one suite
+# A peer that needs numpy below 2. Where it cannot be installed its row is skipped, with a word why.
+.venv-whylogs/.installed: benchmarks/whylogs-requirements.txt
+	@$(PYTHON) -m venv .venv-whylogs
+	@.venv-whylogs/bin/pip install --quiet --disable-pip-version-check -r $< \
+	  || echo "whylogs cannot be installed here: its row is skipped"
+	@touch $@
+
+bench: setup $(VENV)/.benched .venv-whylogs/.installed ## ratios against named peers; SUITE=hook runs one suite
 	@$(BIN)/python -m benchmarks $(SUITE)
 
 fuzz: setup ## damaged and hostile input to both lanes; COUNT items from SEED
 	@$(BIN)/python -m benchmarks.fuzz $(COUNT) $(SEED)
+
+soak: setup ## two hours of traffic as fast as possible: memory stays flat, every batch is accounted for
+	@$(BIN)/python -m benchmarks.soak $(ARGS)
 
 docs: golden ## the reference pages under docs/
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.row import Row
 
-SUITES = ("bank", "lane", "hook", "scrape")
+SUITES = ("bank", "lane", "hook", "scrape", "scaling")
 OUT = Path(__file__).parent / "out"
 
 
@@ -29,9 +29,9 @@ def main(wanted: str) -> int:
 
 def _print(suite: str, rows: Sequence[Row]) -> None:
     print(f"\n{suite}")
-    print(f"  {'name':<22}{'value':>12} {'unit':<26}{'peer':<38}{'peer value':>12}{'ratio':>9}")
+    print(f"  {'name':<30}{'value':>12} {'unit':<26}{'peer':<38}{'peer value':>12}{'ratio':>9}")
     for row in rows:
-        line = f"  {row.name:<22}{row.value:>12.4g} {row.unit:<26}{row.peer:<38}"
+        line = f"  {row.name:<30}{row.value:>12.4g} {row.unit:<26}{row.peer:<38}"
         print(f"{line}{row.peer_value:>12.4g}{row.ratio:>9.3g}")
 
 

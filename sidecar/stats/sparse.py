@@ -52,12 +52,14 @@ class SparseBank:
 
     Attributes:
         LATENT_BYTES: Most bytes of memory a latent takes.
+        FALLBACK: The loops with numpy alone, which a bank is made with.
 
     Raises:
         InvalidInput: The exponent is out of range.
     """
 
     LATENT_BYTES = LATENT_BYTES
+    FALLBACK = NUMPY
 
     def __init__(
         self,
