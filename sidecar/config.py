@@ -263,6 +263,14 @@ class StatisticsConfig(_Section):
         default=262_144,
         description="Most features kept; about 6.2 to 8.3 kB each at 4 mantissa bits.",
     )
+    latent_limit: Count = Field(
+        default=1_048_576, description="Most latents of sparse layers kept; at most 345 bytes each."
+    )
+    latent_exponent: Annotated[int, Field(ge=-60, le=60)] = Field(
+        default=-8,
+        description="Power of two from which activations of sparse latents are told apart, over 19 "
+        "octaves; another one starts statistics anew.",
+    )
 
 
 class SpikeConfig(_Section):

@@ -42,6 +42,7 @@ from sidecar.monitor import (
     Operations,
     live_contexts,
 )
+from sidecar.stats import compile_sparse_kernels
 from sidecar.store import ArtifactStore, Catalogue, Database, Snapshots
 from sidecar.web import WebServer, create_app
 
@@ -197,6 +198,10 @@ class Daemon:
         self._housekeeper = threading.Thread(
             target=self._keep_house, name="sidecar-housekeeping", daemon=True
         )
+        # Compiling takes a second or more, and no daemon without a sparse layer needs it.
+        self._compiler = threading.Thread(
+            target=self._compile, name="sidecar-compiler", daemon=True
+        )
         self.metrics: MetricsServer | None = None
         self.web: WebServer | None = None
 
@@ -290,8 +295,9 @@ class Daemon:
     def _wind_down(self, grace: float, served: bool) -> None:
         self.pipeline.stop(grace)
         self.runner.stop(grace)
-        if self._housekeeper.is_alive():
-            self._housekeeper.join(grace)
+        for thread in (self._housekeeper, self._compiler):
+            if thread.is_alive():
+                thread.join(grace)
         if served:
             self._save()
             self._flush()
@@ -334,9 +340,19 @@ class Daemon:
                 save_at = now + self.config.store.snapshot_seconds
             if time.monotonic() >= self._flush_after:
                 self._flush()
+            if self._compiler.ident is None and self.monitor.counts_latents:
+                self._compiler.start()
             if not collect_at - COLLECT_SECONDS <= now < collect_at:
                 self._tried("artifact_collection_failed", self.runner.collect)
                 collect_at = now + COLLECT_SECONDS
+
+    def _compile(self) -> None:
+        """Count sparse layers with compiled loops; where that fails numpy goes on doing it."""
+        if self._tried(
+            "kernels_not_compiled",
+            lambda: self.monitor.use_sparse_kernels(compile_sparse_kernels()),
+        ):
+            structlog.get_logger().info("kernels_compiled")
 
     def _save(self) -> None:
         if self._tried(
@@ -381,6 +397,11 @@ class Daemon:
     def why_not_ready(self) -> Sequence[str]:
         """Return why the daemon takes no traffic; empty when it does. Overload is no reason."""
         return [] if self._ready.is_set() else ["starting or stopping"]
+
+    @property
+    def kernels(self) -> str:
+        """What sparse layers are counted with: ``numpy``, or ``numba`` once that is compiled."""
+        return self.monitor.sparse_kernels
 
     @property
     def metrics_url(self) -> str:
@@ -447,6 +468,8 @@ def serve(config: SidecarConfig) -> None:
         ConfigError: It cannot start; every reason is listed.
         StorageError: What is in the state directory cannot be used.
     """
+    # Where the package lies on a read-only disk there is no other place for compiled loops.
+    os.environ.setdefault("NUMBA_CACHE_DIR", str(config.state_dir / "kernels"))
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve(config))
 

@@ -10,7 +10,7 @@ import structlog
 
 from sidecar.config import IngestConfig
 from sidecar.errors import QueueFull, SidecarError
-from sidecar.features import LayerSample
+from sidecar.features import LayerSample, SparseSample
 from sidecar.ingest.accounting import Ledger
 from sidecar.monitor import Event, Monitor
 from sidecar.wire import Batch, to_float32
@@ -143,7 +143,7 @@ class Pipeline:
         # One layer that was turned away, for example at a limit, must not cost the others.
         self._finish(entry, next(filter(None, reasons), ""))
 
-    def _apply(self, sample: LayerSample, now: float) -> str:
+    def _apply(self, sample: LayerSample | SparseSample, now: float) -> str:
         """Write one layer's rows; return why that failed, or nothing."""
         try:
             # The statistics take float32 alone; the wire hands out what was sent.

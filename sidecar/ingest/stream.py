@@ -143,7 +143,11 @@ class Stream:
         match message:
             case RegisterLayer():
                 self._to.monitor.register(
-                    message.layer, message.width, hello.capture, self._to.clock()
+                    message.layer,
+                    message.width,
+                    hello.capture,
+                    self._to.clock(),
+                    sparse=message.sparse,
                 )
             case HookReport():
                 self._report(hello, message)

@@ -1,5 +1,6 @@
 """Every activation of the watched features since the daemon started, in Prometheus' two forms."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -45,16 +46,21 @@ _ZERO_OCTAVES = 2
 feature's scale, below which finer buckets would say nothing and cost half as much as all others."""
 
 
-def place_bounds(baseline: Distribution) -> NDArray[np.float64]:
+def place_bounds(
+    quantile: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+) -> NDArray[np.float64]:
     """Return bucket bounds for each feature: readable numbers near quantiles of its baseline, and 0.
 
     Each is rounded to two digits of its distance from the median, so they depend on the baseline
     alone and are the same for as long as it is.
 
+    Args:
+        quantile: Of the baseline, as ``Distribution.quantile``.
+
     Returns:
         Shape ``(F, BOUND_LIMIT + 1)``, increasing, the rest of a row and its last bound +Inf.
     """
-    quantiles = baseline.quantile(np.concatenate((_BODY, [0.5])))  # (F, levels + 1)
+    quantiles = quantile(np.concatenate((_BODY, [0.5])))  # (F, levels + 1)
     middle = quantiles[:, -1:]
     body = quantiles[:, :-1]
     above = middle + (body[:, -1:] - middle) * _ABOVE

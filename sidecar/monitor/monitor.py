@@ -16,6 +16,7 @@ from sidecar.errors import (
     BaselineNotReady,
     CorruptState,
     InvalidInput,
+    LayerConflict,
     LimitReached,
     UnknownFeature,
     UnknownLayer,
@@ -27,6 +28,7 @@ from sidecar.features import (
     FeatureSelector,
     LayerKey,
     LayerSample,
+    SparseSample,
     revision_matches,
 )
 from sidecar.monitor.activations import Activations, fallback_bounds, place_bounds
@@ -40,7 +42,16 @@ from sidecar.monitor.views import (
     Window,
 )
 from sidecar.monitor.watch import LayerWatch
-from sidecar.stats import Bank, Binning, Distribution, Period, WindowCounts
+from sidecar.stats import (
+    Bank,
+    Binning,
+    Distribution,
+    Period,
+    SparseBank,
+    SparseDistribution,
+    SparseKernels,
+    WindowCounts,
+)
 
 LEVELS = np.array([0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 0.9999])
 """Quantile levels shown to people; dense in the upper tail, where spikes live."""
@@ -53,9 +64,9 @@ _PERIODS = {
     Window.BASELINE: Period.BASELINE,
     Window.HISTORY: Period.HISTORY,
 }
-_HEADER = struct.Struct("<4sII")  # magic, version, length of the JSON that follows
+_HEADER = struct.Struct("<4sIIQ")  # magic, version, lengths of the JSON and the bank that follow
 _MAGIC = b"SCMO"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(slots=True)
@@ -109,49 +120,76 @@ class Monitor:
             layer_limit=statistics.layer_limit,
             feature_limit=statistics.feature_limit,
         )
+        self._sparse = SparseBank(
+            exponent=statistics.latent_exponent,
+            history_seconds=statistics.history_seconds,
+            layer_limit=statistics.layer_limit,
+            latent_limit=statistics.latent_limit,
+        )
         self._layers: dict[LayerKey, _Layer] = {}
         self._flags: dict[FeatureSelector, Flag] = {}
-        self._unmatched: tuple[FeatureSelector, ...] | None = None  # None: to be worked out
-        self._order: tuple[LayerKey, ...] = ()
+        # Worked out when a scrape asks; None after any change of what they depend on.
+        self._unmatched: tuple[FeatureSelector, ...] | None = None
+        self._order: tuple[LayerKey, ...] | None = None
         self._followed = 0  # features whose activations are added up
         self._window_ends = now + statistics.window_seconds
         self._retired: list[Event] = []
 
     # -- what the hooks send ----------------------------------------------------------------
 
-    def register(self, layer: LayerKey, width: int, capture: Capture, now: float) -> None:
+    def register(
+        self, layer: LayerKey, width: int, capture: Capture, now: float, *, sparse: bool = False
+    ) -> None:
         """Announce a layer; announcing it again changes nothing but its capture.
 
         Where there is no room, layers that have been silent for ``retire_seconds`` give way, the
         longest silent first: revisions that are no longer served.
 
+        Args:
+            layer: Which layer.
+            width: Its features.
+            capture: How it is measured.
+            now: Unix seconds.
+            sparse: Whether its samples are ``SparseSample``s.
+
         Raises:
-            LayerConflict: It is known with another width.
+            LayerConflict: It is known with another width, or as sparse and is not, or the reverse.
             LimitReached: The configured number of layers or features is reached.
         """
         with self._lock:
-            self._make_room(layer, width, now)
+            bank, other = (self._sparse, self._bank) if sparse else (self._bank, self._sparse)
+            if layer in other.layers():
+                raise LayerConflict(
+                    f"layer {layer} was announced as {'dense' if sparse else 'sparse'} before: use "
+                    "another model revision or layer name"
+                )
+            self._make_room(bank, layer, width, now)
             known = self._layers.get(layer)
             if known is None:
                 known = _Layer(capture, LayerWatch.empty(layer, self._policy, now), registered=now)
                 self._layers[layer] = known
-                self._unmatched = None
+                self._unmatched = self._order = None
                 self._rewatch(layer, now)
             known.capture = capture
 
-    def _make_room(self, layer: LayerKey, width: int, now: float) -> None:
-        """Register a layer with the bank, retiring silent ones as long as it has no room."""
+    def _make_room(self, bank: Bank | SparseBank, layer: LayerKey, width: int, now: float) -> None:
+        """Register a layer with its bank, retiring silent ones of it as long as it has no room."""
         while True:
             try:
-                self._bank.register(layer, width)
+                bank.register(layer, width)
             except LimitReached:
-                if not self._layers or width > self._settings.feature_limit:
+                oldest = min(bank.layers(), key=self._last_sign, default=None)
+                silent = 0.0 if oldest is None else now - self._last_sign(oldest)
+                limit = (
+                    self._settings.latent_limit
+                    if bank is self._sparse
+                    else self._settings.feature_limit
+                )
+                if oldest is None or silent < self._settings.retire_seconds or width > limit:
                     raise
-                oldest = min(self._layers, key=self._last_sign)
-                if now - self._last_sign(oldest) < self._settings.retire_seconds:
-                    raise
-                self._bank.forget(oldest)
-                del self._layers[oldest]
+                bank.forget(oldest)
+                self._followed -= len(self._layers.pop(oldest).activations.keys)
+                self._unmatched = self._order = None
                 detail = (
                     f"no sample for {self._settings.retire_seconds:g} s, and no room for {layer}"
                 )
@@ -164,21 +202,40 @@ class Monitor:
         known = self._layers[layer]
         return max(known.last_seen, known.registered)
 
-    def apply(self, sample: LayerSample, now: float) -> None:
+    @property
+    def counts_latents(self) -> bool:
+        """Whether any layer is sparse."""
+        with self._lock:
+            return bool(self._sparse.layers())
+
+    @property
+    def sparse_kernels(self) -> str:
+        """Name of the loops that sparse layers are counted with."""
+        return self._sparse.kernels
+
+    def use_sparse_kernels(self, kernels: SparseKernels) -> None:
+        """Count sparse layers with other loops from now on."""
+        with self._lock:
+            self._sparse.use(kernels)
+
+    def apply(self, sample: LayerSample | SparseSample, now: float) -> None:
         """Take in sampled activations of a registered layer.
 
         Raises:
-            UnregisteredLayer: The layer was never registered.
+            UnregisteredLayer: The layer was never registered, or not for this kind of sample.
             ShapeMismatch: The sample's width is not the layer's.
         """
         with self._lock:
-            self._bank.update(sample, now)
+            if isinstance(sample, SparseSample):
+                self._sparse.update(sample, now)
+            else:
+                self._bank.update(sample, now)
             layer = self._layers[sample.layer]
             # Requests without a row were seen nowhere: they are no evidence, and fill no baseline.
             requests = len(np.unique(sample.request_index))
-            layer.rows += len(sample.values)
+            layer.rows += len(sample.request_index)
             layer.requests += requests
-            if not self._bank.frozen(sample.layer):
+            if not self._frozen(sample.layer):
                 layer.baseline_requests += requests
             layer.last_seen = now
             layer.baseline_started = layer.baseline_started or now
@@ -194,7 +251,7 @@ class Monitor:
             if self._window_ends - length <= now < self._window_ends:
                 return ()
             self._window_ends = now + length
-            windows = self._bank.close_window(now)
+            windows = {**self._bank.close_window(now), **self._sparse.close_window(now)}
             events, self._retired = self._retired, []
             for key, counts in windows.items():
                 events += self._close(key, counts, now)
@@ -209,7 +266,7 @@ class Monitor:
         for change in layer.watch.observe(counts, self._policy, now):
             feature = key.feature(int(layer.watch.indices[change.index]))
             yield Event(now, f"feature_{change.after}", str(feature), change.reason)
-        if self._bank.frozen(key):
+        if self._frozen(key):
             return
         # A clock that was put back must not put off the baseline until it has caught up.
         layer.baseline_started = min(layer.baseline_started, now)
@@ -229,7 +286,7 @@ class Monitor:
 
     def _rewatch(self, key: LayerKey, now: float) -> None:
         wanted: dict[int, Flag] = {}
-        width = self._bank.width(key)
+        width = self._bank_of(key).width(key)
         for selector, flag in self._flags.items():
             if selector.matches(key) and selector.index < width:
                 wanted[selector.index] = flag
@@ -243,19 +300,21 @@ class Monitor:
     def _set_thresholds(self, key: LayerKey) -> None:
         """Tell the bank what to compare with; an unset threshold is never exceeded."""
         layer = self._layers[key]
-        if self._bank.frozen(key) and len(layer.watch.indices):
-            watched = self._bank.snapshot(key, Period.BASELINE, layer.watch.indices)
+        if self._frozen(key) and len(layer.watch.indices):
+            watched = self._bank_of(key).snapshot(key, Period.BASELINE, layer.watch.indices)
             layer.watch.use_baseline(watched, self._policy.quantile)
-            bounds = place_bounds(watched)
+            bounds = place_bounds(watched.quantile)
         else:
             layer.watch.forget_baseline()
             bounds = fallback_bounds(len(layer.watch.indices))
         self._followed -= len(layer.activations.keys)
-        room = self._activation_limit - self._followed
+        # Latents have a distribution of their own kind, and no histogram in scrapes.
+        dense = key in self._bank.layers()
+        room = self._activation_limit - self._followed if dense else 0
         layer.activations.follow(key, layer.watch.indices[:room], bounds[:room])
         self._followed += len(layer.activations.keys)
         limits = np.where(np.isfinite(layer.watch.thresholds), layer.watch.thresholds, np.inf)
-        self._bank.watch(key, layer.watch.indices, limits.astype(np.float32))
+        self._bank_of(key).watch(key, layer.watch.indices, limits.astype(np.float32))
 
     def freeze(self, layers: Sequence[LayerKey], now: float) -> tuple[Event, ...]:
         """Take what was learned so far as the baseline of ``layers``.
@@ -272,11 +331,15 @@ class Monitor:
                     )
             return tuple(self._freeze(k, now, "by command") for k in layers if not self._frozen(k))
 
+    def _bank_of(self, key: LayerKey) -> Bank | SparseBank:
+        """Return the bank that counts a registered layer."""
+        return self._sparse if key in self._sparse.layers() else self._bank
+
     def _frozen(self, key: LayerKey) -> bool:
-        return self._bank.frozen(key)
+        return self._bank_of(key).frozen(key)
 
     def _freeze(self, key: LayerKey, now: float, how: str) -> Event:
-        self._bank.freeze(key)
+        self._bank_of(key).freeze(key)
         self._set_thresholds(key)
         requests = self._layers[key].baseline_requests
         return Event(now, "baseline_frozen", str(key), f"{how}, {requests} requests")
@@ -288,7 +351,7 @@ class Monitor:
             for key in layers:
                 layer = self._layers[key]
                 detail = f"{layer.baseline_requests} requests forgotten"
-                self._bank.reset(key)
+                self._bank_of(key).reset(key)
                 layer.baseline_requests, layer.baseline_started = 0, now
                 self._set_thresholds(key)
                 events.append(Event(now, "baseline_reset", str(key), detail))
@@ -309,7 +372,7 @@ class Monitor:
 
     def _ordered(self) -> tuple[LayerKey, ...]:
         """Return the known layers in order; there may be thousands, and every scrape asks."""
-        if len(self._order) != len(self._layers):  # layers only ever come
+        if self._order is None:
             self._order = tuple(sorted(self._layers))
         return self._order
 
@@ -347,7 +410,7 @@ class Monitor:
             raise UnknownLayer(f"feature {text!r}: no such layer; there are {names}")
 
     def _within(self, layer: LayerKey, index: int) -> FeatureKey:
-        width = self._bank.width(layer)
+        width = self._bank_of(layer).width(layer)
         if index >= width:
             raise UnknownFeature(f"feature index {index} of {layer}: use 0 to {width - 1}")
         return layer.feature(index)
@@ -361,13 +424,13 @@ class Monitor:
         layer = self._layers[key]
         return LayerStatus(
             key=key,
-            width=self._bank.width(key),
+            width=self._bank_of(key).width(key),
             capture=layer.capture,
             rows=layer.rows,
             requests=layer.requests,
             nonfinite=layer.nonfinite,
             baseline_requests=layer.baseline_requests,
-            baseline_frozen=self._bank.frozen(key),
+            baseline_frozen=self._frozen(key),
             last_seen=layer.last_seen,
             restored=layer.restored,
         )
@@ -405,7 +468,9 @@ class Monitor:
             places.setdefault((key.model, key.layer), []).append(key)
         for flag in self._flags:
             near = places.get((flag.model, flag.layer), ())
-            if not any(flag.matches(key) and flag.index < self._bank.width(key) for key in near):
+            if not any(
+                flag.matches(key) and flag.index < self._bank_of(key).width(key) for key in near
+            ):
                 yield flag
 
     def _learning(self, key: LayerKey) -> str:
@@ -424,7 +489,7 @@ class Monitor:
         total = 0
         with self._lock:
             for key in layers:
-                width = self._bank.width(key)
+                width = self._bank_of(key).width(key)
                 first = max(offset - total, 0)
                 last = min(offset + limit - total, width)
                 if first < last:
@@ -457,13 +522,18 @@ class Monitor:
         """
         with self._lock:
             self.feature(key)
-            one = self._bank.snapshot(key.layer, _PERIODS[window], np.array([key.index]))
+            one = self._bank_of(key.layer).snapshot(
+                key.layer, _PERIODS[window], np.array([key.index])
+            )
         return _describe(key, window, one)
 
     def typical_range(self, layer: LayerKey) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return ``(low, high)``, each ``(width,)`` float32, of the frozen baseline; else None."""
+        """Return ``(low, high)``, each ``(width,)`` float32, of the frozen baseline; else None.
+
+        Sparse layers have none: no picture is made of a million latents at once.
+        """
         with self._lock:
-            if layer not in self._layers or not self._bank.frozen(layer):
+            if layer not in self._bank.layers() or not self._bank.frozen(layer):
                 return None
             baseline = self._bank.snapshot(layer, Period.BASELINE)
         # Seconds of work for the widest layers, so not under the lock.
@@ -491,9 +561,10 @@ class Monitor:
                     for key, layer in self._layers.items()
                 ]
             }
-            bank = self._bank.encoder()
+            banks = (self._bank.encoder(), self._sparse.encoder())
         text = json.dumps(state, separators=(",", ":")).encode()
-        return _HEADER.pack(_MAGIC, _VERSION, len(text)) + text + bank()
+        dense, sparse = (encoder() for encoder in banks)
+        return _HEADER.pack(_MAGIC, _VERSION, len(text), len(dense)) + text + dense + sparse
 
     def restore(self, payload: bytes, now: float) -> None:
         """Become what ``encode`` saw; call before anything is registered.
@@ -502,16 +573,18 @@ class Monitor:
             CorruptState: The payload is not what ``encode`` makes, or was made under settings with
                 other bins; the monitor is then unchanged.
         """
-        layers, bank = self._decode(payload, now)
+        layers, bank, sparse = self._decode(payload, now)
         with self._lock:
-            self._bank, self._layers, self._unmatched = bank, layers, None
-            self._followed, self._order = 0, ()
+            self._bank, self._sparse, self._layers, self._followed = bank, sparse, layers, 0
+            self._unmatched = self._order = None
             for key in layers:
                 self._set_thresholds(key)
 
-    def _decode(self, payload: bytes, now: float) -> tuple[dict[LayerKey, _Layer], Bank]:
+    def _decode(
+        self, payload: bytes, now: float
+    ) -> tuple[dict[LayerKey, _Layer], Bank, SparseBank]:
         try:
-            magic, version, length = _HEADER.unpack_from(payload)
+            magic, version, length, bank_length = _HEADER.unpack_from(payload)
             if (magic, version) != (_MAGIC, _VERSION):
                 raise CorruptState(f"snapshot starts with {magic!r} version {version}")
             text = payload[_HEADER.size : _HEADER.size + length]
@@ -526,20 +599,29 @@ class Monitor:
             InvalidInput,
         ) as error:
             raise CorruptState(f"snapshot cannot be read: {error!r}") from error
+        rest = payload[_HEADER.size + length :]
         bank = Bank.decode(
-            payload[_HEADER.size + length :],
+            rest[:bank_length],
             binning=Binning(mantissa_bits=self._settings.mantissa_bits),
             warmup_rows=self._settings.warmup_rows,
             history_seconds=self._settings.history_seconds,
             layer_limit=self._settings.layer_limit,
             feature_limit=self._settings.feature_limit,
         )
-        if set(bank.layers()) != set(layers):
+        sparse = SparseBank.decode(
+            rest[bank_length:],
+            exponent=self._settings.latent_exponent,
+            history_seconds=self._settings.history_seconds,
+            layer_limit=self._settings.layer_limit,
+            latent_limit=self._settings.latent_limit,
+        )
+        widths = {key: of.width(key) for of in (bank, sparse) for key in of.layers()}
+        if set(widths) != set(layers) or len(widths) != len(bank.layers()) + len(sparse.layers()):
             raise CorruptState("snapshot's layers and statistics disagree")
         for key, layer in layers.items():
-            if np.any(layer.watch.indices >= bank.width(key)):
+            if np.any(layer.watch.indices >= widths[key]):
                 raise CorruptState(f"snapshot watches features that {key} does not have")
-        return layers, bank
+        return layers, bank, sparse
 
     def _decode_layer(self, item: Mapping[str, Any], now: float) -> tuple[LayerKey, _Layer]:
         key = FeatureKey.parse(item["key"]).layer
@@ -577,7 +659,9 @@ def _unwatched(layer: LayerKey, index: int) -> FeatureStatus:
     )
 
 
-def _describe(key: FeatureKey, window: Window, one: Distribution) -> FeatureDistribution:
+def _describe(
+    key: FeatureKey, window: Window, one: Distribution | SparseDistribution
+) -> FeatureDistribution:
     """Turn a one-feature distribution into a view, cut to its occupied bins."""
     counts = one.counts[0].astype(np.int64)  # (bins,)
     edges = one.edges(0)  # (bins + 1,)
@@ -593,12 +677,12 @@ def _describe(key: FeatureKey, window: Window, one: Distribution) -> FeatureDist
         minimum=float(one.minimum[0]),
         maximum=float(one.maximum[0]),
         zero_ratio=float(one.zeros[0]) / count if count else 0.0,
-        nonfinite=int(one.nans[0]) + int(one.infinities[0]),
+        nonfinite=one.rows - count,
         edges=edges[first : last + 1] if count else np.empty(0),
         counts=counts[first:last],
         levels=LEVELS,
         quantiles=one.quantile(LEVELS)[0],
-        relative_error=one.binning.relative_error,
+        relative_error=one.relative_error,
         started=one.started,
         ended=one.ended,
     )

@@ -75,7 +75,8 @@ class LayerStatus:
         capture: How it is measured.
         rows: Rows seen since it was registered.
         requests: Requests seen since it was registered.
-        nonfinite: NaN and infinite values seen since it was registered.
+        nonfinite: NaN and infinite values seen since it was registered; of a sparse layer negative and
+            impossibly great ones, too.
         baseline_requests: Requests in the frozen baseline, or learned so far.
         baseline_frozen: Whether the baseline is frozen.
         last_seen: Unix seconds of the newest sample; 0: never.
@@ -108,7 +109,8 @@ class FeatureDistribution:
         minimum: Their least; NaN when there are none.
         maximum: Their greatest.
         zero_ratio: Share of exact zeros among them.
-        nonfinite: NaN and infinite values, counted apart.
+        nonfinite: NaN and infinite values, counted apart; of a sparse latent negative and impossibly
+            great ones, too.
         edges: Bin edges in increasing order, shape ``(bins + 1,)``; only the occupied stretch.
         counts: Values in ``[edges[i], edges[i + 1])``, shape ``(bins,)``.
         levels: Quantile levels, shape ``(levels,)``.

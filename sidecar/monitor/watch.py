@@ -21,7 +21,7 @@ from sidecar.detect import (
 from sidecar.errors import CorruptState
 from sidecar.features import FeatureKey, LayerKey
 from sidecar.monitor.views import FeatureStatus, Flag
-from sidecar.stats import Distribution, WindowCounts
+from sidecar.stats import Distribution, SparseDistribution, WindowCounts
 
 
 @dataclass(slots=True)
@@ -83,7 +83,7 @@ class LayerWatch:
         self.thresholds = np.full(len(self.indices), np.nan)
         self.baseline_rates = np.full(len(self.indices), np.nan)
 
-    def use_baseline(self, watched: Distribution, quantile: float) -> None:
+    def use_baseline(self, watched: Distribution | SparseDistribution, quantile: float) -> None:
         """Take thresholds and rates from the frozen baseline of the watched features."""
         self.thresholds = watched.threshold(quantile)
         # A bounded sample cannot show rates below about one over its size: do not believe 0.

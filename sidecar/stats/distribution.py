@@ -95,6 +95,11 @@ class Distribution:
         return self.rows - self.nans - self.infinities
 
     @property
+    def relative_error(self) -> float:
+        """Largest error of a quantile as a ratio of its distance from the centre."""
+        return self.binning.relative_error
+
+    @property
     def mean(self) -> NDArray[np.float64]:
         """Mean of the finite values, shape ``(F,)``; NaN where there is none."""
         return self.centre.astype(np.float64) + _ratio(self.sums, self.count)

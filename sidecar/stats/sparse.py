@@ -80,6 +80,11 @@ class SparseBank:
         self._kernels = kernels
         self._layers: dict[LayerKey, SparseLayer] = {}
 
+    @property
+    def kernels(self) -> str:
+        """Name of the loops it counts with."""
+        return self._kernels.name
+
     def use(self, kernels: SparseKernels) -> None:
         """Count with other loops from now on; what was counted stays as it is."""
         self._kernels = kernels
@@ -104,6 +109,15 @@ class SparseBank:
             raise ShapeMismatch(f"layer {layer} was announced with width {width}: use at least 1")
         self._check_room(layer, width)
         self._layers[layer] = self._new(width)
+
+    def forget(self, layer: LayerKey) -> None:
+        """Drop a layer with its baseline and history, and make room for others.
+
+        Raises:
+            UnknownLayer: It was never registered.
+        """
+        self._known(layer)
+        del self._layers[layer]
 
     def _check_room(self, layer: LayerKey, width: int) -> None:
         used = sum(known.width for known in self._layers.values())
@@ -211,7 +225,7 @@ class SparseBank:
         for key, layer in self._layers.items():
             counts = layer.window()
             layer.close(now, self._kernels)
-            closed[key] = layer.watch.close(*counts)
+            closed[key] = layer.watch.close(*counts, watched=None)
         return closed
 
     def snapshot(

@@ -8,8 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.errors import ShapeMismatch, UnknownFeature
-from sidecar.stats.binning import round_up
-from sidecar.stats.distribution import count_type
 from sidecar.stats.encoding import corrupt_unless_read, pack, typed, unpack
 from sidecar.stats.sparse_record import (
     BINS,
@@ -24,6 +22,7 @@ from sidecar.stats.sparse_record import (
     Hits,
     Octaves,
     Records,
+    counter_type,
 )
 
 _KIND = b"spar"
@@ -201,9 +200,9 @@ class SparseDistribution:
         Raises:
             UnknownFeature: There is no such latent.
         """
-        most = float(self.select(np.array([index])).maximum[0])
+        most = self.select(np.array([index])).maximum[0]
         inner = self.octaves.edges()
-        return np.append(inner, max(2.0 * inner[-1], float(round_up(np.nextafter(most, np.inf)))))
+        return np.append(inner, max(2.0 * inner[-1], float(np.nextafter(most, np.float32(np.inf)))))
 
     def select(self, indices: NDArray[np.int64]) -> Self:
         """Return the distribution of some latents, in the order of ``indices``.
@@ -238,7 +237,7 @@ class SparseDistribution:
                 f"{other.features} from 2**{other.octaves.exponent} do not merge"
             )
         rows = self.rows + other.rows
-        wide = count_type(rows)
+        wide = counter_type(rows)
         return self._with(
             rows=rows,
             requests=self.requests + other.requests,
@@ -281,8 +280,8 @@ class SparseDistribution:
                 typed(arrays["sums"], np.int64),
                 typed(arrays["squares"], np.int64),
                 typed(arrays["maximum"], np.float32),
-                typed(arrays["invalid"], count_type(rows).type),
-                typed(arrays["hits"], count_type(rows).type),
+                typed(arrays["invalid"], counter_type(rows).type),
+                typed(arrays["hits"], counter_type(rows).type),
                 float(header["started"]),
                 float(header["ended"]),
             )
@@ -329,7 +328,7 @@ def gather(
         latents: Which, in this order, all within the layer, shape ``(F,)``.
     """
     words = _words(seen, latents)
-    counted = words.view(np.uint16)[:, INVALID:].astype(count_type(seen.rows))  # (F, 1 + bins)
+    counted = words.view(np.uint16)[:, INVALID:].astype(counter_type(seen.rows))  # (F, 1 + bins)
     limbs = [np.stack((np.zeros(len(words), np.int64), words[:, at]), 1) for at in (SUM, SQUARES)]
     for place, slot, rounds in _placed(seen.carries, latents):
         if slot < SUM_SLOT:

@@ -22,6 +22,7 @@ small, and a total is exact however long the counting goes on.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +64,11 @@ RANGE_BITS = 25
 
 _FLOAT_BIAS, _FLOAT_MANTISSA = 127, 23
 _LEAST, _MOST = -60, 60
+
+
+def counter_type(rows: int) -> np.dtype[np.unsignedinteger[Any]]:
+    """Return the type of a distribution's counters that no number of ``rows`` rows can overflow."""
+    return np.dtype(np.uint32 if rows <= np.iinfo(np.uint32).max else np.uint64)
 
 
 @dataclass(frozen=True, slots=True)

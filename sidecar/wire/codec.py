@@ -22,6 +22,7 @@ from sidecar.wire.messages import (
     Steering,
     Welcome,
 )
+from sidecar.wire.sparse import encode_sparse
 from sidecar.wire.v1 import ingest_pb2 as pb
 
 _Parsed = TypeVar("_Parsed", bound=Message)
@@ -95,6 +96,7 @@ def _register(value: RegisterLayer) -> pb.RegisterLayer:
         view=VIEW_TO_WIRE[value.layer.view],
         scope=SCOPE_TO_WIRE[value.layer.scope],
         width=value.width,
+        sparse=value.sparse,
     )
 
 
@@ -133,6 +135,7 @@ def _batch(value: OutgoingBatch, *, inline: bool) -> pb.ActivationBatch:
         request_index=() if value.request_index is None else value.request_index.tolist(),
         slices=(pb.TrafficSlice(pairs=dict(traffic.pairs)) for traffic in slices),
         report=None if value.report is None else _report(value.report),
+        sparse=(encode_sparse(item, DTYPE_TO_WIRE[item.dtype]) for item in value.sparse),
     )
 
 

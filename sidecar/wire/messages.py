@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from sidecar.features import Capture, LayerKey, LayerSample, Request
+from sidecar.features import Capture, LayerKey, LayerSample, Request, SparseSample
 
 SERVICE = "sidecar.wire.v1.IngestService"
 """Full name of the gRPC service, for handlers that take and give raw bytes."""
@@ -48,11 +48,13 @@ class RegisterLayer:
         layer_id: Small integer chosen by the sender.
         layer: What the id stands for; its model and revision are those of the hello.
         width: Features of the layer.
+        sparse: Whether its rows come as what is not zero in them.
     """
 
     layer_id: int
     layer: LayerKey
     width: int
+    sparse: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,26 @@ class OutgoingTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class OutgoingSparse:
+    """Rows of one sparse layer as the sender holds them; what is not listed is zero.
+
+    Attributes:
+        layer_id: The id of a layer registered as sparse.
+        dtype: ``f32``, ``f16`` or ``bf16``.
+        row_splits: Row ``i`` has the entries from ``row_splits[i]`` to ``row_splits[i + 1]``, shape
+            ``(rows + 1,)``.
+        latents: The latent of each entry, increasing within a row, shape ``(nnz,)``.
+        values: Little-endian, ``nnz`` values.
+    """
+
+    layer_id: int
+    dtype: str
+    row_splits: NDArray[np.integer]
+    latents: NDArray[np.integer]
+    values: bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
 class OutgoingBatch:
     """The rows of one forward pass, ready to be encoded.
 
@@ -108,6 +130,7 @@ class OutgoingBatch:
         request_index: For each row the index of its request, shape ``(rows,)``, never decreasing;
             None: row i belongs to request i.
         report: The hook's account, or None.
+        sparse: One for each sparse layer, of the same rows as the tensors.
     """
 
     sequence: int
@@ -115,6 +138,7 @@ class OutgoingBatch:
     requests: tuple[Request, ...]
     request_index: NDArray[np.integer] | None = None
     report: HookReport | None = None
+    sparse: tuple[OutgoingSparse, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +155,7 @@ class Batch:
     """
 
     sequence: int
-    samples: tuple[LayerSample, ...]
+    samples: tuple[LayerSample | SparseSample, ...]
     requests: tuple[Request, ...]
     report: HookReport | None
     payload_bytes: int

@@ -24,11 +24,13 @@ from sidecar.errors import (
 from sidecar.features import (
     NAME_LIMIT,
     Capture,
+    FeatureKind,
     LayerKey,
     LayerSample,
     Request,
     Scope,
     Slice,
+    SparseSample,
     check_name,
     default_view,
 )
@@ -42,8 +44,12 @@ from sidecar.wire.codec import (
 )
 from sidecar.wire.frames import padding
 from sidecar.wire.messages import REQUEST_LIMIT, Batch, Hello, HookReport, RegisterLayer
+from sidecar.wire.sparse import decode_sparse
 from sidecar.wire.tensors import ITEM_BYTES, check_payload, read_tensor
 from sidecar.wire.v1 import ingest_pb2 as pb
+
+SPARSE_WIDTH_LIMIT = 1 << 20
+"""Most latents of one sparse layer: the widest dictionaries there are have a million."""
 
 DROP_REASON_LIMIT = 32
 """Most distinct drop reasons in one report; each becomes a label value of a metric."""
@@ -185,11 +191,12 @@ class StreamDecoder:
             view or default_view(kind),
             scope or Scope.ALL,
         )
-        if not 1 <= message.width <= self._width_limit:
-            raise ShapeMismatch(
-                f"layer {key.layer} has width {message.width}: use 1 to {self._width_limit}"
-            )
-        return self._remember(RegisterLayer(message.layer_id, key, message.width))
+        if message.sparse and kind is not FeatureKind.LATENT:
+            raise MalformedMessage(f"layer {key.layer} is sparse and of kind {kind}: use latent")
+        limit = SPARSE_WIDTH_LIMIT if message.sparse else self._width_limit
+        if not 1 <= message.width <= limit:
+            raise ShapeMismatch(f"layer {key.layer} has width {message.width}: use 1 to {limit}")
+        return self._remember(RegisterLayer(message.layer_id, key, message.width, message.sparse))
 
     def _remember(self, new: RegisterLayer) -> RegisterLayer:
         known = self._layers.get(new.layer_id)
@@ -216,28 +223,40 @@ class StreamDecoder:
         requests = _decode_requests(message)
         index = _decode_index(message, len(requests))
         seen: set[int] = set()
-        samples = []
+        samples: list[LayerSample | SparseSample] = []
         payload_bytes = 0
-        for tensor in message.tensors:
-            if tensor.layer_id in seen:
-                raise MalformedMessage(f"layer id {tensor.layer_id} is in the batch twice")
-            seen.add(tensor.layer_id)
-            values, size = self._decode_tensor(tensor, attachment)
+        for sparse in message.sparse:
+            registered = self._named(sparse.layer_id, seen)
+            sample, size = decode_sparse(sparse, registered, index, requests)
             payload_bytes += size
-            samples.append(
-                LayerSample(self._layers[tensor.layer_id].layer, values, index, requests)
-            )
+            samples.append(sample)
+        for tensor in message.tensors:
+            registered = self._named(tensor.layer_id, seen)
+            values, size = self._decode_tensor(tensor, registered, attachment)
+            payload_bytes += size
+            samples.append(LayerSample(registered.layer, values, index, requests))
         attachment.check_empty()
         report = _decode_report(message.report) if message.HasField("report") else None
         self._sequence = message.sequence
         return Batch(message.sequence, tuple(samples), requests, report, payload_bytes)
 
-    def _decode_tensor(
-        self, tensor: pb.LayerTensor, attachment: "_Attachment"
-    ) -> tuple[NDArray[Any], int]:
-        registered = self._layers.get(tensor.layer_id)
+    def _named(self, layer_id: int, seen: set[int]) -> RegisterLayer:
+        """Return the layer that a tensor names, and note that the batch has it."""
+        if layer_id in seen:
+            raise MalformedMessage(f"layer id {layer_id} is in the batch twice")
+        seen.add(layer_id)
+        registered = self._layers.get(layer_id)
         if registered is None:
-            raise UnregisteredLayer(f"layer id {tensor.layer_id} was not registered on this stream")
+            raise UnregisteredLayer(f"layer id {layer_id} was not registered on this stream")
+        return registered
+
+    def _decode_tensor(
+        self, tensor: pb.LayerTensor, registered: RegisterLayer, attachment: "_Attachment"
+    ) -> tuple[NDArray[Any], int]:
+        if registered.sparse:
+            raise MalformedMessage(
+                f"layer {registered.layer.layer} was registered as sparse: send its rows so"
+            )
         dtype = _DTYPES.get(tensor.dtype)
         if dtype is None:
             raise UnsupportedDtype(

@@ -264,12 +264,15 @@ class RegisterLayer(google.protobuf.message.Message):
     VIEW_FIELD_NUMBER: builtins.int
     SCOPE_FIELD_NUMBER: builtins.int
     WIDTH_FIELD_NUMBER: builtins.int
+    SPARSE_FIELD_NUMBER: builtins.int
     layer_id: builtins.int
     layer: builtins.str
     kind: global___FeatureKind.ValueType
     view: global___View.ValueType
     scope: global___Scope.ValueType
     width: builtins.int
+    sparse: builtins.bool
+    """Its rows come as SparseLayerTensor; for kind latent only."""
     def __init__(
         self,
         *,
@@ -279,8 +282,9 @@ class RegisterLayer(google.protobuf.message.Message):
         view: global___View.ValueType = ...,
         scope: global___Scope.ValueType = ...,
         width: builtins.int = ...,
+        sparse: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["kind", b"kind", "layer", b"layer", "layer_id", b"layer_id", "scope", b"scope", "view", b"view", "width", b"width"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["kind", b"kind", "layer", b"layer", "layer_id", b"layer_id", "scope", b"scope", "sparse", b"sparse", "view", b"view", "width", b"width"]) -> None: ...
 
 global___RegisterLayer = RegisterLayer
 
@@ -296,6 +300,7 @@ class ActivationBatch(google.protobuf.message.Message):
     REQUEST_INDEX_FIELD_NUMBER: builtins.int
     SLICES_FIELD_NUMBER: builtins.int
     REPORT_FIELD_NUMBER: builtins.int
+    SPARSE_FIELD_NUMBER: builtins.int
     sequence: builtins.int
     """Strictly increasing in a stream; acknowledged by number."""
     @property
@@ -310,6 +315,8 @@ class ActivationBatch(google.protobuf.message.Message):
     def slices(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TrafficSlice]: ...
     @property
     def report(self) -> global___HookReport: ...
+    @property
+    def sparse(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___SparseLayerTensor]: ...
     def __init__(
         self,
         *,
@@ -319,9 +326,10 @@ class ActivationBatch(google.protobuf.message.Message):
         request_index: collections.abc.Iterable[builtins.int] | None = ...,
         slices: collections.abc.Iterable[global___TrafficSlice] | None = ...,
         report: global___HookReport | None = ...,
+        sparse: collections.abc.Iterable[global___SparseLayerTensor] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["report", b"report"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["report", b"report", "request_index", b"request_index", "requests", b"requests", "sequence", b"sequence", "slices", b"slices", "tensors", b"tensors"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["report", b"report", "request_index", b"request_index", "requests", b"requests", "sequence", b"sequence", "slices", b"slices", "sparse", b"sparse", "tensors", b"tensors"]) -> None: ...
 
 global___ActivationBatch = ActivationBatch
 
@@ -354,6 +362,40 @@ class LayerTensor(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["dtype", b"dtype", "layer_id", b"layer_id", "payload", b"payload", "shape", b"shape"]) -> None: ...
 
 global___LayerTensor = LayerTensor
+
+@typing.final
+class SparseLayerTensor(google.protobuf.message.Message):
+    """Rows of a layer that was registered as sparse; what is not listed is exactly zero. All arrays are
+    little-endian; the entries of row i are those from row_splits[i] to row_splits[i + 1].
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LAYER_ID_FIELD_NUMBER: builtins.int
+    DTYPE_FIELD_NUMBER: builtins.int
+    ROW_SPLITS_FIELD_NUMBER: builtins.int
+    LATENTS_FIELD_NUMBER: builtins.int
+    VALUES_FIELD_NUMBER: builtins.int
+    layer_id: builtins.int
+    dtype: global___Dtype.ValueType
+    row_splits: builtins.bytes
+    """uint32, rows + 1 of them: from 0 to the number of entries, never decreasing."""
+    latents: builtins.bytes
+    """uint32, one an entry: below the layer's width, increasing within a row."""
+    values: builtins.bytes
+    """One an entry, of dtype."""
+    def __init__(
+        self,
+        *,
+        layer_id: builtins.int = ...,
+        dtype: global___Dtype.ValueType = ...,
+        row_splits: builtins.bytes = ...,
+        latents: builtins.bytes = ...,
+        values: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["dtype", b"dtype", "latents", b"latents", "layer_id", b"layer_id", "row_splits", b"row_splits", "values", b"values"]) -> None: ...
+
+global___SparseLayerTensor = SparseLayerTensor
 
 @typing.final
 class SampledRequest(google.protobuf.message.Message):
