@@ -27,7 +27,11 @@ from sidecar.stats.sparse_distribution import SparseDistribution
 from sidecar.stats.sparse_kernels import NUMPY, SparseKernels
 from sidecar.stats.sparse_layer import LATENT_BYTES, SparseLayer
 from sidecar.stats.sparse_record import Octaves
+from sidecar.stats.sparse_watch import SparseRows
 from sidecar.stats.watch import WindowCounts
+
+WEIGHT_LIMIT = 1 << 20
+"""Greatest weight of a request; its products with whole values must stay within 64 bits."""
 
 _KIND = b"spba"
 
@@ -153,7 +157,10 @@ class SparseBank:
         return self._known(layer).memory_bytes
 
     def update(self, sample: SparseSample, now: float) -> None:
-        """Count a sample: every value once, each request of it once; what is not listed is zero.
+        """Count a sample: every value, and each request of it once; what is not listed is zero.
+
+        A row counts as many times as its request's weight says it stands for, rounded so that the
+        counts of any stretch of rows add up to their weights.
 
         Args:
             sample: Rows of one registered layer; a request's rows are adjacent.
@@ -161,7 +168,9 @@ class SparseBank:
 
         Raises:
             UnregisteredLayer: The layer was never registered.
-            ShapeMismatch: The sample is of another width than the layer.
+            ShapeMismatch: The sample is of another width than the layer, or ``request_index`` points
+                beyond its requests.
+            InvalidInput: A request's weight is not from 1 to 2**20.
 
         Complexity:
             O(rows + non-zero values), whatever the width; about one cache miss a non-zero value.
@@ -177,17 +186,13 @@ class SparseBank:
             return
         changes = np.flatnonzero(sample.request_index[1:] != sample.request_index[:-1]) + 1
         starts = np.concatenate(([0], changes))  # (requests,)
-        latents = np.ascontiguousarray(sample.latents)
-        values = _widened(sample.values)
-        known.watch.absorb_entries(sample.row_splits.astype(np.int64), latents, values, starts)
-        known.absorb(
-            latents,
-            values,
-            rows=len(sample.request_index),
-            requests=len(starts),
-            now=now,
-            kernels=self._kernels,
+        rows = SparseRows(
+            splits=sample.row_splits.astype(np.int64),
+            latents=np.ascontiguousarray(sample.latents),
+            values=_widened(sample.values),
+            starts=starts,
         )
+        known.absorb(rows, _weights(sample), now, self._kernels)
 
     def watch(
         self, layer: LayerKey, indices: NDArray[np.int64], thresholds: NDArray[np.float32]
@@ -374,6 +379,18 @@ class SparseBank:
             least, most = features.min(), features.max()
             if not 0 <= least <= most < width:
                 raise UnknownFeature(f"latents {least} to {most} of {layer}: use 0 to {width - 1}")
+
+
+def _weights(sample: SparseSample) -> NDArray[np.float64]:
+    """Return how many rows each row stands for, shape ``(rows,)``; empty: one each."""
+    index, own = sample.request_index, np.array([one.weight for one in sample.requests])
+    if not 0 <= index.min() <= index.max() < len(own):
+        raise ShapeMismatch(f"layer {sample.layer}: request_index needs {len(own)} requests")
+    if not np.all((own >= 1.0) & (own <= WEIGHT_LIMIT)):  # a NaN is neither
+        raise InvalidInput(
+            f"layer {sample.layer}: weights from {own.min()} to {own.max()}: use 1 to {WEIGHT_LIMIT}"
+        )
+    return own[index] if np.any(own != 1.0) else np.empty(0)
 
 
 def _widened(values: NDArray[np.generic]) -> NDArray[np.float32]:

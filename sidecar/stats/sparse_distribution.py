@@ -26,7 +26,7 @@ from sidecar.stats.sparse_record import (
 )
 
 _KIND = b"spar"
-_SPAN = ("rows", "requests", "started", "ended")
+_SPAN = ("rows", "sampled", "requests", "started", "ended")
 _ARRAYS = ("sums", "squares", "maximum", "invalid", "hits")
 
 
@@ -48,7 +48,8 @@ class SparseDistribution:
 
     Attributes:
         octaves: Where the octaves lie.
-        rows: Rows seen.
+        rows: Rows of traffic: each sampled row counts as many as it stands for.
+        sampled: Rows sampled.
         requests: Requests those rows belonged to; one split over several samples counts for each.
         sums: Sum of the valid values in units of ``octaves.sum_unit``, as multiples of ``2**62`` and
             the rest, shape ``(F, 2)``, int64.
@@ -63,6 +64,7 @@ class SparseDistribution:
 
     octaves: Octaves
     rows: int
+    sampled: int
     requests: int
     sums: NDArray[np.int64]
     squares: NDArray[np.int64]
@@ -240,6 +242,7 @@ class SparseDistribution:
         wide = counter_type(rows)
         return self._with(
             rows=rows,
+            sampled=self.sampled + other.sampled,
             requests=self.requests + other.requests,
             sums=_normal(self.sums + other.sums),
             squares=_normal(self.squares + other.squares),
@@ -276,6 +279,7 @@ class SparseDistribution:
             found = cls(
                 Octaves(int(header["exponent"])),
                 rows,
+                int(header["sampled"]),
                 int(header["requests"]),
                 typed(arrays["sums"], np.int64),
                 typed(arrays["squares"], np.int64),
@@ -327,8 +331,8 @@ def gather(
         octaves: On which they were counted.
         latents: Which, in this order, all within the layer, shape ``(F,)``.
     """
-    words = _words(seen, latents)
-    counted = words.view(np.uint16)[:, INVALID:].astype(counter_type(seen.rows))  # (F, 1 + bins)
+    words, span = _words(seen, latents), seen.span
+    counted = words.view(np.uint16)[:, INVALID:].astype(counter_type(span.rows))  # (F, 1 + bins)
     limbs = [np.stack((np.zeros(len(words), np.int64), words[:, at]), 1) for at in (SUM, SQUARES)]
     for place, slot, rounds in _placed(seen.carries, latents):
         if slot < SUM_SLOT:
@@ -337,15 +341,16 @@ def gather(
             limbs[slot - SUM_SLOT][place, 0] += rounds
     found = SparseDistribution(
         octaves=octaves,
-        rows=seen.rows,
-        requests=seen.requests,
+        rows=span.rows,
+        sampled=span.sampled,
+        requests=span.requests,
         sums=limbs[0],
         squares=limbs[1],
         maximum=words.view(np.float32)[:, MAXIMUM].copy(),
         invalid=counted[:, 0].copy(),
         hits=np.ascontiguousarray(counted[:, 1:]),
-        started=seen.started,
-        ended=seen.ended,
+        started=span.started,
+        ended=span.ended,
     )
     return found._with()  # noqa: SLF001 - same file
 

@@ -54,15 +54,18 @@ class SparseKernels:
 
     Attributes:
         name: ``numpy`` or ``numba``, for logs and metrics.
-        count: ``(words, latents, values, octaves)``: count values, shape ``(n,)`` float32, of
-            latents, ``(n,)`` uint32, all below ``len(words)``, into records of shape
-            ``(latents, 8)``. A zero is not counted.
+        count: ``(words, latents, values, copies, octaves)``: count values, shape ``(n,)`` float32,
+            of latents, ``(n,)`` uint32, all below ``len(words)``, into records of shape
+            ``(latents, 8)``; each as often as ``copies`` says, ``(n,)`` int64 from 1 to 2**20, or
+            once where that is empty. A zero is not counted.
         fold: ``(words, latents, added)``: add records ``added``, shape ``(hit, 8)``, to those of
             ``latents``, shape ``(hit,)`` int64, distinct.
     """
 
     name: str
-    count: Callable[[Words, NDArray[np.uint32], NDArray[np.float32], Octaves], Counted]
+    count: Callable[
+        [Words, NDArray[np.uint32], NDArray[np.float32], NDArray[np.int64], Octaves], Counted
+    ]
     fold: Callable[[Words, NDArray[np.int64], Words], Carried]
 
 
@@ -82,19 +85,26 @@ def compile_sparse_kernels() -> SparseKernels:
 
 
 def _count(
-    words: Words, latents: NDArray[np.uint32], values: NDArray[np.float32], octaves: Octaves
+    words: Words,
+    latents: NDArray[np.uint32],
+    values: NDArray[np.float32],
+    copies: NDArray[np.int64],
+    octaves: Octaves,
 ) -> Counted:
     bits = values.view(np.int32)
     listed = (bits & np.int32(0x7FFFFFFF)) != 0
     bits, values = bits[listed], values[listed]
+    copies = copies[listed] if len(copies) else np.ones(len(values), np.int64)
     hit, place = np.unique(latents[listed].astype(np.int64), return_inverse=True)
     valid = (bits > 0) & (bits < octaves.limit_bits)
     counter = np.where(valid, 1 + np.clip((bits >> 23) - octaves.base, 0, BINS - 1), 0)
     fresh = hit[~_used(words, hit)]
     added = np.zeros((len(hit), words.shape[1]), np.int64)
-    counted = np.bincount(place * (BINS + 1) + counter, minlength=len(hit) * (BINS + 1))
+    counted = np.zeros(len(hit) * (BINS + 1), np.int64)
+    np.add.at(counted, place * (BINS + 1) + counter, copies)
     carried = [_add_counters(words, hit, counted.reshape(len(hit), BINS + 1))]
-    place, exact = place[valid], values[valid].astype(np.float64)
+    invalid = int(copies[~valid].sum())
+    place, exact, copies = place[valid], values[valid].astype(np.float64), copies[valid]
     np.maximum.at(added.view(np.float32)[:, MAXIMUM], place, values[valid])
     _raise_maximum(words, hit, added)
     for word, slot, units in (
@@ -102,11 +112,12 @@ def _count(
         (SQUARES, SQUARES_SLOT, exact * exact / octaves.square_unit),
     ):
         whole = np.rint(units).astype(np.int64)
-        high, low = np.zeros(len(hit), np.int64), np.zeros(len(hit), np.int64)
-        np.add.at(high, place, whole >> _HALF_BITS)
-        np.add.at(low, place, whole & _HALF)
-        carried.append(_add_halves(words, hit, word, slot, high, low))
-    return Counted(_joined(carried), fresh, int(np.count_nonzero(~valid)))
+        high, low = (whole >> _HALF_BITS) * copies, (whole & _HALF) * copies  # below 2**51 each
+        sums = np.zeros((3, len(hit)), np.int64)  # a batch of weights may come to 2**78
+        for part, limb in zip(sums, (high >> _HALF_BITS, high & _HALF, low), strict=True):
+            np.add.at(part, place, limb)
+        carried.append(_add_limbs(words, hit, word, slot, sums))
+    return Counted(_joined(carried), fresh, invalid)
 
 
 def _fold(words: Words, latents: NDArray[np.int64], added: Words) -> Carried:
@@ -114,8 +125,9 @@ def _fold(words: Words, latents: NDArray[np.int64], added: Words) -> Carried:
     carried = [_add_counters(words, latents, counters)]
     _raise_maximum(words, latents, added)
     for word, slot in ((SUM, SUM_SLOT), (SQUARES, SQUARES_SLOT)):
-        high, low = added[:, word] >> _HALF_BITS, added[:, word] & _HALF
-        carried.append(_add_halves(words, latents, word, slot, high, low))
+        whole = added[:, word]
+        sums = np.stack((np.zeros_like(whole), whole >> _HALF_BITS, whole & _HALF))
+        carried.append(_add_limbs(words, latents, word, slot, sums))
     return _joined(carried)
 
 
@@ -139,17 +151,14 @@ def _raise_maximum(words: Words, latents: NDArray[np.int64], added: Words) -> No
     most[latents, MAXIMUM] = np.maximum(most[latents, MAXIMUM], added.view(np.float32)[:, MAXIMUM])
 
 
-def _add_halves(
-    words: Words,
-    latents: NDArray[np.int64],
-    word: int,
-    slot: int,
-    high: NDArray[np.int64],
-    low: NDArray[np.int64],
+def _add_limbs(
+    words: Words, latents: NDArray[np.int64], word: int, slot: int, sums: NDArray[np.int64]
 ) -> Carried:
-    """Add ``high * 2**31 + low``, which itself may be more than int64 holds, to one of the sums."""
-    total = words[latents, word] + low + ((high & _HALF) << _HALF_BITS)  # below 2**63
-    rounds = (high >> _HALF_BITS) + (total >> LIMB_BITS)
+    """Add ``sums``, shape ``(3, hit)`` in units of ``2**62``, ``2**31`` and 1, to one of the sums."""
+    top, high, low = sums
+    high = high + (low >> _HALF_BITS)
+    total = words[latents, word] + (low & _HALF) + ((high & _HALF) << _HALF_BITS)  # below 2**63
+    rounds = top + (high >> _HALF_BITS) + (total >> LIMB_BITS)
     words[latents, word] = total & _LIMB
     full = np.flatnonzero(rounds)
     return latents[full] * SLOTS + slot, rounds[full]

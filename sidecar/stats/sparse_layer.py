@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,11 @@ from sidecar.stats.sparse_record import (
     Hits,
     Octaves,
     Records,
+    Span,
 )
-from sidecar.stats.sparse_watch import SparseWatch
+from sidecar.stats.sparse_watch import SparseRows, SparseWatch
 
 _STORES = ("open", "baseline", "present", "past")
-_SPAN = ("rows", "requests", "invalid", "started", "ended")
 
 LATENT_BYTES = 4 * RECORD_BYTES + (RECORD_BYTES + 8) + 8 + 8 + 1
 """Most bytes a latent takes: four stores, a last window in which every latent was hit, the list of
@@ -58,6 +59,7 @@ class SparseLayer:
         self._rows = 0  # since the layer was announced or reset
         self._hit_at = np.zeros(width, np.int64)  # of those, how many there were at the last hit
         self._present_since = math.nan
+        self._carried = 0.0  # of a row, to the next one
 
     @property
     def memory_bytes(self) -> int:
@@ -68,26 +70,49 @@ class SparseLayer:
 
     def absorb(
         self,
-        latents: NDArray[np.uint32],
-        values: NDArray[np.float32],
-        *,
-        rows: int,
-        requests: int,
+        rows: SparseRows,
+        weights: NDArray[np.float64],
         now: float,
         kernels: SparseKernels,
     ) -> None:
-        """Count the entries of new rows in the open window."""
-        counted = kernels.count(self._open.words, latents, values, self._octaves)
+        """Count new rows in the open window, and what is watched of them.
+
+        Args:
+            rows: At least one.
+            weights: How many rows of traffic each stands for, shape ``(rows,)``; empty: one each.
+            now: Unix seconds.
+            kernels: The loops to count with.
+        """
+        self.watch.absorb_rows(rows)
+        copies = self._copies(weights)  # (rows,), or empty
+        total = int(copies.sum()) if len(copies) else rows.sampled
+        repeated = np.repeat(copies, np.diff(rows.splits)) if len(copies) else copies  # (nnz,)
+        counted = kernels.count(
+            self._open.words, rows.latents, rows.values, repeated, self._octaves
+        )
         self._open.carry(*counted.carried)
-        self._open.invalid += counted.invalid
-        self._open.extend(rows, requests, now, now)
+        span = Span(total, rows.sampled, len(rows.starts), counted.invalid, now, now)
+        self._open.span = self._open.span.plus(span)
         if len(counted.fresh):
             self._fresh.append(counted.fresh)
-        self._rows += rows
+        self._rows += total
+
+    def _copies(self, weights: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Return weights as whole numbers; the fraction cut off a row is carried to the next.
+
+        So the counts of any stretch of rows add up to its weights, and no request is favoured.
+        """
+        if not len(weights):
+            return np.empty(0, np.int64)
+        reached = self._carried + np.cumsum(weights)
+        whole = np.floor(reached)
+        self._carried = float(reached[-1] - whole[-1])
+        return np.diff(whole, prepend=0.0).astype(np.int64)
 
     def window(self) -> tuple[int, int, int]:
-        """Return the requests, rows and invalid values of the open window."""
-        return self._open.requests, self._open.rows, self._open.invalid
+        """Return the requests, sampled rows and invalid values of the open window."""
+        span = self._open.span
+        return span.requests, span.sampled, span.invalid
 
     def close(self, now: float, kernels: SparseKernels) -> None:
         """End the open window and start an empty one."""
@@ -117,9 +142,9 @@ class SparseLayer:
         return first
 
     def learned(self) -> tuple[int, int]:
-        """Return the rows and requests of the baseline, the open window's while it still learns."""
-        stores = self._counted(Period.BASELINE)
-        return sum(one.rows for one in stores), sum(one.requests for one in stores)
+        """Return the baseline's sampled rows and requests, the open window's while it still learns."""
+        spans = [one.span for one in self._counted(Period.BASELINE)]
+        return sum(one.sampled for one in spans), sum(one.requests for one in spans)
 
     def idle_rows(self, latents: NDArray[np.int64] | None) -> NDArray[np.int64]:
         """Return how many rows came since the end of the window in which each latent last fired."""
@@ -160,15 +185,16 @@ class SparseLayer:
         saved = {
             name: _put(arrays, f"{prefix}{name}.", Hits.of(store, store.used()))
             for name, store in stores
-            if store.rows
+            if store.span.sampled
         }
-        if self._last.rows:
+        if self._last.span.sampled:
             saved["last"] = _put(arrays, f"{prefix}last.", self._last)
         since = self._present_since
         return {
             "width": self.width,
             "frozen": self.frozen,
             "rows": self._rows,
+            "carried": self._carried,
             "present_since": None if math.isnan(since) else since,
             "stores": saved,
         }
@@ -201,28 +227,26 @@ class SparseLayer:
         layer._last = found.get("last", layer._last)
         layer._fresh = [layer._open.used()]
         layer.frozen, layer._rows = bool(saved["frozen"]), int(saved["rows"])
+        layer._carried = float(saved["carried"])
         since = saved["present_since"]
         layer._present_since = math.nan if since is None else float(since)
         return layer
 
 
 def _add(store: Records, window: Hits, kernels: SparseKernels) -> None:
-    if not window.rows:
+    if not window.span.sampled:
         return
     store.carry(*kernels.fold(store.words, window.latents, window.words))
     for code, amount in window.carries.items():
         store.carries[code] = store.carries.get(code, 0) + amount
-    store.invalid += window.invalid
-    store.extend(window.rows, window.requests, window.started, window.ended)
+    store.span = store.span.plus(window.span)
 
 
 def _spread(hits: Hits, width: int) -> Records:
     """Return records of all latents that hold what a window's do."""
     records = Records.empty(width)
     records.words[hits.latents] = hits.words
-    records.carries = dict(hits.carries)
-    for name in _SPAN:
-        setattr(records, name, getattr(hits, name))
+    records.carries, records.span = dict(hits.carries), hits.span
     return records
 
 
@@ -231,7 +255,7 @@ def _put(arrays: Arrays, prefix: str, hits: Hits) -> dict[str, Any]:
     arrays[prefix + "words"] = hits.words
     arrays[prefix + "codes"] = np.array(list(hits.carries), np.int64)
     arrays[prefix + "amounts"] = np.array(list(hits.carries.values()), np.int64)
-    return {name: getattr(hits, name) for name in _SPAN}
+    return asdict(hits.span)
 
 
 def _take(arrays: Arrays, prefix: str, span: Mapping[str, Any], width: int) -> Hits:
@@ -251,11 +275,14 @@ def _take(arrays: Arrays, prefix: str, span: Mapping[str, Any], width: int) -> H
         latents=latents,
         words=words,
         carries=dict(zip(codes.tolist(), amounts.tolist(), strict=True)),
-        rows=int(span["rows"]),
-        requests=int(span["requests"]),
-        invalid=int(span["invalid"]),
-        started=float(span["started"]),
-        ended=float(span["ended"]),
+        span=Span(
+            rows=int(span["rows"]),
+            sampled=int(span["sampled"]),
+            requests=int(span["requests"]),
+            invalid=int(span["invalid"]),
+            started=float(span["started"]),
+            ended=float(span["ended"]),
+        ),
     )
     _check_totals(hits, prefix)
     return hits
@@ -263,9 +290,9 @@ def _take(arrays: Arrays, prefix: str, span: Mapping[str, Any], width: int) -> H
 
 def _check_totals(hits: Hits, prefix: str) -> None:
     """Raise ValueError unless every latent has been seen, and no more often than there were rows."""
-    if not 0 <= hits.rows < 1 << LIMB_BITS:
-        raise ValueError(f"{prefix}rows {hits.rows}")
+    if not 0 <= hits.span.rows < 1 << LIMB_BITS:
+        raise ValueError(f"{prefix}rows {hits.span.rows}")
     shorts = hits.words.view(np.uint16)[:, INVALID:]
     most = gather(hits, Octaves(), hits.latents)
     if not shorts.any(axis=1).all() or most.zeros.min(initial=0) < 0:
-        raise ValueError(f"{prefix}counters do not add up to {hits.rows} rows")
+        raise ValueError(f"{prefix}counters do not add up to {hits.span.rows} rows")

@@ -26,15 +26,22 @@ from sidecar.stats.sparse_record import (
 )
 
 _LIMB = 1 << LIMB_BITS
+_HALF_BITS = LIMB_BITS // 2
+_HALF = (1 << _HALF_BITS) - 1
 _FIELDS = 3
 """Fields of a record that one value can fill: a counter and two sums."""
 
 
 def count(
-    words: Words, latents: NDArray[np.uint32], values: NDArray[np.float32], octaves: Octaves
+    words: Words,
+    latents: NDArray[np.uint32],
+    values: NDArray[np.float32],
+    copies: NDArray[np.int64],
+    octaves: Octaves,
 ) -> Counted:
     """Count values; see ``SparseKernels``."""
-    codes = np.empty(_FIELDS * len(latents), np.int64)  # pages are taken only where written
+    # Pages of these are taken only where something is written.
+    codes, amounts = (np.empty(_FIELDS * len(latents), np.int64) for _ in range(2))
     fresh = np.empty(len(latents), np.int64)
     carried, new, invalid = _count(
         words,
@@ -43,14 +50,17 @@ def count(
         latents,
         values,
         values.view(np.int32),
+        copies if len(copies) else None,
         octaves.base,
         octaves.limit_bits,
         1.0 / octaves.sum_unit,
         1.0 / octaves.square_unit,
         codes,
+        amounts,
         fresh,
     )
-    return Counted(_once(codes, carried), fresh[:new].copy(), invalid)
+    found = codes[:carried].copy(), amounts[:carried].copy()
+    return Counted(found, fresh[:new].copy(), invalid)
 
 
 def fold(words: Words, latents: NDArray[np.int64], added: Words) -> Carried:
@@ -66,32 +76,33 @@ def fold(words: Words, latents: NDArray[np.int64], added: Words) -> Carried:
         added.view(np.uint16),
         codes,
     )
-    return _once(codes, carried)
-
-
-def _once(codes: NDArray[np.int64], carried: int) -> Carried:
     return codes[:carried].copy(), np.ones(carried, np.int64)
 
 
-def _count_loop(  # noqa: PLR0913, PLR0917 - compiled code takes views and numbers, no objects
+def _count_loop(  # noqa: C901, PLR0913, PLR0917 - one loop, for it costs one cache miss a turn
     words: Any,
     floats: Any,
     shorts: Any,
     latents: Any,
     values: Any,
     bits: Any,
+    copies: Any,
     base: int,
     limit: int,
     per_sum: float,
     per_square: float,
     codes: Any,
+    amounts: Any,
     fresh: Any,
 ) -> tuple[int, int, int]:
     carried = new = invalid = 0
+    times = np.int64(1)
     for i in range(len(latents)):
         pattern = bits[i]
         if pattern & 0x7FFFFFFF == 0:
             continue
+        if copies is not None:
+            times = copies[i]
         at = np.int64(latents[i])
         most = floats[at, MAXIMUM]
         if most == 0 and shorts[at, INVALID] == 0:
@@ -104,26 +115,36 @@ def _count_loop(  # noqa: PLR0913, PLR0917 - compiled code takes views and numbe
             if value > most:
                 floats[at, MAXIMUM] = value
             exact = np.float64(value)
-            total = words[at, SUM] + np.int64(np.rint(exact * per_sum))
+            total = words[at, SUM] + times * np.int64(np.rint(exact * per_sum))
             if total >= _LIMB:
                 total -= _LIMB
-                codes[carried] = at * SLOTS + SUM_SLOT
+                codes[carried], amounts[carried] = at * SLOTS + SUM_SLOT, 1
                 carried += 1
             words[at, SUM] = total
-            total = words[at, SQUARES] + np.int64(np.rint(exact * exact * per_square))
+            square = np.int64(np.rint(exact * exact * per_square))
+            rounds = np.int64(0)
+            if copies is not None:  # a product may be beyond 64 bits: multiply its halves
+                high, low = (square >> _HALF_BITS) * times, (square & _HALF) * times
+                high += low >> _HALF_BITS
+                rounds = high >> _HALF_BITS
+                square = ((high & _HALF) << _HALF_BITS) | (low & _HALF)
+            total = words[at, SQUARES] + square
             if total >= _LIMB:
                 total -= _LIMB
-                codes[carried] = at * SLOTS + SQUARES_SLOT
+                rounds += 1
+            if rounds > 0:
+                codes[carried], amounts[carried] = at * SLOTS + SQUARES_SLOT, rounds
                 carried += 1
             words[at, SQUARES] = total
         else:
-            invalid += 1
-        counter = shorts[at, INVALID + slot]
-        if counter == ROUND:
-            counter = 0
-            codes[carried] = at * SLOTS + slot
+            invalid += int(times)
+        counter = np.int64(shorts[at, INVALID + slot]) + times
+        if counter > ROUND:
+            rounds = (counter - 1) // ROUND
+            counter -= rounds * ROUND
+            codes[carried], amounts[carried] = at * SLOTS + slot, rounds
             carried += 1
-        shorts[at, INVALID + slot] = counter + 1
+        shorts[at, INVALID + slot] = counter
     return carried, new, invalid
 
 
@@ -163,11 +184,13 @@ def _fold_loop(
 _COUNT = (
     "UniTuple(int64, 3)(int64[:, ::1], float32[:, ::1], uint16[:, ::1], "
     "Array(uint32, 1, 'C', readonly=True), Array(float32, 1, 'C', readonly=True), "
-    "Array(int32, 1, 'C', readonly=True), int64, int64, float64, float64, int64[::1], int64[::1])"
+    "Array(int32, 1, 'C', readonly=True), {copies}, int64, int64, float64, float64, "
+    "int64[::1], int64[::1], int64[::1])"
 )
+_COUNTS = [_COUNT.format(copies=copies) for copies in ("none", "int64[::1]")]
 _FOLD = (
     "int64(int64[:, ::1], float32[:, ::1], uint16[:, ::1], Array(int64, 1, 'C', readonly=True), "
     "int64[:, ::1], float32[:, ::1], uint16[:, ::1], int64[::1])"
 )
-_count = numba.njit(_COUNT, nogil=True, cache=True)(_count_loop)
+_count = numba.njit(_COUNTS, nogil=True, cache=True)(_count_loop)
 _fold = numba.njit(_FOLD, nogil=True, cache=True)(_fold_loop)

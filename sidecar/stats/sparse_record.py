@@ -113,6 +113,39 @@ class Octaves:
         return np.concatenate(([0.0], 2.0 ** (self.exponent + np.arange(BINS - 1))))
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What is known of a stretch of rows beside what they held.
+
+    Attributes:
+        rows: Rows of traffic: each sampled row counts as many as it stands for.
+        sampled: Rows sampled.
+        requests: Requests they belonged to; one split over several samples counts for each.
+        invalid: Values that no latent may have, of all latents together.
+        started: Unix seconds of the first row; 0: none.
+        ended: Unix seconds of the last.
+    """
+
+    rows: int = 0
+    sampled: int = 0
+    requests: int = 0
+    invalid: int = 0
+    started: float = 0.0
+    ended: float = 0.0
+
+    def plus(self, other: "Span") -> "Span":
+        """Return the two stretches as one; an empty one changes nothing."""
+        starts = [one.started for one in (self, other) if one.sampled]
+        return Span(
+            rows=self.rows + other.rows,
+            sampled=self.sampled + other.sampled,
+            requests=self.requests + other.requests,
+            invalid=self.invalid + other.invalid,
+            started=min(starts, default=0.0),
+            ended=max(self.ended, other.ended),
+        )
+
+
 @dataclass(slots=True, eq=False)
 class Records:
     """What was counted of the latents of one layer over one stretch of time, growing in place.
@@ -120,20 +153,12 @@ class Records:
     Attributes:
         words: The records, shape ``(latents, 8)``, int64, each on a cache line of its own.
         carries: Rounds of full fields, by ``latent * SLOTS + slot``.
-        rows: Rows seen.
-        requests: Requests they belonged to.
-        invalid: Values that no latent may have, of all latents together.
-        started: Unix seconds of the first row; 0: none.
-        ended: Unix seconds of the last.
+        span: The rows.
     """
 
     words: NDArray[np.int64]
     carries: dict[int, int] = field(default_factory=dict)
-    rows: int = 0
-    requests: int = 0
-    invalid: int = 0
-    started: float = 0.0
-    ended: float = 0.0
+    span: Span = field(default_factory=Span)
 
     @classmethod
     def empty(cls, latents: int) -> "Records":
@@ -161,13 +186,6 @@ class Records:
         for code, amount in zip(codes.tolist(), amounts.tolist(), strict=True):
             self.carries[code] = self.carries.get(code, 0) + amount
 
-    def extend(self, rows: int, requests: int, started: float, ended: float) -> None:
-        """Note that more rows were seen."""
-        self.rows += rows
-        self.requests += requests
-        self.started = min(self.started, started) if self.started else started
-        self.ended = max(self.ended, ended)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Hits:
@@ -177,32 +195,15 @@ class Hits:
         latents: In increasing order, shape ``(hit,)``, int64.
         words: Their records, shape ``(hit, 8)``.
         carries: As in ``Records``, by latent, not by place.
-        rows: Rows seen.
-        requests: Requests they belonged to.
-        invalid: Invalid values, of all latents together.
-        started: Unix seconds of the first row; 0: none.
-        ended: Unix seconds of the last.
+        span: The rows.
     """
 
     latents: NDArray[np.int64]
     words: NDArray[np.int64]
     carries: Mapping[int, int]
-    rows: int
-    requests: int
-    invalid: int
-    started: float
-    ended: float
+    span: Span
 
     @classmethod
     def of(cls, records: Records, latents: NDArray[np.int64]) -> "Hits":
         """Copy the records of these latents, which are all that were hit."""
-        return cls(
-            latents=latents,
-            words=records.words[latents],
-            carries=dict(records.carries),
-            rows=records.rows,
-            requests=records.requests,
-            invalid=records.invalid,
-            started=records.started,
-            ended=records.ended,
-        )
+        return cls(latents, records.words[latents], dict(records.carries), records.span)

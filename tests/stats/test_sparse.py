@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,7 @@ pytestmark = pytest.mark.unit
 LAYER = LayerKey("m", "r", "sae", FeatureKind.LATENT)
 WIDTH = 6
 KERNELS = {"numpy": NUMPY, "numba": compile_sparse_kernels()}
+BOUNDS: dict[str, Any] = {"history_seconds": 100.0, "layer_limit": 2, "latent_limit": 20}
 LIMIT = 2.0**17
 """The least value that is too great for the default octaves."""
 
@@ -56,13 +57,17 @@ def kernels(request: pytest.FixtureRequest) -> SparseKernels:
 
 def make_bank(kernels: SparseKernels = NUMPY, **changed: Any) -> SparseBank:
     """Return a bank with small limits and one registered layer."""
-    bounds = {"history_seconds": 100.0, "layer_limit": 2, "latent_limit": 20}
-    bank = SparseBank(**{**bounds, **changed}, kernels=kernels)
+    bank = SparseBank(**{**BOUNDS, **changed}, kernels=kernels)
     bank.register(LAYER, WIDTH)
     return bank
 
 
-def sample(rows: Any, requests: list[int] | None = None, listed: Any = None) -> SparseSample:
+def sample(
+    rows: Any,
+    requests: list[int] | None = None,
+    listed: Any = None,
+    weights: Sequence[float] | None = None,
+) -> SparseSample:
     """Return dense rows as a sparse sample that lists what is not zero, or the ``listed`` places."""
     rows = np.asarray(rows, np.float32)
     where = (rows != 0) if listed is None else np.asarray(listed)
@@ -75,7 +80,7 @@ def sample(rows: Any, requests: list[int] | None = None, listed: Any = None) -> 
         latents.astype(np.uint32),
         rows[where],
         index.astype(np.int32),
-        tuple(Request() for _ in range(int(index.max(initial=-1)) + 1)),
+        tuple(Request(weight=w) for w in weights or [1.0] * (int(index.max(initial=-1)) + 1)),
     )
 
 
@@ -163,6 +168,78 @@ def test_merging_is_exact_in_any_order_and_grouping(batches: list[np.ndarray], o
         parts.append(a.merge(b))
 
     assert same(seen(whole), parts[0])
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@settings(max_examples=60, deadline=None)
+@given(rows=ROWS, data=st.data())
+def test_a_row_of_weight_n_counts_as_n_equal_rows(
+    name: str, rows: np.ndarray, data: st.DataObject
+) -> None:
+    """Everything is as if the row had come so often, but for how many rows were sampled."""
+    counts = st.integers(1, 5) | st.sampled_from([ROUND, ROUND + 1, 1 << 17])
+    weights = data.draw(st.lists(counts, min_size=len(rows), max_size=len(rows)))
+    weighted, shard = make_bank(KERNELS[name]), make_bank()
+
+    weighted.update(sample(rows, weights=[float(w) for w in weights]), 1.0)
+
+    found = seen(weighted)
+    assert (sum(weights), len(rows), len(rows)) == (found.rows, found.sampled, found.requests)
+    shard.update(sample(rows), 1.0)
+    assert seen(shard).maximum.tolist() == found.maximum.tolist()
+    for latent in range(WIDTH):
+        parts = [sparse_counts([float(x)], -8) for x in rows[:, latent]]
+        sums = [sum(w * part[i] for w, part in zip(weights, parts, strict=True)) for i in range(4)]
+        zeros, invalid, total, squares = sums
+        assert (zeros, invalid) == (found.zeros[latent], found.invalid[latent])
+        assert total == int(found.sums[latent, 0]) * 2**62 + int(found.sums[latent, 1])
+        assert squares == int(found.squares[latent, 0]) * 2**62 + int(found.squares[latent, 1])
+        bins = [
+            sum(w * part[5][i] for w, part in zip(weights, parts, strict=True)) for i in range(21)
+        ]
+        assert bins == found.hits[latent].tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(weights=st.lists(st.floats(1, 2**20), min_size=1, max_size=30), restart=st.integers(0, 30))
+def test_fractions_of_weights_are_carried_to_the_next_row(
+    weights: list[float], restart: int
+) -> None:
+    """The rows counted are never more than one from the sum of the weights, over a restart too."""
+    bank = make_bank()
+    for number, weight in enumerate(weights):
+        if number == restart:
+            bank = SparseBank.decode(bank.encode(), **BOUNDS)
+        bank.update(sample(np.eye(1, WIDTH), weights=[weight]), 1.0)
+
+        exact = sum(weights[: number + 1])
+        assert abs(seen(bank).rows - exact) <= 1 + 1e-6
+
+    assert seen(bank).rows == seen(bank).nonzero[0]
+    assert len(weights) == seen(bank).sampled
+
+
+@pytest.mark.parametrize("weight", [0.5, 0.0, -1.0, np.nan, np.inf, 2.0**20 + 1])
+def test_weights_out_of_range_are_refused(weight: float) -> None:
+    """A row stands for itself at least, and for no more than can be counted."""
+    with pytest.raises(InvalidInput, match="weights"):
+        make_bank().update(sample(np.eye(1, WIDTH), weights=[weight]), 1.0)
+
+
+def test_rows_of_no_request_are_refused() -> None:
+    """A request index beyond the requests names nobody."""
+    nobody = SparseSample(
+        LAYER,
+        WIDTH,
+        np.array([0, 0]),
+        np.empty(0, np.uint32),
+        np.empty(0, np.float32),
+        np.ones(1, np.int32),
+        (Request(),),
+    )
+
+    with pytest.raises(ShapeMismatch, match="request_index"):
+        make_bank().update(nobody, 1.0)
 
 
 def test_half_precision_is_widened_exactly(kernels: SparseKernels) -> None:
@@ -411,9 +488,8 @@ def test_an_encoded_bank_comes_back_and_goes_on(batches: list[np.ndarray], froze
             bank.close_window(1.5 + number)
     if frozen:
         bank.freeze(LAYER)
-    bounds = {"history_seconds": 100.0, "layer_limit": 2, "latent_limit": 20}
 
-    restored = SparseBank.decode(bank.encode(), **bounds)
+    restored = SparseBank.decode(bank.encode(), **BOUNDS)
 
     for one in (bank, restored):
         one.update(sample(batches[0]), 60.0)
@@ -428,7 +504,6 @@ def test_an_encoded_bank_comes_back_and_goes_on(batches: list[np.ndarray], froze
 ENCODED = make_bank()
 ENCODED.update(sample(np.eye(3, WIDTH)), 1.0)
 ENCODED.close_window(2.0)
-BOUNDS: dict[str, Any] = {"history_seconds": 100.0, "layer_limit": 2, "latent_limit": 20}
 
 
 @pytest.mark.parametrize(
@@ -622,7 +697,8 @@ def test_distributions_on_other_octaves_do_not_merge() -> None:
 def test_hits_are_a_copy_of_their_records() -> None:
     """A closed window does not change when the open one does."""
     records = Records.empty(2)
-    NUMPY.count(records.words, np.array([1], np.uint32), np.array([1.0], np.float32), Octaves())
+    one = np.array([1], np.uint32), np.array([1.0], np.float32), np.empty(0, np.int64)
+    NUMPY.count(records.words, *one, Octaves())
     window = Hits.of(records, records.used())
 
     records.words[:] = 0
