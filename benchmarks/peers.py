@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from datasketches import vector_of_kll_floats_sketches
 from ddsketch import DDSketch
 from opentelemetry.sdk.metrics import MeterProvider
@@ -111,7 +110,8 @@ def _bincount(width: int) -> SparseWork:
         count += np.bincount(latents, minlength=width)
         total += np.bincount(latents, values, width)
         squares += np.bincount(latents, values * values, width)
-        return np.maximum.at(most, latents, values)
+        np.maximum.at(most, latents, values)
+        return most
 
     return work
 
@@ -126,7 +126,8 @@ def _add_at(width: int) -> SparseWork:
         np.add.at(count, latents, 1)
         np.add.at(total, latents, values)
         np.add.at(squares, latents, values * values)
-        return np.maximum.at(most, latents, values)
+        np.maximum.at(most, latents, values)
+        return most
 
     return work
 
@@ -150,6 +151,8 @@ def _scipy(width: int) -> SparseWork:
 
 
 def _torch(width: int) -> SparseWork:
+    import torch  # noqa: PLC0415 - seconds to import, and one peer of many
+
     torch.set_num_threads(1)
     count, total, squares, most = (torch.zeros(width) for _ in range(4))
 

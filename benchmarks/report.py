@@ -12,6 +12,7 @@ OUT = Path(__file__).parent / "out"
 PAGE = Path("docs/benchmarks.md")
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 HEAD = ("| row | ours | unit | peer | peer's | ratio |", "|---|--:|---|---|--:|--:|")
+Measured = dict[str, str | float]
 SKIPPED = "scaling"
 """Is drawn, not listed."""
 
@@ -23,16 +24,21 @@ def main() -> int:
     if not suites:
         print(f"{OUT} holds no results: run make bench first", file=sys.stderr)
         return 2
-    before, rest = PAGE.read_text("utf-8").split(BEGIN)
+    PAGE.write_text(rewritten(PAGE.read_text("utf-8"), suites), "utf-8")
+    return 0
+
+
+def rewritten(page: str, suites: dict[str, list[Measured]]) -> str:
+    """Return the page with the rows of these suites in its table; those of others stay."""
+    before, rest = page.split(BEGIN)
     old, after = rest.split(END)
     kept = [line for line in old.splitlines() if _suite(line) not in {*suites, None}]
     new = [_line(row) for rows in suites.values() for row in rows]
     table = "\n".join([BEGIN, *HEAD, *sorted([*kept, *new], key=_suite_first), END])
-    PAGE.write_text(before + table + after, "utf-8")
-    return 0
+    return before + table + after
 
 
-def _line(row: dict[str, str | float]) -> str:
+def _line(row: Measured) -> str:
     numbers = (f"{row[name]:.3g}" for name in ("value", "peer_value", "ratio"))
     value, peer_value, ratio = numbers
     return f"| `{row['name']}` | {value} | {row['unit']} | {row['peer']} | {peer_value} | {ratio} |"

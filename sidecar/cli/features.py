@@ -155,8 +155,8 @@ def _draw(live: features_pb2.GetDistributionResponse, window: str) -> None:
         click.echo(f"{low:>11.4g} .. {high:<11.4g} {share:>6.1%} {'#' * round(share * BAR)}")
 
 
-def _coarse(edges: Sequence[float], counts: Sequence[int]) -> list[tuple[float, float, int]]:
-    """Join neighbouring bins into rows of equal width between the 0.1 % and 99.9 % marks."""
+def _coarse(edges: Sequence[float], counts: Sequence[int]) -> list[tuple[float, float, float]]:
+    """Spread bins over rows of equal width between the 0.1 % and 99.9 % marks."""
     total, seen = sum(counts), 0
     kept = []
     for low, high, count in zip(edges, edges[1:], counts, strict=False):
@@ -165,10 +165,12 @@ def _coarse(edges: Sequence[float], counts: Sequence[int]) -> list[tuple[float, 
             kept.append((low, high, count))
     first, last = kept[0][0], kept[-1][1]
     step = (last - first) / HISTOGRAM_ROWS or 1.0
-    rows = [0] * HISTOGRAM_ROWS
+    found = [(first + i * step, first + (i + 1) * step, 0.0) for i in range(HISTOGRAM_ROWS)]
     for low, high, count in kept:
-        rows[min(int(((low + high) / 2 - first) / step), HISTOGRAM_ROWS - 1)] += count
-    return [(first + i * step, first + (i + 1) * step, n) for i, n in enumerate(rows)]
+        for i, (left, right, n) in enumerate(found):
+            inside = max(0.0, min(high, right) - max(low, left)) / (high - low)
+            found[i] = (left, right, n + count * inside)
+    return found
 
 
 @feature.command()

@@ -70,11 +70,17 @@ def test_good_batches_are_counted_and_bad_ones_refused(running: RunningDaemon) -
 
 
 def test_the_command_line_shows_a_latent(running: RunningDaemon) -> None:
-    """A latent is described, flagged and drawn like any feature."""
-    for arguments in (["feature", "get", KEY], ["feature", "list"]):
-        found = CliRunner().invoke(main, [*arguments, "--address", running.grpc])
-        assert 0 == found.exit_code, found.output
-        assert str(LOUD) in found.output
+    """A latent is described, listed and drawn like any feature, wide octaves as wide."""
+    shown, listed = (
+        CliRunner().invoke(main, [*arguments, "--address", running.grpc])
+        for arguments in (["feature", "get", KEY], ["feature", "list"])
+    )
+
+    assert (0, 0) == (shown.exit_code, listed.exit_code)
+    assert str(LOUD) in listed.output
+    bars = [line for line in shown.output.splitlines() if " .. " in line]
+    assert 20 == len(bars)
+    assert all("#" in bar for bar in bars)
 
 
 def test_the_console_shows_a_latent(running: RunningDaemon) -> None:
