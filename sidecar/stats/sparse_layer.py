@@ -213,9 +213,14 @@ class SparseLayer:
             raise ValueError(f"width {width}")
         layer = cls(width, octaves, seconds)
         layer.watch.take(arrays, f"{prefix}watch.", width)
+        layer._rows, layer._carried = int(saved["rows"]), float(saved["carried"])
         layer._hit_at = typed(arrays[f"{prefix}hit_at"], np.int64).copy()
         if layer._hit_at.shape != (width,):
             raise ValueError(f"{prefix}hit_at has shape {layer._hit_at.shape}, need ({width},)")
+        if not 0 <= layer._hit_at.min() <= layer._hit_at.max() <= layer._rows:
+            raise ValueError(f"{prefix}hit_at is not within the {layer._rows} rows")
+        if not 0.0 <= layer._carried < 1.0:
+            raise ValueError(f"{prefix}carried {layer._carried} is no fraction")
         found = {
             name: _take(arrays, f"{prefix}{name}.", span, width)
             for name, span in saved["stores"].items()
@@ -226,8 +231,7 @@ class SparseLayer:
         )
         layer._last = found.get("last", layer._last)
         layer._fresh = [layer._open.used()]
-        layer.frozen, layer._rows = bool(saved["frozen"]), int(saved["rows"])
-        layer._carried = float(saved["carried"])
+        layer.frozen = bool(saved["frozen"])
         since = saved["present_since"]
         layer._present_since = math.nan if since is None else float(since)
         return layer

@@ -518,6 +518,8 @@ ENCODED.close_window(2.0)
         ("0.baseline.words", np.zeros((3, 8), np.float64)),
         ("0.baseline.codes", np.array([7], np.int64)),
         ("0.hit_at", np.zeros(2, np.int64)),
+        ("0.hit_at", np.full(WIDTH, 4, np.int64)),
+        ("0.hit_at", np.full(WIDTH, -1, np.int64)),
     ],
 )
 def test_content_that_no_bank_wrote_is_corrupt(name: str, wrong: np.ndarray) -> None:
@@ -527,6 +529,30 @@ def test_content_that_no_bank_wrote_is_corrupt(name: str, wrong: np.ndarray) -> 
 
     with pytest.raises(CorruptState):
         SparseBank.decode(pack(b"spba", header, {**arrays, name: wrong}), **BOUNDS)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("width", 0),
+        ("width", 2),
+        ("width", "wide"),
+        ("rows", 0),
+        ("carried", 1.0),
+        ("carried", float("nan")),
+        ("stores", {"baseline": {}}),
+        ("stores", []),
+        ("key", {}),
+    ],
+)
+def test_a_header_that_no_bank_wrote_is_corrupt(name: str, wrong: object) -> None:
+    """Numbers that contradict the arrays, or are none, are refused too."""
+    header, arrays = unpack(b"spba", ENCODED.encode())
+    layer = {**header["layers"][0], name: wrong}
+    assert name in header["layers"][0]
+
+    with pytest.raises(CorruptState):
+        SparseBank.decode(pack(b"spba", {**header, "layers": [layer]}, arrays), **BOUNDS)
 
 
 @settings(max_examples=60, deadline=None)
