@@ -76,7 +76,8 @@ def plan() -> Plan:
     """Return what the sidecar watches: the channels of all sixteen blocks, and the class logits."""
     channels = tuple(Tap(f"_blocks.{block}") for block in range(BLOCKS))
     logits = Tap("_fc", kind=FeatureKind.LOGIT)
-    return Plan(MODEL, (*channels, logits), sampling_rate=1.0, server="demo-server/1")
+    # A demonstration has few pictures, and every one of them counts: no overhead budget.
+    return Plan(MODEL, (*channels, logits), server="demo-server/1", overhead_budget=None)
 
 
 @contextmanager

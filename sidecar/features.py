@@ -24,6 +24,10 @@ NAME_LIMIT = 200
 SLICE_LIMIT = 8
 """Most key=value pairs in one slice; each pair multiplies the number of series it can cause."""
 
+WEIGHT_LIMIT = 2**20
+"""Largest weight of a request: sums of weighted 32-bit counts stay far from where float64 rounds, and
+hooks that sample less than one row in a million have nothing to say about the rest."""
+
 REVISION_DISPLAY = 12
 """Characters of a revision's sha256 that are shown: 48 bits, ample for one site's revisions."""
 
@@ -335,7 +339,10 @@ class Request:
     Attributes:
         id: The server's request id, or empty.
         traffic: The slice the request belongs to.
-        weight: One over the probability with which it was sampled; at least 1.
+        weight: How many rows of the traffic each row of this request stands for, relative to
+            sampling at the plan's own rate with every position taken: the plan's rate over the rate
+            in force, times the item's positions over those taken. Finite, 1 to ``WEIGHT_LIMIT``; 1
+            unless the hook sampled less than planned.
     """
 
     id: str = ""

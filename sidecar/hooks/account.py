@@ -1,11 +1,14 @@
 """The hook's own books: every batch offered is sent, dropped for a reason, or still queued."""
 
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from enum import StrEnum
 
+from sidecar.hooks.governor import Governor
 from sidecar.wire import HookReport
+
+_FOLD = 256  # passes that may wait to be counted in
 
 
 class Drop(StrEnum):
@@ -27,6 +30,7 @@ class Account:
     """
 
     def __init__(self) -> None:
+        self._governor = Governor(None, 1.0)
         self.reset()
 
     def reset(self) -> None:
@@ -40,6 +44,8 @@ class Account:
         self._dropped: Counter[str] = Counter()
         self._hook_seconds = 0.0
         self._forward_seconds = 0.0
+        self._governed = 0
+        self._passes: deque[tuple[float, float | None, float]] = deque()
 
     @property
     def offered(self) -> int:
@@ -52,13 +58,45 @@ class Account:
         with self._lock:
             return dict(self._dropped)
 
-    def forward(self, seconds: float, hook_seconds: float, *, sampled: bool) -> None:
-        """Count a forward pass that ended."""
-        with self._lock:
+    def follow(self, governor: Governor) -> None:
+        """Report the rate and the share of this governor from now on."""
+        self._governor = governor
+
+    def passed(self, seconds: float) -> None:
+        """Count a forward pass that was not sampled: the one call every dormant pass pays for."""
+        self._note((seconds, None, 0.0))
+
+    def sampled(self, seconds: float, hook_seconds: float, rate: float) -> None:
+        """Count a sampled forward pass.
+
+        Args:
+            seconds: What the whole pass took, hooks included.
+            hook_seconds: What the hooks took of it.
+            rate: Sampling rate it was chosen with.
+        """
+        self._note((seconds, hook_seconds, rate))
+
+    def _note(self, entry: tuple[float, float | None, float]) -> None:
+        """Put a pass down without a lock; the next report, which the sender asks for, counts it in."""
+        passes = self._passes
+        passes.append(entry)
+        if len(passes) >= _FOLD:
+            with self._lock:
+                self._fold()
+
+    def _fold(self) -> None:
+        """Count in the passes put down so far; the lock is held."""
+        passes, governor = self._passes, self._governor
+        # Only here are entries taken out, so as many as there are now can be.
+        for _ in range(len(passes)):
+            seconds, hook_seconds, rate = passes.popleft()
             self._forwards += 1
-            self._sampled += sampled
             self._forward_seconds += seconds
-            self._hook_seconds += hook_seconds
+            self._governed += governor.holding
+            if hook_seconds is not None:
+                self._sampled += 1
+                self._hook_seconds += hook_seconds
+                governor.note(hook_seconds, self._forward_seconds, rate)
 
     def offer(self) -> None:
         """Count a batch that somebody wants to send."""
@@ -88,8 +126,13 @@ class Account:
             self._errors += 1
 
     def report(self, sampling_rate: float) -> HookReport:
-        """Return the books as they travel to the daemon."""
+        """Return the books as they travel to the daemon.
+
+        Args:
+            sampling_rate: What the sink allows; the governor may allow less.
+        """
         with self._lock:
+            self._fold()
             return HookReport(
                 forwards=self._forwards,
                 sampled_forwards=self._sampled,
@@ -98,5 +141,7 @@ class Account:
                 errors=self._errors,
                 hook_seconds=self._hook_seconds,
                 forward_seconds=self._forward_seconds,
-                sampling_rate=sampling_rate,
+                sampling_rate=min(sampling_rate, self._governor.rate),
+                governed_forwards=self._governed,
+                overhead_ratio=self._governor.ratio,
             )

@@ -18,6 +18,7 @@ class TappedRows:
         width: Values of a row.
         payload: Little-endian values in C order; valid until the batch is released.
         named: Whether item i is request i of the batch; else the items are anonymous.
+        weight: Positions the items have over those taken; at least 1.
     """
 
     layer: LayerKey
@@ -27,6 +28,7 @@ class TappedRows:
     width: int
     payload: memoryview
     named: bool
+    weight: float = 1.0
 
 
 def _nothing() -> None:
@@ -39,9 +41,10 @@ class ForwardBatch:
 
     Attributes:
         stage: Returns the rows, in the order the modules ran; a module that ran twice is there
-            twice. May wait for a device, so it is called by the sender only, at most once.
-        requests: What ``current_requests`` said, or empty.
-        weight: One over the probability with which the forward pass was sampled.
+            twice, and none are there when every hook had to refuse its own. May wait for a device,
+            so it is called by the sender only, at most once.
+        requests: Those of ``current_requests`` that were sampled, or empty.
+        weight: The plan's sampling rate over the rate the pass was sampled with; at least 1.
         held_bytes: Memory the rows take; what the queue is charged with.
         release: Gives the memory of ``stage`` back to the pool; called after the last use, and
             also when ``stage`` never was.

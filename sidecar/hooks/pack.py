@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sidecar.errors import SidecarError
-from sidecar.features import NAME_LIMIT, LayerKey, Request, Slice
+from sidecar.features import NAME_LIMIT, WEIGHT_LIMIT, LayerKey, Request, Slice
 from sidecar.hooks.batch import ForwardBatch, TappedRows
 from sidecar.wire import REQUEST_LIMIT
 
@@ -21,9 +21,6 @@ ITEM_TYPES: dict[str, np.dtype[np.uint32] | np.dtype[np.uint16]] = {
 REPORT_BYTES = 1024
 """Room for the sequence number and the hook's report in a message; a report of all reasons with
 20-digit counts takes less than half of it."""
-
-WEIGHT_LIMIT = 1e30
-"""Largest weight sent; beyond 3.4e38 it would become infinite as a float32 and be refused."""
 
 _PLAIN = re.compile("[!-~]*")
 
@@ -85,7 +82,8 @@ class Group:
 def groups(batch: ForwardBatch, staged: Iterable[TappedRows]) -> tuple[Group, ...]:
     """Gather a forward pass into groups of equal row layout.
 
-    A layer that ran several times in the pass gives each of its requests the rows of every run.
+    A layer that ran several times in the pass gives each of its requests the rows of every run; runs
+    whose rows weigh differently stay apart.
 
     Args:
         batch: What ``staged`` came from.
@@ -94,21 +92,30 @@ def groups(batch: ForwardBatch, staged: Iterable[TappedRows]) -> tuple[Group, ..
     Returns:
         Groups whose payloads alias the batch's wherever nothing had to be merged.
     """
-    runs: dict[tuple[LayerKey, int, bool], list[TappedRows]] = {}
+    runs: dict[tuple[LayerKey, int, bool, float], list[TappedRows]] = {}
     for tapped in staged:
-        runs.setdefault((tapped.layer, tapped.items, tapped.named), []).append(tapped)
-    layouts: dict[tuple[int, int, bool], list[Rows]] = {}
-    for (layer, items, named), parts in runs.items():
+        key = (tapped.layer, tapped.items, tapped.named, tapped.weight)
+        runs.setdefault(key, []).append(tapped)
+    layouts: dict[tuple[int, int, bool, float], list[Rows]] = {}
+    for (layer, items, named, weight), parts in runs.items():
         first = parts[0]
         rows_per_item = sum(part.rows_per_item for part in parts)
         rows = Rows(layer, first.dtype, first.width, _merge(parts))
-        layouts.setdefault((items, rows_per_item, named), []).append(rows)
-    named_requests = tuple(_clean(request, batch.weight) for request in batch.requests)
-    anonymous = Request(weight=batch.weight)
+        layouts.setdefault((items, rows_per_item, named, weight), []).append(rows)
     return tuple(
-        Group(tuple(rows), named_requests[:items] if named else (anonymous,) * items, per_item)
-        for (items, per_item, named), rows in layouts.items()
+        Group(tuple(rows), _requests(batch, items, weight, named=named), per_item)
+        for (items, per_item, named, weight), rows in layouts.items()
     )
+
+
+def _requests(
+    batch: ForwardBatch, items: int, weight: float, *, named: bool
+) -> tuple[Request, ...]:
+    """Return whose rows they are, weighted by how much of the traffic the rows stand for."""
+    whole = weight * batch.weight
+    if named:
+        return tuple(_clean(request, whole) for request in batch.requests[:items])
+    return (_clean(Request(), whole),) * items
 
 
 def _merge(parts: list[TappedRows]) -> memoryview:
@@ -136,7 +143,7 @@ def _clean(request: Request, weight: float) -> Request:
         except (SidecarError, TypeError, ValueError):
             traffic = Slice()
     own = max(1.0, request.weight)  # in this order a NaN gives 1
-    return Request(identifier, traffic, min(own * weight, WEIGHT_LIMIT))
+    return Request(identifier, traffic, min(own * weight, float(WEIGHT_LIMIT)))
 
 
 def split(group: Group, limit_bytes: int) -> Iterator[Group]:

@@ -70,10 +70,14 @@ class Plan:
         model: Registry name of the model, as in the daemon's configuration.
         taps: What is tapped.
         revision: sha256 of the weights; empty: ``attach`` computes it from the state dict.
-        sampling_rate: Largest share of forward passes to sample, 0 to 1; the daemon may lower it.
+        sampling_rate: Largest share of the traffic's requests to sample, 0 to 1; the daemon and the
+            overhead budget may lower it. A request is an item of the model's batch, or what
+            ``current_requests`` says.
         dtype: dtype of values on the wire: ``f32``, ``f16`` or ``bf16``.
         server: Name and version of the inference server, for the capture.
         max_rows: Most positions sampled of one item of a ``(N, T, F)`` output.
+        overhead_budget: Largest share of forward time that sampling may take, above 0 to 1; beyond
+            it the hooks lower their own rate, down to one request in a thousand. None: no limit.
         error_limit: Exceptions after which a hook disables itself for good.
         seed: Start of the sampler's sequence; None: drawn from the operating system, so that
             replicas do not sample in step.
@@ -86,6 +90,7 @@ class Plan:
     dtype: str = "f32"
     server: str = ""
     max_rows: int = 64
+    overhead_budget: float | None = 0.005
     error_limit: int = 10
     seed: int | None = None
 
@@ -100,5 +105,11 @@ class Plan:
             raise InvalidInput(f"plan.sampling_rate {self.sampling_rate} is outside 0 to 1")
         if self.dtype not in ("f32", "f16", "bf16"):
             raise UnsupportedDtype(f"plan.dtype {self.dtype!r}: use f32, f16 or bf16")
+        budget = self.overhead_budget
+        if budget is not None and not 0.0 < budget <= 1.0:  # true for NaN too
+            raise InvalidInput(
+                f"plan.overhead_budget {budget}: use a share above 0 and at most 1, or None for no "
+                "limit; to sample nothing, set sampling_rate=0"
+            )
         if self.max_rows < 1 or self.error_limit < 1:
             raise InvalidInput("plan.max_rows and plan.error_limit must be at least 1")

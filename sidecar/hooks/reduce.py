@@ -1,8 +1,8 @@
 """How a module's output becomes rows: one function for each kind of unit and view.
 
-Each takes a detached floating tensor and gives rows ``(items * rows_per_item, width)`` in memory of
-their own, so that later in-place operations of the model cannot change them. On a CPU the only
-reductions are maximum, mean and norm: a variance costs twenty times the copy.
+Each takes a detached floating tensor and gives rows ``(items, width)`` or ``(items, positions, width)``
+in memory of their own, so that later in-place operations of the model cannot change them. On a CPU
+the only reductions are maximum, mean and norm: a variance costs twenty times the copy.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,8 +13,9 @@ from sidecar.errors import ShapeMismatch
 from sidecar.features import FeatureKind, View
 from sidecar.hooks.plan import Tap
 
-Reduction = Callable[[torch.Tensor, int], torch.Tensor]
-"""Takes the output and a random number; gives rows, those of one item next to each other."""
+Reduction = Callable[[torch.Tensor, float], tuple[torch.Tensor, float]]
+"""Takes the output and a random number; gives the rows, and how many of the item's positions there
+are for each one taken."""
 
 _SEQUENCE = 3  # dimensions of (items, positions, features)
 _ATTENTION = 4  # dimensions of (items, heads, queries, keys)
@@ -31,7 +32,7 @@ def reduction(tap: Tap, max_rows: int) -> Reduction:
         return lambda output, draw: _neuron(output, draw, max_rows)
     if view is View.ENTROPY:
         return _entropy
-    return lambda output, _: _head_norm(output, tap.heads)
+    return lambda output, _: (_head_norm(output, tap.heads), 1.0)
 
 
 def fitting_dims(tap: Tap) -> tuple[int, ...]:
@@ -80,36 +81,60 @@ def _describe(output: object) -> str:
 _POSITIONS = {2: (), 3: (1,), 4: (2, 3), 5: (2, 3, 4)}
 
 
-def _channel_max(output: torch.Tensor, _: int) -> torch.Tensor:
+def _channel_max(output: torch.Tensor, _: float) -> tuple[torch.Tensor, float]:
     where = _POSITIONS[output.dim()]
-    return output.amax(where) if where else output.clone()  # (items, channels)
+    return output.amax(where) if where else output.clone(), 1.0  # (items, channels)
 
 
-def _channel_mean(output: torch.Tensor, _: int) -> torch.Tensor:
+def _channel_mean(output: torch.Tensor, _: float) -> tuple[torch.Tensor, float]:
     where = _POSITIONS[output.dim()]
     if not where:
-        return output.clone()  # (items, channels)
+        return output.clone(), 1.0  # (items, channels)
     # float32 sums: half-precision ones lose the mean of a large feature map.
     wide = torch.float32 if output.dtype in (torch.float16, torch.bfloat16) else None
-    return output.mean(where, dtype=wide)  # (items, channels)
+    return output.mean(where, dtype=wide), 1.0  # (items, channels)
 
 
-def _logit(output: torch.Tensor, _: int) -> torch.Tensor:
-    return output.clone()  # (items, classes)
+def _logit(output: torch.Tensor, _: float) -> tuple[torch.Tensor, float]:
+    return output.clone(), 1.0  # (items, classes)
 
 
-def _neuron(output: torch.Tensor, draw: int, max_rows: int) -> torch.Tensor:
+def _neuron(output: torch.Tensor, draw: float, max_rows: int) -> tuple[torch.Tensor, float]:
     """Take every position of short sequences, and a random comb of long ones."""
-    if output.dim() == 2:  # noqa: PLR2004 - (items, features)
-        return output.clone()
+    if output.dim() == 2 or output.shape[1] <= max_rows:  # noqa: PLR2004 - (items, features)
+        return output.clone(), 1.0
+    return comb(output, draw, max_rows), output.shape[1] / max_rows
+
+
+def comb(output: torch.Tensor, draw: float, rows: int) -> torch.Tensor:
+    """Copy some positions of longer sequences, each with the same probability ``rows / positions``.
+
+    Circular systematic sampling: every ``positions // rows``-th position from a random one on,
+    beyond the end on from the start. Two slices do it, where positions of equal distance to a real
+    number's precision would need an index tensor on the model's device.
+
+    Args:
+        output: Shape ``(items, positions, features)``, more than ``rows`` positions.
+        draw: A random number from 0 to below 1.
+        rows: How many positions are taken of each item; the same ones of every item.
+
+    Returns:
+        New memory of shape ``(items, rows, features)``.
+
+    Source:
+        Cochran 1977, "Sampling techniques", section 8.1.
+    """
     positions = output.shape[1]
-    rows = min(positions, max_rows)
-    step = positions // rows
-    # A slice and not an index: it needs no index tensor on the device.
-    start = draw % (positions - step * (rows - 1))
-    comb = output[:, start : start + step * rows : step]  # (items, rows, features)
-    # reshape alone may alias the live tensor.
-    return comb.reshape(-1, output.shape[2]).clone()
+    step, start = positions // rows, int(draw * positions)
+    first = min(rows, -(-(positions - start) // step))  # those before the end
+    head = output[:, start : start + step * first : step]  # (items, first, features)
+    if first == rows:
+        return head.clone()
+    again = start + step * first - positions
+    tail = output[
+        :, again : again + step * (rows - first) : step
+    ]  # (items, rows - first, features)
+    return torch.cat((head, tail), 1)  # (items, rows, features)
 
 
 def _head_norm(output: torch.Tensor, heads: int) -> torch.Tensor:
@@ -121,6 +146,6 @@ def _head_norm(output: torch.Tensor, heads: int) -> torch.Tensor:
     return norms.mean(1)  # (items, heads)
 
 
-def _entropy(output: torch.Tensor, _: int) -> torch.Tensor:
+def _entropy(output: torch.Tensor, _: float) -> tuple[torch.Tensor, float]:
     terms: torch.Tensor = torch.special.entr(output)
-    return terms.sum(-1).mean(-1)  # (items, heads)
+    return terms.sum(-1).mean(-1), 1.0  # (items, heads)

@@ -1,48 +1,134 @@
-"""One decision per forward pass: is this one sampled?"""
+"""One decision per forward pass: which of its items are sampled?"""
 
-import itertools
+import hashlib
+import random
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-_MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
+from sidecar.features import NAME_LIMIT
+
+_ONLY = ((0, 1),)  # the runs of the only item
+_KNOWN_LIMIT = 4096  # ids whose hash is remembered: a second's worth of a busy language model
+
+
+class Choice(NamedTuple):
+    """The items of one forward pass that are sampled.
+
+    Every item is in with the same probability, the rate, but not independently of the others.
+
+    Attributes:
+        runs: ``(start, stop)`` of neighbouring chosen items, increasing and apart. Runs and not
+            numbers, so that slices can take them: an index tensor would have to be sent to the
+            model's device.
+        items: How many are chosen; at least 1.
+        draw: A random number from 0 to below 1 for further choices within the pass.
+    """
+
+    runs: tuple[tuple[int, int], ...]
+    items: int
+    draw: float
 
 
 class Sampler:
-    """Draws decisions from a hash of a counter.
+    """Decides by random numbers, or by a hash of the requests' ids.
 
-    A hash and not every n-th forward: periodic traffic would be seen always at the same phase. Any
-    number of threads may draw at once; equal seeds give equal sequences.
+    Random and not every n-th forward: periodic traffic would be seen always at the same phase. Any
+    number of threads may ask at once; equal seeds give equal sequences.
 
     Args:
-        seed: Start of the sequence.
+        seed: Start of the random numbers, and key of the ids' hash.
     """
 
     def __init__(self, seed: int) -> None:
-        self._seed = seed & _MASK
-        self._counter = itertools.count()  # next() on it is atomic: no lock in the forward pass
+        # Atomic and in C: no lock and no Python arithmetic in the forward pass.
+        self._random = random.Random(seed).random  # noqa: S311 - nobody gains by guessing it
+        self._key = (seed & (1 << 64) - 1).to_bytes(8)
+        self._known: dict[str, int] = {}
+        self._blocks = (1.0, 1, 1.0)
 
-    def draw(self, rate: float) -> int:
-        """Decide on one forward pass.
+    def choose(self, rate: float, items: int) -> Choice | None:
+        """Decide on the items of one forward pass of which nothing else is known.
+
+        The items are cut into about ``1 / rate`` blocks of neighbours and one block is chosen, so
+        that a single slice holds it.
 
         Args:
-            rate: Probability of being sampled, 0 to 1.
+            rate: Probability with which each item is sampled, above 0 to 1.
+            items: How many there are; at least 1.
 
         Returns:
-            0 with probability ``1 - rate``, else a positive random number whose lowest bits serve
-            further choices within the pass.
+            The sampled items, or None.
         """
-        if rate <= 0.0:
-            return 0
-        value = mix(self._seed + next(self._counter))
-        return value + 1 if value < rate * 2.0**64 else 0
+        chance = self._random()
+        if items == 1:
+            return Choice(_ONLY, 1, self._random()) if chance < rate else None
+        blocks, share = self._cut(rate)
+        blocks += chance >= share
+        block = int(self._random() * blocks)
+        start, stop = block * items // blocks, (block + 1) * items // blocks
+        return None if start == stop else Choice(((start, stop),), stop - start, self._random())
+
+    def _cut(self, rate: float) -> tuple[int, float]:
+        """Return a number n of blocks, and the share of passes with n blocks; others have n + 1.
+
+        One of n blocks holds an item with probability 1/n; mixing n and n + 1 gives any rate exactly.
+        """
+        known, blocks, share = self._blocks
+        if known != rate:
+            blocks = int(1.0 / rate)
+            share = rate * blocks * (blocks + 1) - blocks
+            self._blocks = (rate, blocks, share)
+        return blocks, share
+
+    def choose_named(self, rate: float, ids: Sequence[str]) -> Choice | None:
+        """Decide on the requests of one forward pass by their ids.
+
+        The same id is decided alike in every pass as long as the rate stays, so that all passes of a
+        request, such as the decode steps of a language model, are sampled or none; a lower rate
+        keeps a part of the requests that a higher one keeps. An empty id is decided by chance.
+
+        Args:
+            rate: Probability with which each request is sampled, above 0 to 1.
+            ids: The requests' ids in the order of the rows; at least one.
+
+        Returns:
+            The sampled requests, or None.
+        """
+        if rate >= 1.0:
+            return Choice(((0, len(ids)),), len(ids), self._random())
+        limit = rate * 2.0**64
+        known = self._known
+        chosen = [
+            number
+            for number, name in enumerate(ids)
+            if (known.get(name) or self._hash(name)) < limit
+        ]
+        if not chosen:
+            return None
+        return Choice(tuple(_runs(chosen)), len(chosen), self._random())
+
+    def _hash(self, name: str) -> float:
+        """Return a number from 0 to 2**64 that is the same for the same name."""
+        if not name:
+            return self._random() * 2.0**64
+        # A server may hand over any text, lone surrogates included, or even a number.
+        data = str(name).encode("utf-8", "surrogatepass")
+        value = int.from_bytes(hashlib.blake2b(data, digest_size=8, key=self._key).digest())
+        if len(data) <= NAME_LIMIT:  # bounds the memory of what is remembered
+            if len(self._known) >= _KNOWN_LIMIT:
+                self._known = {}  # replaced, not cleared: another thread may be reading
+            self._known[name] = value
+        return value
 
 
-def mix(value: int) -> int:
-    """Return a well-mixed 64-bit hash of an integer.
-
-    Source:
-        splitmix64, Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators".
-    """
-    value = (value * _GOLDEN) & _MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)
+def _runs(numbers: Iterable[int]) -> Iterable[tuple[int, int]]:
+    """Join increasing numbers into runs of neighbours."""
+    start = stop = -1
+    for number in numbers:
+        if number != stop:
+            if stop > start:
+                yield start, stop
+            start = number
+        stop = number + 1
+    if stop > start:
+        yield start, stop

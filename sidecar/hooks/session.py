@@ -307,6 +307,8 @@ class Session(Iterator[Sendable]):
         if self._clock() - offered_at > self._timing.stale:
             return Drop.DISCONNECTED
         staged = batch.stage()
+        if not staged:
+            return Drop.ERROR
         limit = self._welcome.message_limit_bytes if self._welcome else 0
         try:
             parts = [part for group in groups(batch, staged) for part in split(group, limit)]

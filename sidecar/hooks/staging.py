@@ -1,9 +1,13 @@
 """Pooled host memory through which the sender takes rows off the model's device."""
 
+import itertools
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+
+from sidecar.hooks.cuda import SideStreams
 
 _SMALLEST_BYTES = 4096
 """Smallest buffer: below a page nothing is saved."""
@@ -19,14 +23,18 @@ class Pool:
 
     Args:
         limit_bytes: Bytes of one size that are kept.
+        streams: How rows leave CUDA devices.
     """
 
-    def __init__(self, limit_bytes: int) -> None:
+    def __init__(self, limit_bytes: int, streams: SideStreams) -> None:
         self._limit_bytes = limit_bytes
+        self._streams = streams
         # deque's own append and pop are atomic.
         self._free: dict[tuple[int, bool], deque[torch.Tensor]] = {}
 
-    def stage(self, parts: list[torch.Tensor], dtype: str, events: list[Any]) -> torch.Tensor:
+    def stage(
+        self, parts: list[torch.Tensor], dtype: str, marks: Mapping[torch.device, Any]
+    ) -> torch.Tensor:
         """Copy rows into one pooled buffer, converted to the dtype of the wire.
 
         Waits for the device, so it has no place in a forward pass.
@@ -34,7 +42,7 @@ class Pool:
         Args:
             parts: Rows of the layers, in order; private to the caller, on any devices.
             dtype: ``f32``, ``f16`` or ``bf16``.
-            events: CUDA events after which the parts are complete; empty on other devices.
+            marks: For each CUDA device the event after which its parts are complete.
 
         Returns:
             A uint8 buffer that starts with all values one after another, little-endian; for
@@ -43,24 +51,41 @@ class Pool:
         wanted = _DTYPES[dtype]
         size = sum(part.numel() for part in parts) * wanted.itemsize
         with torch.inference_mode():
-            # Other streams than the model's would race with it; its own are free after the event.
-            for event in events:
-                event.synchronize()
-            buffer = self._lease(size, pinned=bool(events))
-            view = buffer[:size].view(wanted)  # (values,)
-            flats = [part.reshape(-1) for part in parts]
-            if len({part.device for part in parts}) > 1:  # a model split over devices: rare
-                flats = [flat.to("cpu") for flat in flats]
-            # Gathered and converted on the device: one copy, of the bytes that are sent.
-            view.copy_(torch.cat(flats).to(wanted))
+            buffer = self._lease(size, pinned=bool(marks))
+            self._fill(buffer[:size].view(wanted), parts, marks)
         return buffer
+
+    def _fill(
+        self, view: torch.Tensor, parts: list[torch.Tensor], marks: Mapping[torch.device, Any]
+    ) -> None:
+        """Copy device by device: a model split over devices has its layers in runs."""
+        offset = 0
+        pending = []
+        try:
+            for device, run in itertools.groupby(parts, lambda part: part.device):
+                together = list(run)
+                count = sum(part.numel() for part in together)
+                target = view[offset : offset + count]  # (values,)
+                offset += count
+                if device in marks:
+                    pending.append(self._streams.copy(together, target, marks[device]))
+                else:
+                    flats = [part.reshape(-1) for part in together]
+                    target.copy_(torch.cat(flats))
+        finally:
+            # Also after an error: what was enqueued still reads the parts and writes the buffer.
+            for done in pending:
+                done.synchronize()
 
     def _lease(self, size: int, *, pinned: bool) -> torch.Tensor:
         room = max(_SMALLEST_BYTES, 1 << (size - 1).bit_length())
         try:
             return self._free[room, pinned].pop()
         except (KeyError, IndexError):
-            return torch.empty(room, dtype=torch.uint8, device="cpu", pin_memory=pinned)
+            return self._allocate(room, pinned=pinned)
+
+    def _allocate(self, room: int, *, pinned: bool) -> torch.Tensor:
+        return torch.empty(room, dtype=torch.uint8, device="cpu", pin_memory=pinned)
 
     def give_back(self, buffer: torch.Tensor) -> None:
         """Let a buffer be used again."""

@@ -6,8 +6,8 @@ import fnmatch
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,9 +16,12 @@ from torch.utils.hooks import RemovableHandle
 
 from sidecar import __version__
 from sidecar.errors import InvalidInput, InvalidName, ShapeMismatch
-from sidecar.features import Capture, LayerKey, Request
+from sidecar.features import Capture, FeatureKind, LayerKey
 from sidecar.hooks.account import Drop
-from sidecar.hooks.batch import ForwardBatch, TappedRows
+from sidecar.hooks.batch import ForwardBatch
+from sidecar.hooks.capture import Captured, Population, Taken, pick, sample_items
+from sidecar.hooks.cuda import SideStreams
+from sidecar.hooks.governor import Governor
 from sidecar.hooks.plan import ROOT_LAYER, Plan, Tap
 from sidecar.hooks.reduce import find_tensor, fitting_dims, reduction
 from sidecar.hooks.requests import active_requests
@@ -39,7 +42,13 @@ _OBJECT_BYTES = 1024
 """What a small tensor takes beyond its values, in torch and Python; without it a queue of tiny rows
 would hold many times its bytes."""
 
-_ITEM_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+# Bound once: these are called in every forward pass, where caches are cold and each look-up counts.
+_is_compiling = torch.compiler.is_compiling
+_is_grad_enabled = torch.is_grad_enabled
+_is_tracing: Any = torch.jit.is_tracing  # type: ignore[attr-defined]
+_cuda: Any = torch.cuda
+_has_cuda = _cuda.is_initialized
+_clock = time.perf_counter
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,56 +68,48 @@ class Statistics:
     disabled: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Spec:
-    """What is known of a layer's rows before they are made, as long as the shapes stay.
+class _Sample:
+    """A sampled forward pass under way in one thread."""
 
-    Attributes:
-        shape: Shape of the output it holds for.
-        dtype: dtype of that output.
-        layout: ``_Forward.layout`` it holds for.
-        keep: Leading entries of the output to sample; 0: all.
-        items: Items the rows belong to.
-        rows_per_item: Rows of each item.
-        width: Values of a row.
-        size: Bytes of the rows on the wire.
-        held: Bytes they take until they are sent.
-        named: Whether item i is request i.
-    """
+    __slots__ = (
+        "draw",
+        "held_bytes",
+        "hook_seconds",
+        "population",
+        "rate",
+        "recording",
+        "taken",
+        "too_large",
+    )
 
-    shape: torch.Size
-    dtype: torch.dtype
-    layout: tuple[int, int]
-    keep: int
-    items: int
-    rows_per_item: int
-    width: int
-    size: int
-    held: int
-    named: bool
+    def __init__(self, population: Population, rate: float, draw: float) -> None:
+        self.population = population
+        self.rate = rate
+        self.draw = draw  # random number for choices within the pass
+        self.recording = _is_grad_enabled()
+        self.taken: list[Taken] = []
+        self.held_bytes = 0
+        self.hook_seconds = 0.0
+        self.too_large = False
 
 
-@dataclass(slots=True)
 class _Forward:
     """One forward pass under way in one thread."""
 
-    outer: "_Forward | None"
-    depth: int
-    started: float
-    draw: int = 0  # random bits of a sampled pass; 0: not sampled
-    rate: float = 1.0
-    layout: tuple[int, int] = (0, 0)  # items of the model's input (0: unknown), and requests
-    requests: tuple[Request, ...] = ()
-    taken: "list[tuple[LayerKey, _Spec, torch.Tensor]]" = field(default_factory=list)
-    taken_bytes: int = 0
-    hook_seconds: float = 0.0
-    too_large: bool = False
+    __slots__ = ("depth", "outer", "sample", "started")
+
+    def __init__(self, outer: "_Forward | None", depth: int, started: float) -> None:
+        self.outer = outer
+        self.depth = depth
+        self.started = started
+        self.sample: _Sample | None = None
 
 
 class _Thread(threading.local):
-    """The forward pass each thread is in; the class attribute is every thread's start."""
+    """The forward pass each thread is in; the class attributes are every thread's start."""
 
     forward: _Forward | None = None
+    sample: _Sample | None = None  # that of ``forward``: the one thing a dormant hook looks at
 
 
 def _inert(*_: Any, **__: Any) -> None:
@@ -152,7 +153,7 @@ class _Begin(_Hook):
     def __call__(
         self, _module: torch.nn.Module, args: Any, kwargs: Any = None
     ) -> None:  # kwargs may be missing when another thread detaches at this moment
-        if torch.compiler.is_compiling() or not self.enabled:
+        if _is_compiling() or not self.enabled:
             return
         try:
             self.attachment.begin(args, kwargs)
@@ -164,7 +165,7 @@ class _End(_Hook):
     """After the model's forward, also when it raised: hands the rows over."""
 
     def __call__(self, _module: torch.nn.Module, _args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling():
+        if _is_compiling():
             return
         try:
             self.attachment.end(output)
@@ -180,85 +181,78 @@ class _LayerHook(_Hook):
         self.layer = layer
         self._local = attachment.local
         self._limit_bytes = attachment.sink.limit_bytes
-        self._item_bytes = _ITEM_BYTES[attachment.plan.dtype]
         self._dims = fitting_dims(tap)
+        self._positions = (
+            tap.kind is FeatureKind.NEURON
+        )  # whether rows may be (items, positions, w)
         self._reduce = reduction(tap, attachment.plan.max_rows)
-        self._spec: _Spec | None = None
+        self._shape: torch.Size | None = None
+        self._dtype: torch.dtype | None = None
+        self._width = 0
 
     def __call__(self, _module: torch.nn.Module, _args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling():
+        if _is_compiling():
             return
-        forward = self._local.forward
-        if forward is None or not forward.draw or not self.enabled or forward.too_large:
+        sample = self._local.sample
+        if sample is None or not self.enabled or sample.too_large:
             return
-        started = time.perf_counter()
+        started = _clock()
         try:
-            self._take(forward, output)
+            self._take(sample, output)
         except Exception as error:  # noqa: BLE001 - nothing may reach the server
-            self.failed(error)
-        forward.hook_seconds += time.perf_counter() - started
+            self.failed(self._explain(error, output))
+        sample.hook_seconds += _clock() - started
 
-    def _take(self, forward: _Forward, output: Any) -> None:
-        # Servers repeat their shapes, and every call saved here counts: with cold caches even a
-        # slice of a tensor costs microseconds.
+    def _take(self, sample: _Sample, output: Any) -> None:
+        # Next to nothing is looked at here: between two convolutions even the shape of a tensor
+        # costs two microseconds. The rows are checked by the sender, in ``accept``.
         tensor = output if type(output) is torch.Tensor else find_tensor(output, self._dims)
-        if tensor.requires_grad:
+        if sample.recording:
             tensor = tensor.detach()
-        spec = self._spec
-        if (
-            spec is None
-            or tensor.shape != spec.shape
-            or forward.layout != spec.layout
-            or tensor.dtype is not spec.dtype
-        ):
-            tensor = find_tensor(output, self._dims)
-            spec = self._specify(forward, tensor)
-        rows = self._reduce(tensor[: spec.keep] if spec.keep else tensor, forward.draw)
-        forward.taken_bytes += spec.held
-        if forward.taken_bytes > self._limit_bytes:
-            forward.too_large = True
-            forward.taken.clear()
+        stray = False
+        if sample.population.runs is not None:
+            picked, stray = pick(sample.population, tensor)
+            if picked is None:
+                return
+            tensor = picked
+        rows, weight = self._reduce(tensor, sample.draw)
+        sample.held_bytes += rows.nbytes + _OBJECT_BYTES
+        if sample.held_bytes > self._limit_bytes:
+            sample.too_large = True
+            sample.taken.clear()
             return
-        forward.taken.append((self.layer, spec, rows))
+        sample.taken.append((self, rows, weight, stray))
 
-    def _specify(self, forward: _Forward, tensor: torch.Tensor) -> _Spec:
-        """Work out whose rows an output of a new shape holds."""
-        batch_items, requests = forward.layout
-        entries = tensor.shape[0]
-        items, named = _owners(entries, batch_items)
-        keep = 0
-        if named and 0 < requests < items:
-            # Entries beyond the requests are padding of the server's batch.
-            keep = requests * (entries // items)
-            items = requests
-        rows = self._reduce(tensor[: keep or entries], forward.draw)
-        count, width = rows.shape
-        if self._spec is not None and self._spec.width != width:
-            raise ShapeMismatch(f"layer {self.name} was {self._spec.width} wide and is now {width}")
-        self._spec = _Spec(
-            shape=tensor.shape,
-            dtype=tensor.dtype,
-            layout=forward.layout,
-            keep=keep,
-            items=items,
-            rows_per_item=count // items,
-            width=width,
-            size=count * width * self._item_bytes,
-            held=max(rows.element_size(), self._item_bytes) * count * width + _OBJECT_BYTES,
-            named=named and requests > 0,
-        )
-        return self._spec
+    def _explain(self, error: Exception, output: Any) -> Exception:
+        """Return what is wrong with the output, where that is why the reduction failed."""
+        try:
+            find_tensor(output, self._dims)
+        except ShapeMismatch as better:
+            return better
+        return error
 
+    def accept(self, rows: torch.Tensor) -> bool:
+        """Say whether these are rows of the layer; count it as an error if not."""
+        if (
+            rows.shape != self._shape or rows.dtype is not self._dtype
+        ):  # servers repeat their shapes
+            problem = self._problem(rows)
+            if problem:
+                self.failed(ShapeMismatch(problem))
+                return False
+            self._shape, self._dtype, self._width = rows.shape, rows.dtype, rows.shape[-1]
+        return True
 
-def _owners(rows: int, items: int) -> tuple[int, bool]:
-    """Return how many items an output's first dimension holds, and whether they are the input's.
-
-    An output with k times the input's items holds k parts of each, next to each other, as window
-    attention and flattened positions do. Anything else is nobody's in particular.
-    """
-    if items and rows % items == 0:
-        return items, True
-    return rows, False
+    def _problem(self, rows: torch.Tensor) -> str:
+        fits = rows.dim() == 2 or (rows.dim() == 3 and self._positions)  # noqa: PLR2004 - see Taken
+        if not (fits and rows.numel() and rows.is_floating_point()):
+            return (
+                f"layer {self.name} gives {rows.dtype} {tuple(rows.shape)}: the tap needs a "
+                f"non-empty floating tensor of {' or '.join(map(str, self._dims))} dimensions"
+            )
+        if self._width not in (0, rows.shape[-1]):
+            return f"layer {self.name} was {self._width} wide and is now {rows.shape[-1]}"
+        return ""
 
 
 class Attachment:
@@ -276,7 +270,11 @@ class Attachment:
         self.local = _Thread()
         seed = int.from_bytes(os.urandom(8)) if plan.seed is None else plan.seed
         self._sampler = Sampler(seed)
-        self._pool = Pool(sink.limit_bytes)
+        self._governor = Governor(plan.overhead_budget, plan.sampling_rate)
+        self._account = sink.account
+        self._account.follow(self._governor)
+        self._streams = SideStreams()
+        self._pool = Pool(sink.limit_bytes, self._streams)
         self._handles: list[RemovableHandle] = []
         self._hooks: list[_Hook] = []
 
@@ -330,107 +328,67 @@ class Attachment:
             self.detach()
             raise
 
-    def begin(self, args: Any, kwargs: Any) -> None:
-        """Enter a forward pass and decide whether it is sampled."""
-        outer = self.local.forward
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> None:
+        """Enter a forward pass and decide which of its items are sampled."""
+        local = self.local
+        outer = local.forward
         depth = 0 if outer is None else outer.depth + 1
         if depth >= _NESTING_LIMIT:
             outer, depth = None, 0
-        forward = _Forward(outer, depth, time.perf_counter())
-        self.local.forward = forward
-        rate = min(self.plan.sampling_rate, self.sink.sampling_rate)
-        draw = self._sampler.draw(rate)
-        if not draw or _recording():
+        started = _clock()
+        forward = local.forward = _Forward(outer, depth, started)
+        local.sample = None
+        rate = min(self.sink.sampling_rate, self._governor.rate)  # this one starts at the plan's
+        if rate <= 0.0:
+            return
+        items = _first_items(args) or (_first_items(kwargs.values()) if kwargs else 0)
+        chosen = sample_items(self._sampler, rate, items, active_requests())
+        if chosen is None or _recording():
             return
         if not self.sink.accepting:
-            self.sink.account.refuse(Drop.BREAKER_OPEN)
+            self._account.refuse(Drop.BREAKER_OPEN)
             return
-        forward.rate = rate
-        forward.requests = active_requests()
-        items = _first_items(args) or _first_items(kwargs)
-        forward.layout = (items, len(forward.requests))
-        forward.draw = draw
+        population, choice = chosen
+        sample = forward.sample = local.sample = _Sample(population, rate, choice.draw)
+        sample.hook_seconds = _clock() - started
 
     def end(self, output: object) -> None:
         """Leave a forward pass and hand its rows over."""
-        forward = self.local.forward
+        local = self.local
+        forward = local.forward
         if forward is None:
             return
-        self.local.forward = forward.outer
-        now = time.perf_counter()
-        seconds = now - forward.started
+        outer = local.forward = forward.outer
+        local.sample = None if outer is None else outer.sample
+        now = _clock()
+        sample = forward.sample
+        if sample is None:
+            self._account.passed(now - forward.started)
+            return
         try:
             # A pass that raised has no output, and half its layers.
             if output is not None:
-                self._hand_over(forward)
+                self._hand_over(sample)
         finally:
-            sampled = bool(forward.draw)
             # The hand-over is the hooks' time too, and comes after the model's own.
-            extra = time.perf_counter() - now if sampled else 0.0
-            self.sink.account.forward(
-                seconds + extra, forward.hook_seconds + extra, sampled=sampled
-            )
+            ended = _clock()
+            hook_seconds = sample.hook_seconds + ended - now
+            self._account.sampled(ended - forward.started, hook_seconds, sample.rate)
 
-    def _hand_over(self, forward: _Forward) -> None:
-        if forward.too_large:
-            self.sink.account.refuse(Drop.TOO_LARGE)
-        if not forward.taken:
+    def _hand_over(self, sample: _Sample) -> None:
+        if sample.too_large:
+            self._account.refuse(Drop.TOO_LARGE)
+        taken = sample.taken
+        if not taken:
             return
-        capture = _Captured(self._pool, self.plan.dtype, forward.taken)
+        devices = {rows.device for _, rows, _, _ in taken if rows.is_cuda} if _has_cuda() else ()
+        marks = self._streams.mark(devices)
+        capture = Captured(self._pool, self.plan.dtype, taken, sample.population, marks)
+        weight = self.plan.sampling_rate / sample.rate
+        requests = sample.population.requests
         self.sink.offer(
-            ForwardBatch(
-                capture.stage,
-                forward.requests,
-                1.0 / forward.rate,
-                forward.taken_bytes,
-                capture.release,
-            )
+            ForwardBatch(capture.stage, requests, weight, sample.held_bytes, capture.release)
         )
-
-
-class _Captured:
-    """The private copies of one forward pass, until the sender has taken them off the device."""
-
-    def __init__(
-        self, pool: Pool, dtype: str, taken: list[tuple[LayerKey, _Spec, torch.Tensor]]
-    ) -> None:
-        self._pool = pool
-        self._dtype = dtype
-        self._taken = taken
-        self._buffer: torch.Tensor | None = None
-        # The sender waits for these; the forward pass only leaves them in its streams.
-        cuda: Any = torch.cuda  # torch gives these functions no types
-        devices = {rows.device for _, _, rows in taken if rows.is_cuda}
-        self._events = [cuda.current_stream(device).record_event() for device in devices]
-
-    def stage(self) -> tuple[TappedRows, ...]:
-        """Bring the rows into pooled host memory."""
-        parts = [rows for _, _, rows in self._taken]
-        self._buffer = self._pool.stage(parts, self._dtype, self._events)
-        payload = self._buffer.numpy().data
-        tapped = []
-        offset = 0
-        for layer, spec, _ in self._taken:
-            tapped.append(
-                TappedRows(
-                    layer,
-                    self._dtype,
-                    spec.items,
-                    spec.rows_per_item,
-                    spec.width,
-                    payload[offset : offset + spec.size],
-                    spec.named,
-                )
-            )
-            offset += spec.size
-        return tuple(tapped)
-
-    def release(self) -> None:
-        """Give the memory back."""
-        self._taken = []
-        if self._buffer is not None:
-            self._pool.give_back(self._buffer)
-            self._buffer = None
 
 
 def _register_always(model: torch.nn.Module, hook: _Hook) -> RemovableHandle:
@@ -443,17 +401,14 @@ def _register_always(model: torch.nn.Module, hook: _Hook) -> RemovableHandle:
 
 def _recording() -> bool:
     """Whether this pass builds a trace or a CUDA graph, which must not contain our copies."""
-    jit: Any = torch.jit  # torch gives these functions no types
-    cuda: Any = torch.cuda
-    return bool(jit.is_tracing() or (cuda.is_initialized() and cuda.is_current_stream_capturing()))
+    return bool(_is_tracing() or (_has_cuda() and _cuda.is_current_stream_capturing()))
 
 
-def _first_items(arguments: Any) -> int:
+def _first_items(values: Iterable[Any]) -> int:
     """Return the first dimension of the first tensor among a forward's arguments, or 0."""
-    values = arguments.values() if isinstance(arguments, Mapping) else arguments or ()
     for value in values:
         if isinstance(value, torch.Tensor) and value.dim():
-            return int(value.shape[0])
+            return len(value)
     return 0
 
 
@@ -468,7 +423,7 @@ def attach(
 
     This is start-up, the one moment when the hooks may raise. From then on they never do: outputs
     stay bit-equal, exceptions are caught and counted, and a forward pass that is not sampled costs
-    one comparison a tapped module.
+    one comparison a tapped module. Sampling is held within the plan's overhead budget.
 
     Args:
         model: The module whose calls are the forward passes; eager, neither compiled nor scripted.

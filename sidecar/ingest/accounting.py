@@ -130,6 +130,9 @@ class Ledger:
                 sampled_forwards=int(hooks.total["sampled_forwards"]),
                 hook_seconds=hooks.total["hook_seconds"],
                 forward_seconds=hooks.total["forward_seconds"],
+                governed_forwards=int(hooks.total["governed_forwards"]),
+                hook_sampling_rate=hooks.newest.sampling_rate,
+                hook_overhead_ratio=hooks.newest.overhead_ratio,
             )
 
 
@@ -143,11 +146,13 @@ class _HookTotals:
         "errors",
         "hook_seconds",
         "forward_seconds",
+        "governed_forwards",
     )
 
     def __init__(self) -> None:
         self.total = dict.fromkeys(self.FIELDS, 0.0)
         self.dropped: Counter[str] = Counter()
+        self.newest = HookReport()
         self._last: dict[str, HookReport] = {}
 
     def add(self, client_id: str, report: HookReport) -> None:
@@ -155,7 +160,7 @@ class _HookTotals:
         # told them to a daemon of before: its history is no news, and no alert.
         elsewhere = report if report.batches_sent else HookReport()
         last = self._last.pop(client_id, elsewhere)
-        self._last[client_id] = report
+        self._last[client_id] = self.newest = report
         for name in self.FIELDS:
             self.total[name] += _increment(getattr(last, name), getattr(report, name))
         for reason, count in report.dropped.items():

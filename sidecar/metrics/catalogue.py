@@ -291,6 +291,22 @@ HOOK_SECONDS = _counter(
 FORWARD_SECONDS = _counter(
     "sidecar_hook_forward_seconds_total", "seconds", "Time hooked models spent in forward passes."
 )
+HOOK_GOVERNED = _counter(
+    "sidecar_hook_governed_forwards_total",
+    "forward passes",
+    "Forward passes during which hooks held their sampling rate down to keep their overhead budget.",
+)
+HOOK_SAMPLING_RATE = _gauge(
+    "sidecar_hook_sampling_ratio",
+    "ratio",
+    "Sampling rate in force in the hooks, by their newest report; below sidecar_sampling_ratio when "
+    "the plan asks for less or the governor holds it down.",
+)
+HOOK_OVERHEAD = _gauge(
+    "sidecar_hook_overhead_ratio",
+    "ratio",
+    "Share of forward time that sampling took over the governor's newest stretch, by the newest report.",
+)
 
 # --- jobs, storage, the daemon itself --------------------------------------------------------
 
@@ -379,6 +395,9 @@ FAMILIES: tuple[Family, ...] = (
     HOOK_SAMPLED,
     HOOK_SECONDS,
     FORWARD_SECONDS,
+    HOOK_GOVERNED,
+    HOOK_SAMPLING_RATE,
+    HOOK_OVERHEAD,
     JOBS,
     JOB_RUNS,
     JOB_SECONDS,

@@ -119,6 +119,9 @@ def ingest_rows(counts: IngestCounts) -> Iterator[Row]:
         (catalogue.HOOK_SAMPLED, counts.sampled_forwards),
         (catalogue.HOOK_SECONDS, counts.hook_seconds),
         (catalogue.FORWARD_SECONDS, counts.forward_seconds),
+        (catalogue.HOOK_GOVERNED, counts.governed_forwards),
+        (catalogue.HOOK_SAMPLING_RATE, counts.hook_sampling_rate),
+        (catalogue.HOOK_OVERHEAD, counts.hook_overhead_ratio),
     ):
         yield family, (), value
     yield from _by_reason(catalogue.BATCHES_REFUSED, counts.refused, _REFUSALS)

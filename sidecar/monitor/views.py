@@ -220,6 +220,10 @@ class IngestCounts:
         sampled_forwards: Of those, the ones they sampled.
         hook_seconds: Seconds spent inside hooks.
         forward_seconds: Seconds the hooked models spent in forward passes.
+        governed_forwards: Forward passes during which hooks held their sampling rate down to keep
+            their overhead budget.
+        hook_sampling_rate: Sampling rate in force where the newest report came from.
+        hook_overhead_ratio: Hooks' share of forward time over a recent stretch, as measured there.
     """
 
     received: int = 0
@@ -240,3 +244,6 @@ class IngestCounts:
     sampled_forwards: int = 0
     hook_seconds: float = 0.0
     forward_seconds: float = 0.0
+    governed_forwards: int = 0
+    hook_sampling_rate: float = 0.0
+    hook_overhead_ratio: float = 0.0

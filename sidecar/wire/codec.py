@@ -110,6 +110,8 @@ def _report(value: HookReport) -> pb.HookReport:
         hook_seconds=value.hook_seconds,
         forward_seconds=value.forward_seconds,
         sampling_rate=value.sampling_rate,
+        governed_forwards=value.governed_forwards,
+        overhead_ratio=value.overhead_ratio,
     )
 
 

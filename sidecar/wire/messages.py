@@ -69,7 +69,9 @@ class HookReport:
         errors: Exceptions caught inside hooks.
         hook_seconds: Time spent in hooks that copied.
         forward_seconds: Time spent in forward passes, hooks included.
-        sampling_rate: Share of forward passes sampled now, 0 to 1.
+        sampling_rate: Share of the traffic's requests sampled now, 0 to 1.
+        governed_forwards: Forward passes during which the hook's own governor held the rate down.
+        overhead_ratio: Hooks' share of forward time over the governor's newest stretch.
     """
 
     forwards: int = 0
@@ -80,6 +82,8 @@ class HookReport:
     hook_seconds: float = 0.0
     forward_seconds: float = 0.0
     sampling_rate: float = 0.0
+    governed_forwards: int = 0
+    overhead_ratio: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from sidecar.errors import (
 )
 from sidecar.features import (
     NAME_LIMIT,
+    WEIGHT_LIMIT,
     Capture,
     FeatureKind,
     LayerKey,
@@ -311,8 +312,10 @@ def _decode_request(message: pb.SampledRequest, slices: list[Slice]) -> Request:
             f"a request names slice {message.slice}, but the batch has {len(slices) - 1}"
         )
     weight = message.weight or 1.0
-    if not (math.isfinite(weight) and weight >= 1.0):
-        raise MalformedMessage(f"a request has weight {weight}: use a finite number of at least 1")
+    if not 1.0 <= weight <= WEIGHT_LIMIT:  # false for NaN too
+        raise MalformedMessage(
+            f"a request has weight {weight}: use a number from 1 to {WEIGHT_LIMIT}"
+        )
     return Request(_check_id(message.id), slices[message.slice], weight)
 
 
@@ -339,9 +342,12 @@ def _decode_report(message: pb.HookReport) -> HookReport:
         raise MalformedMessage(
             f"the report has {len(message.dropped)} drop reasons: use at most {DROP_REASON_LIMIT}"
         )
-    seconds = (message.hook_seconds, message.forward_seconds)
-    if not all(math.isfinite(value) and value >= 0.0 for value in seconds):
-        raise MalformedMessage(f"the report's seconds {seconds} are not finite and at least 0")
+    floats = (message.hook_seconds, message.forward_seconds, message.overhead_ratio)
+    if not all(math.isfinite(value) and value >= 0.0 for value in floats):
+        raise MalformedMessage(
+            f"the report's hook_seconds, forward_seconds and overhead_ratio {floats} are not finite "
+            "and at least 0"
+        )
     return HookReport(
         forwards=message.forwards,
         sampled_forwards=message.sampled_forwards,
@@ -351,6 +357,8 @@ def _decode_report(message: pb.HookReport) -> HookReport:
         hook_seconds=message.hook_seconds,
         forward_seconds=message.forward_seconds,
         sampling_rate=check_rate(message.sampling_rate),
+        governed_forwards=message.governed_forwards,
+        overhead_ratio=message.overhead_ratio,
     )
 
 

@@ -310,7 +310,8 @@ def test_a_hanging_daemon_leaves_forward_passes_alone(tmp_path: Path, transport:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, WIDTH, 3), torch.nn.ReLU(inplace=True)).eval()
     images = torch.rand(4, 3, 16, 16)
-    plan = Plan(model="tiny", taps=(Tap("0", FeatureKind.CHANNEL),))
+    # No budget: in a model this small sampling is most of the pass.
+    plan = Plan(model="tiny", taps=(Tap("0", FeatureKind.CHANNEL),), overhead_budget=None)
     with torch.no_grad():
         expected = model(images)
 

@@ -16,7 +16,7 @@ import pytest
 
 from sidecar.errors import InvalidInput, SidecarError
 from sidecar.features import FeatureKind, LayerKey, LayerSample, Request, View
-from sidecar.hooks.account import Account
+from sidecar.hooks.account import Account, Drop
 from sidecar.hooks.batch import ForwardBatch, TappedRows
 from sidecar.hooks.pack import groups, split
 from sidecar.wire import (
@@ -292,9 +292,13 @@ class MemorySink:
     def offer(self, batch: ForwardBatch) -> bool:
         """Keep the batch."""
         self.account.offer()
-        self.offered.append(batch)
-        self.samples.append(as_decoded(batch))
+        samples = as_decoded(batch)
         batch.release()
+        if not samples:  # as a session does
+            self.account.drop(Drop.ERROR)
+            return True
+        self.offered.append(batch)
+        self.samples.append(samples)
         self.account.sent()
         return True
 
@@ -367,12 +371,13 @@ def tapped() -> Callable[..., TappedRows]:
         *,
         named: bool = False,
         start: int = 0,
+        weight: float = 1.0,
     ) -> TappedRows:
         count = items * rows_per_item * width
         values = np.arange(start, start + count, dtype="<f4" if dtype == "f32" else "<f2")
         key = LayerKey("tiny", "rev", layer, FeatureKind.NEURON, View.RAW)
         payload = memoryview(values.tobytes())
-        return TappedRows(key, dtype, items, rows_per_item, width, payload, named)
+        return TappedRows(key, dtype, items, rows_per_item, width, payload, named, weight)
 
     return make
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sidecar.features import Request, Slice
+from sidecar.features import WEIGHT_LIMIT, Request, Slice
 from sidecar.hooks.batch import ForwardBatch, TappedRows
 from sidecar.hooks.pack import groups, split
 from sidecar.wire import HookReport, OutgoingBatch, OutgoingTensor, encode_request
@@ -39,6 +39,28 @@ def test_a_module_that_ran_twice_gives_its_requests_rows_of_both_runs(
 
     assert [0, 0, 1, 1] == sample.request_index.tolist()
     assert [[0, 1], [100, 101], [2, 3], [102, 103]] == sample.values.tolist()
+
+
+def test_rows_of_unequal_weight_travel_apart(
+    tapped: Rows, forward_batch: Make, decode: Decode
+) -> None:
+    """A layer with combed positions weighs more than one with all of them, and so its requests."""
+    batch = forward_batch(
+        tapped("a", rows_per_item=2, weight=5.0), tapped("b", rows_per_item=2), weight=3.0
+    )
+
+    samples = decode(batch)
+
+    assert {"a": 15.0, "b": 3.0} == {s.layer.layer: s.requests[0].weight for s in samples}
+
+
+def test_runs_of_unequal_weight_stay_apart(
+    tapped: Rows, forward_batch: Make, decode: Decode
+) -> None:
+    """A module that ran on a long and on a short sequence gives rows that weigh differently."""
+    batch = forward_batch(tapped("a", rows_per_item=2, weight=5.0), tapped("a", rows_per_item=2))
+
+    assert [5.0, 1.0] == [sample.requests[0].weight for sample in decode(batch)]
 
 
 def test_named_rows_carry_their_requests(tapped: Rows, forward_batch: Make, decode: Decode) -> None:
@@ -73,7 +95,7 @@ def test_what_the_daemon_would_refuse_is_mended(
     """A server's odd request id, slice or weight never costs the batch."""
     (sample,) = decode(forward_batch(tapped(items=1, named=True), requests=(request_,)))
 
-    assert sample.requests[0].weight >= 1.0
+    assert 1.0 <= sample.requests[0].weight <= WEIGHT_LIMIT
     assert len(sample.requests[0].id) <= 200
 
 
@@ -117,8 +139,11 @@ def test_splitting_loses_and_changes_nothing(
 def length(part: Any) -> int:
     """Return the encoded length of a part with the longest report there can be."""
     top = 2**64 - 1
+    lots = 0.1
     reasons = ("queue_full", "too_large", "disconnected", "breaker_open", "no_credit", "shutdown")
-    report = HookReport(top, top, top, dict.fromkeys((*reasons, "error"), top), top, 0.1, 0.1, 0.1)
+    report = HookReport(
+        top, top, top, dict.fromkeys((*reasons, "error"), top), top, lots, lots, lots, top, lots
+    )
     count = len(part.requests) * part.rows_per_request
     tensors = tuple(
         OutgoingTensor(2**32 - 1, rows.dtype, (count, rows.width), rows.payload)

@@ -46,6 +46,10 @@ def test_taps_that_could_never_deliver_are_refused(arguments: dict[str, Any]) ->
         {"dtype": "f64"},
         {"max_rows": 0},
         {"error_limit": 0},
+        {"overhead_budget": 0.0},
+        {"overhead_budget": -0.1},
+        {"overhead_budget": 1.1},
+        {"overhead_budget": math.nan},
     ],
 )
 def test_plans_no_hook_could_follow_are_refused(arguments: dict[str, Any]) -> None:

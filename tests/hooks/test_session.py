@@ -271,7 +271,7 @@ def test_reports_are_sent_when_there_are_no_batches() -> None:
     stream = Stream()
     stream.greet()
     stream.now += stream.timing.report
-    stream.account.forward(0.5, 0.1, sampled=True)
+    stream.account.sampled(0.5, 0.1, 0.25)
 
     report = stream.next()
 

@@ -14,6 +14,7 @@ from torch import nn
 from sidecar.errors import InvalidInput, InvalidName
 from sidecar.features import FeatureKind, Request, View, default_view
 from sidecar.hooks import Plan, Tap, current_requests
+from sidecar.hooks.reduce import comb
 from sidecar.hooks.torch import KILL_SWITCH, attach
 from sidecar.weights import module_digest
 
@@ -360,28 +361,68 @@ class TestRequests:
         assert [Request()] * 4 == list(sample.requests)
 
     def test_long_sequences_give_a_comb_of_positions(self, memory_sink: Any) -> None:
-        """Of T positions at most max_rows are sampled, spread over the sequence, each request alike."""
+        """Of T positions max_rows are sampled, spread over the circle of positions, each request alike."""
         model = nn.Identity()
         inputs = torch.arange(2 * 10, dtype=torch.float32).reshape(2, 10, 1)
 
         sample = self.run(model, inputs, 2, memory_sink, Tap("", NEURON))["output"]
 
         first, second = sample.values[:3, 0], sample.values[3:, 0]
-        assert [3.0, 3.0] == np.diff(first).tolist()
+        assert [3.0, 3.0] == (np.diff(first) % 10).tolist()
         assert np.array_equal(first + 10, second)
         assert [0, 0, 0, 1, 1, 1] == sample.request_index.tolist()
+        assert [10 / 3] * 2 == pytest.approx([request.weight for request in sample.requests])
 
-    def test_every_position_is_sampled_sooner_or_later(self, new_memory_sink: Any) -> None:
-        """The comb's start is random: no position is never seen."""
+    @pytest.mark.parametrize(("positions", "rows"), [(10, 3), (10, 9), (11, 1), (128, 63)])
+    def test_every_position_is_as_likely_as_any_other(self, positions: int, rows: int) -> None:
+        """Over evenly spread draws each position is taken equally often, none twice at once."""
+        sequence = torch.arange(positions, dtype=torch.float32).reshape(1, positions, 1)
+
+        counts = np.zeros(positions, int)
+        for number in range(positions):
+            taken = comb(sequence, (number + 0.5) / positions, rows).flatten().int().tolist()
+            assert len(set(taken)) == rows
+            counts[taken] += 1
+
+        assert counts.tolist() == [rows] * positions
+
+    def test_some_requests_of_a_large_batch_are_sampled(self, new_memory_sink: Any) -> None:
+        """At 1/4 a batch of 32 requests gives some of them, each row under its own request."""
         sink = new_memory_sink()
-        inputs = torch.arange(10, dtype=torch.float32).reshape(1, 10, 1)
-        model = nn.Identity()
-        with attach(model, Plan("m", (Tap("", NEURON),), max_rows=3, seed=5), sink):
-            for _ in range(60):
-                model(inputs)
+        model = nn.Sequential(nn.Identity(), nn.Flatten(0, 1), nn.Unflatten(0, (5, -1)))
+        inputs = torch.arange(32.0).reshape(32, 1, 1).expand(32, 5, 1)
+        taps = (Tap("0", NEURON), Tap("1", NEURON), Tap("2", NEURON))
+        plan = Plan("m", taps, sampling_rate=0.25, revision="r", seed=2)
+        requests = [Request(str(n)) for n in range(32)]
+        with attach(model, plan, sink), current_requests(requests):
+            model(inputs)
+        samples = sink.last()
 
-        seen = {value for batch in sink.samples for value in batch[0].values[:, 0].tolist()}
-        assert seen == set(range(10))
+        ids = [request.id for request in samples["0"].requests]
+        assert 2 < len(ids) < 16
+        for layer in ("0", "1"):
+            sample = samples[layer]
+            owners = [float(sample.requests[n].id) for n in sample.request_index]
+            assert owners == sample.values[:, 0].tolist()
+            assert len(owners) == 5 * len(ids)
+        # Five entries of 32 items are nobody's: they come with the first request, or not at all.
+        assert ("2" in samples) == ("0" in ids)
+
+    def test_all_passes_of_a_request_are_sampled_or_none(self, new_memory_sink: Any) -> None:
+        """The decode steps of a language model stay together, whatever company they are in."""
+        sink = new_memory_sink()
+        model = nn.Identity()
+        plan = Plan("m", (Tap("", NEURON),), sampling_rate=0.3, revision="r", seed=4)
+        order = np.random.default_rng(0)
+        with attach(model, plan, sink):
+            for _ in range(20):
+                names = order.permutation(40)
+                with current_requests([Request(f"r{n}") for n in names]):
+                    model(torch.ones(40, 2))
+
+        ids = [request.id for samples in sink.samples for request in samples[0].requests]
+        assert {20} == {ids.count(name) for name in ids}
+        assert 5 < len(set(ids)) < 20
 
     def test_batch_sizes_may_change(self, memory_sink: Any) -> None:
         """Dynamic batching changes the batch from pass to pass; every pass is right."""
@@ -400,7 +441,7 @@ class TestSampling:
     """One decision a forward pass."""
 
     def test_one_decision_covers_all_layers(self, memory_sink: Any) -> None:
-        """A pass is sampled with all of its layers or not at all; weights say how often."""
+        """A pass is sampled with all of its layers or not at all; at the plan's rate rows weigh 1."""
         model = Mlp()
         plan = Plan("m", (Tap("up", NEURON), Tap("down", LOGIT)), sampling_rate=0.25, seed=3)
         with attach(model, plan, memory_sink):
@@ -411,7 +452,7 @@ class TestSampling:
         assert report.forwards == 400
         assert 60 < report.sampled_forwards == len(memory_sink.offered) < 140
         assert {2} == {len(samples) for samples in memory_sink.samples}
-        assert {4.0} == {s[0].requests[0].weight for s in memory_sink.samples}
+        assert {1.0} == {s[0].requests[0].weight for s in memory_sink.samples}
 
     def test_the_sinks_rate_switches_sampling_off_and_on(self, memory_sink: Any) -> None:
         """A rate of 0 from the daemon stops all copying until it is raised again."""

@@ -168,14 +168,22 @@ def test_non_finite_values_are_counted_and_touch_nothing_else(
 
 
 def test_hook_reports_add_up_over_restarts(running: RunningDaemon, client: RawClient) -> None:
-    """A hook process that starts again from zero takes nothing away."""
+    """A hook process that starts again from zero takes nothing away; rate and share are the newest."""
     client.hello()
-    for report in (HookReport(forwards=10, dropped={"queue_full": 4}), HookReport(forwards=3)):
+    for report in (
+        HookReport(10, dropped={"queue_full": 4}, governed_forwards=5),
+        HookReport(3, sampling_rate=0.25, governed_forwards=2, overhead_ratio=0.004),
+    ):
         client.say(report)
     client.read_until_settled(client.batch(np.ones((1, WIDTH))))
 
     found = counts(running)
     assert (13, {"queue_full": 4}) == (found.forwards, dict(found.hook_dropped))
+    assert (7, 0.25, 0.004) == (
+        found.governed_forwards,
+        found.hook_sampling_rate,
+        found.hook_overhead_ratio,
+    )
 
 
 @settings(

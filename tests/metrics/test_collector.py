@@ -149,6 +149,9 @@ def test_layers_jobs_and_storage_arrive(source: Any, serve: Any, scrape: Any) ->
     assert found[key("sidecar_flag_unmatched", flag="lite0/_blocks.99/channel/1")] == 1
     assert found[key("sidecar_build_info", version="0.1.0", config="ab" * 6)] == 1
     assert found[key("sidecar_hook_seconds_total")] == 0.25
+    assert found[key("sidecar_hook_governed_forwards_total")] == 40
+    assert found[key("sidecar_hook_sampling_ratio")] == 0.25
+    assert found[key("sidecar_hook_overhead_ratio")] == 0.004
 
 
 def test_every_family_of_the_catalogue_is_exposed_and_no_other(source: Any, serve: Any) -> None:

@@ -30,7 +30,7 @@ HELLO = Hello(
     "lite0", "3fa1", Capture("server 1.0", "float32", compiled=True, tap="torch"), "host-7", "0.1.0"
 )
 LAYER = LayerKey("lite0", "3fa1", "_blocks.14", FeatureKind.CHANNEL, View.MAX)
-REPORT = HookReport(10, 5, 4, {"queue_full": 1}, 2, 0.5, 10.0, 0.25)
+REPORT = HookReport(10, 5, 4, {"queue_full": 1}, 2, 0.5, 10.0, 0.25, 3, 0.01)
 
 
 def decoder(width: int = 3, **limits: int) -> StreamDecoder:
@@ -189,6 +189,7 @@ def test_reports_need_no_batch() -> None:
         ({"requests": [pb.SampledRequest(weight=float("nan"))] * 2}, errors.MalformedMessage),
         ({"requests": [pb.SampledRequest(weight=float("inf"))] * 2}, errors.MalformedMessage),
         ({"requests": [pb.SampledRequest(weight=-1)] * 2}, errors.MalformedMessage),
+        ({"requests": [pb.SampledRequest(weight=2**20 + 1)] * 2}, errors.MalformedMessage),
         ({"requests": [pb.SampledRequest(slice=1)] * 2}, errors.MalformedMessage),
         ({"requests": [pb.SampledRequest(id="a b")] * 2}, errors.InvalidName),
         ({"requests": [pb.SampledRequest(id="x" * 201)] * 2}, errors.InvalidName),
@@ -219,6 +220,7 @@ def test_a_broken_batch_is_refused_and_changes_nothing(
         pb.HookReport(hook_seconds=float("nan")),
         pb.HookReport(forward_seconds=-1.0),
         pb.HookReport(sampling_rate=1.5),
+        pb.HookReport(overhead_ratio=float("inf")),
         pb.HookReport(dropped={f"reason{n}": 1 for n in range(33)}),
         pb.HookReport(dropped={"bad reason": 1}),
     ],

@@ -408,7 +408,9 @@ class SampledRequest(google.protobuf.message.Message):
     slice: builtins.int
     """Index into ActivationBatch.slices plus one; 0: no slice."""
     weight: builtins.float
-    """One over the probability of having been sampled. 0 reads as 1."""
+    """How many rows of the traffic each row stands for, relative to sampling at the plan's own rate
+    with every position taken; 1 to 2^20. 0 reads as 1.
+    """
     def __init__(
         self,
         *,
@@ -482,6 +484,8 @@ class HookReport(google.protobuf.message.Message):
     HOOK_SECONDS_FIELD_NUMBER: builtins.int
     FORWARD_SECONDS_FIELD_NUMBER: builtins.int
     SAMPLING_RATE_FIELD_NUMBER: builtins.int
+    GOVERNED_FORWARDS_FIELD_NUMBER: builtins.int
+    OVERHEAD_RATIO_FIELD_NUMBER: builtins.int
     forwards: builtins.int
     sampled_forwards: builtins.int
     batches_sent: builtins.int
@@ -490,6 +494,11 @@ class HookReport(google.protobuf.message.Message):
     hook_seconds: builtins.float
     forward_seconds: builtins.float
     sampling_rate: builtins.float
+    """Share of the traffic's requests sampled now, 0 to 1."""
+    governed_forwards: builtins.int
+    """Forward passes during which the hook's own governor held the sampling rate down."""
+    overhead_ratio: builtins.float
+    """The hooks' share of forward time over the governor's newest stretch."""
     @property
     def dropped(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
         """Batches the hook dropped, by reason."""
@@ -505,8 +514,10 @@ class HookReport(google.protobuf.message.Message):
         hook_seconds: builtins.float = ...,
         forward_seconds: builtins.float = ...,
         sampling_rate: builtins.float = ...,
+        governed_forwards: builtins.int = ...,
+        overhead_ratio: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["batches_sent", b"batches_sent", "dropped", b"dropped", "errors", b"errors", "forward_seconds", b"forward_seconds", "forwards", b"forwards", "hook_seconds", b"hook_seconds", "sampled_forwards", b"sampled_forwards", "sampling_rate", b"sampling_rate"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["batches_sent", b"batches_sent", "dropped", b"dropped", "errors", b"errors", "forward_seconds", b"forward_seconds", "forwards", b"forwards", "governed_forwards", b"governed_forwards", "hook_seconds", b"hook_seconds", "overhead_ratio", b"overhead_ratio", "sampled_forwards", b"sampled_forwards", "sampling_rate", b"sampling_rate"]) -> None: ...
 
 global___HookReport = HookReport
 
