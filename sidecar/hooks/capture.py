@@ -52,11 +52,11 @@ def sample_items(
         What is sampled, or None.
     """
     served = requests[:items]
-    ids = [request.id for request in served]
+    ids = [request.id for request in served] if served else ()
     if any(ids):
         choice = sampler.choose_named(rate, ids)
     else:
-        choice = sampler.choose(rate, len(served) or items or 1)
+        choice = sampler.choose(rate, len(ids) or items or 1)
     if choice is None:
         return None
     if choice.items >= items:

@@ -42,8 +42,16 @@ _OBJECT_BYTES = 1024
 """What a small tensor takes beyond its values, in torch and Python; without it a queue of tiny rows
 would hold many times its bytes."""
 
+_THREADS_LIMIT = 1024
+"""Threads in a forward pass at once. Beyond it all are forgotten, which costs their rows: some of them
+were ended in the middle of a pass, without a word to the hooks, and would be remembered for ever."""
+
 # Bound once: these are called in every forward pass, where caches are cold and each look-up counts.
+_Tensor = torch.Tensor
+_thread = threading.get_ident
 _is_compiling = torch.compiler.is_compiling
+# Cheaper, and enough inside a pass that began: one that is exported never begins.
+_is_traced_by_dynamo = torch.compiler.is_dynamo_compiling
 _is_grad_enabled = torch.is_grad_enabled
 _is_tracing: Any = torch.jit.is_tracing  # type: ignore[attr-defined]
 _cuda: Any = torch.cuda
@@ -75,6 +83,7 @@ class _Sample:
         "draw",
         "held_bytes",
         "hook_seconds",
+        "partial",
         "population",
         "rate",
         "recording",
@@ -84,11 +93,12 @@ class _Sample:
 
     def __init__(self, population: Population, rate: float, draw: float) -> None:
         self.population = population
+        self.partial = population.runs is not None
         self.rate = rate
         self.draw = draw  # random number for choices within the pass
         self.recording = _is_grad_enabled()
         self.taken: list[Taken] = []
-        self.held_bytes = 0
+        self.held_bytes = 0  # of unreduced rows so far
         self.hook_seconds = 0.0
         self.too_large = False
 
@@ -103,13 +113,6 @@ class _Forward:
         self.depth = depth
         self.started = started
         self.sample: _Sample | None = None
-
-
-class _Thread(threading.local):
-    """The forward pass each thread is in; the class attributes are every thread's start."""
-
-    forward: _Forward | None = None
-    sample: _Sample | None = None  # that of ``forward``: the one thing a dormant hook looks at
 
 
 def _inert(*_: Any, **__: Any) -> None:
@@ -179,22 +182,24 @@ class _LayerHook(_Hook):
     def __init__(self, attachment: "Attachment", layer: LayerKey, tap: Tap) -> None:
         super().__init__(attachment, layer.layer)
         self.layer = layer
-        self._local = attachment.local
+        self._sampling = attachment.sampling
         self._limit_bytes = attachment.sink.limit_bytes
         self._dims = fitting_dims(tap)
-        self._positions = (
-            tap.kind is FeatureKind.NEURON
-        )  # whether rows may be (items, positions, w)
+        # Whether every position is a row of its own: (items, positions, width), and many bytes.
+        self._unreduced = tap.kind is FeatureKind.NEURON
         self._reduce = reduction(tap, attachment.plan.max_rows)
         self._shape: torch.Size | None = None
         self._dtype: torch.dtype | None = None
         self._width = 0
 
     def __call__(self, _module: torch.nn.Module, _args: Any, output: Any) -> None:
-        if _is_compiling():
+        if _is_traced_by_dynamo():
             return
-        sample = self._local.sample
-        if sample is None or not self.enabled or sample.too_large:
+        sampling = self._sampling
+        if not sampling:  # all that a dormant hook does
+            return
+        sample = sampling.get(_thread())
+        if sample is None or not self.enabled:
             return
         started = _clock()
         try:
@@ -204,23 +209,24 @@ class _LayerHook(_Hook):
         sample.hook_seconds += _clock() - started
 
     def _take(self, sample: _Sample, output: Any) -> None:
-        # Next to nothing is looked at here: between two convolutions even the shape of a tensor
-        # costs two microseconds. The rows are checked by the sender, in ``accept``.
-        tensor = output if type(output) is torch.Tensor else find_tensor(output, self._dims)
+        # Next to nothing is looked at here: between two convolutions each property of a tensor costs
+        # a microsecond or two. The rows are checked by the sender, in ``accept``.
+        tensor = output if type(output) is _Tensor else find_tensor(output, self._dims)
         if sample.recording:
             tensor = tensor.detach()
         stray = False
-        if sample.population.runs is not None:
+        if sample.partial:
             picked, stray = pick(sample.population, tensor)
             if picked is None:
                 return
             tensor = picked
         rows, weight = self._reduce(tensor, sample.draw)
-        sample.held_bytes += rows.nbytes + _OBJECT_BYTES
-        if sample.held_bytes > self._limit_bytes:
-            sample.too_large = True
-            sample.taken.clear()
-            return
+        if self._unreduced:
+            sample.held_bytes += rows.nbytes
+            sample.too_large |= sample.held_bytes > self._limit_bytes
+            if sample.too_large:
+                sample.taken.clear()
+                return
         sample.taken.append((self, rows, weight, stray))
 
     def _explain(self, error: Exception, output: Any) -> Exception:
@@ -244,7 +250,7 @@ class _LayerHook(_Hook):
         return True
 
     def _problem(self, rows: torch.Tensor) -> str:
-        fits = rows.dim() == 2 or (rows.dim() == 3 and self._positions)  # noqa: PLR2004 - see Taken
+        fits = rows.dim() == 2 or (rows.dim() == 3 and self._unreduced)  # noqa: PLR2004 - see Taken
         if not (fits and rows.numel() and rows.is_floating_point()):
             return (
                 f"layer {self.name} gives {rows.dtype} {tuple(rows.shape)}: the tap needs a "
@@ -267,7 +273,9 @@ class Attachment:
         self.plan = plan
         self.sink = sink
         self.layers = layers
-        self.local = _Thread()
+        # By thread: a plain dict is read in a fifth of the time of a thread-local attribute.
+        self.sampling: dict[int, _Sample] = {}
+        self._passes: dict[int, _Forward] = {}
         seed = int.from_bytes(os.urandom(8)) if plan.seed is None else plan.seed
         self._sampler = Sampler(seed)
         self._governor = Governor(plan.overhead_budget, plan.sampling_rate)
@@ -330,18 +338,23 @@ class Attachment:
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> None:
         """Enter a forward pass and decide which of its items are sampled."""
-        local = self.local
-        outer = local.forward
+        thread = _thread()
+        outer = self._passes.get(thread)
         depth = 0 if outer is None else outer.depth + 1
         if depth >= _NESTING_LIMIT:
             outer, depth = None, 0
-        started = _clock()
-        forward = local.forward = _Forward(outer, depth, started)
-        local.sample = None
+        forward = _Forward(outer, depth, _clock())
+        if len(self._passes) >= _THREADS_LIMIT:
+            self._passes.clear()
+            self.sampling.clear()
+        self._passes[thread] = forward
+        if self.sampling:
+            self.sampling.pop(thread, None)  # an outer pass waits; an interrupted one is over
         rate = min(self.sink.sampling_rate, self._governor.rate)  # this one starts at the plan's
-        if rate <= 0.0:
-            return
-        items = _first_items(args) or (_first_items(kwargs.values()) if kwargs else 0)
+        if rate > 0.0:
+            self._choose(forward, thread, rate, _first_items(args) or _first_of(kwargs))
+
+    def _choose(self, forward: _Forward, thread: int, rate: float, items: int) -> None:
         chosen = sample_items(self._sampler, rate, items, active_requests())
         if chosen is None or _recording():
             return
@@ -349,19 +362,25 @@ class Attachment:
             self._account.refuse(Drop.BREAKER_OPEN)
             return
         population, choice = chosen
-        sample = forward.sample = local.sample = _Sample(population, rate, choice.draw)
-        sample.hook_seconds = _clock() - started
+        sample = _Sample(population, rate, choice.draw)
+        forward.sample = self.sampling[thread] = sample
+        sample.hook_seconds = _clock() - forward.started
 
     def end(self, output: object) -> None:
         """Leave a forward pass and hand its rows over."""
-        local = self.local
-        forward = local.forward
+        thread = _thread()
+        forward = self._passes.pop(thread, None)
         if forward is None:
             return
-        outer = local.forward = forward.outer
-        local.sample = None if outer is None else outer.sample
         now = _clock()
         sample = forward.sample
+        if sample is not None:
+            self.sampling.pop(thread, None)
+        outer = forward.outer
+        if outer is not None:
+            self._passes[thread] = outer
+            if outer.sample is not None:
+                self.sampling[thread] = outer.sample
         if sample is None:
             self._account.passed(now - forward.started)
             return
@@ -376,19 +395,21 @@ class Attachment:
             self._account.sampled(ended - forward.started, hook_seconds, sample.rate)
 
     def _hand_over(self, sample: _Sample) -> None:
-        if sample.too_large:
-            self._account.refuse(Drop.TOO_LARGE)
         taken = sample.taken
+        held_bytes = _OBJECT_BYTES * len(taken)
+        for _, rows, _, _ in taken:
+            held_bytes += rows.nbytes
+        if sample.too_large or held_bytes > self.sink.limit_bytes:
+            self._account.refuse(Drop.TOO_LARGE)
+            return
         if not taken:
             return
         devices = {rows.device for _, rows, _, _ in taken if rows.is_cuda} if _has_cuda() else ()
-        marks = self._streams.mark(devices)
+        marks = self._streams.mark(devices) if devices else {}
         capture = Captured(self._pool, self.plan.dtype, taken, sample.population, marks)
         weight = self.plan.sampling_rate / sample.rate
         requests = sample.population.requests
-        self.sink.offer(
-            ForwardBatch(capture.stage, requests, weight, sample.held_bytes, capture.release)
-        )
+        self.sink.offer(ForwardBatch(capture.stage, requests, weight, held_bytes, capture.release))
 
 
 def _register_always(model: torch.nn.Module, hook: _Hook) -> RemovableHandle:
@@ -407,9 +428,14 @@ def _recording() -> bool:
 def _first_items(values: Iterable[Any]) -> int:
     """Return the first dimension of the first tensor among a forward's arguments, or 0."""
     for value in values:
-        if isinstance(value, torch.Tensor) and value.dim():
+        if isinstance(value, _Tensor) and value.dim():
             return len(value)
     return 0
+
+
+def _first_of(kwargs: dict[str, Any] | None) -> int:
+    """Return the same of a forward's keyword arguments."""
+    return _first_items(kwargs.values()) if kwargs else 0
 
 
 def attach(
