@@ -15,7 +15,8 @@ def current_requests(requests: Iterable[Request]) -> Iterator[None]:
     """Say whose rows the forward passes inside the ``with`` block compute.
 
     Row i of the model's input belongs to request i; rows beyond the requests are padding and are
-    not sampled. Holds for this thread and task only: enter it in the thread that runs the model.
+    not sampled. A request's id decides whether it is sampled, the same in each of its passes. Holds
+    for this thread and task only: enter it in the thread that runs the model.
     Ids with characters that are not allowed on the wire are cleaned, never refused.
 
     Args:

@@ -223,9 +223,10 @@ class _LayerHook(_Hook):
         rows, weight = self._reduce(tensor, sample.draw)
         if self._unreduced:
             sample.held_bytes += rows.nbytes
-            sample.too_large |= sample.held_bytes > self._limit_bytes
-            if sample.too_large:
+            if sample.held_bytes > self._limit_bytes:
+                sample.too_large = True
                 sample.taken.clear()
+                self._sampling.pop(_thread(), None)  # the other layers need not try
                 return
         sample.taken.append((self, rows, weight, stray))
 
@@ -239,9 +240,8 @@ class _LayerHook(_Hook):
 
     def accept(self, rows: torch.Tensor) -> bool:
         """Say whether these are rows of the layer; count it as an error if not."""
-        if (
-            rows.shape != self._shape or rows.dtype is not self._dtype
-        ):  # servers repeat their shapes
+        # Servers repeat their shapes.
+        if rows.shape != self._shape or rows.dtype is not self._dtype:
             problem = self._problem(rows)
             if problem:
                 self.failed(ShapeMismatch(problem))
