@@ -350,20 +350,25 @@ class Request:
     weight: float = 1.0
 
 
+Values = NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16]
+"""Activations in one of three forms: float32, float16, or the bits of bfloat16, which numpy lacks."""
+
+
 @dataclass(frozen=True, slots=True)
 class LayerSample:
     """Sampled activations of one layer.
 
     Attributes:
         layer: Where they were taken.
-        values: Activations, shape ``(rows, width)``, float32, C-contiguous. May hold NaN and ±Inf.
+        values: Activations, shape ``(rows, width)``, C-contiguous, as float32, float16, or the bits
+            of bfloat16 as uint16. May hold NaN and ±Inf.
         request_index: For each row the index of its request in ``requests``, shape ``(rows,)``,
             int32, never decreasing.
         requests: The requests the rows belong to.
     """
 
     layer: LayerKey
-    values: NDArray[np.float32]
+    values: Values
     request_index: NDArray[np.int32]
     requests: tuple[Request, ...]
 

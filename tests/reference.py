@@ -46,6 +46,15 @@ def moments(values: Sequence[float]) -> tuple[int, float, float]:
     return len(finite), mean, math.fsum((x - mean) ** 2 for x in finite) / len(finite)
 
 
+def unit_moments(values: Sequence[float], centre: float, exponent: int) -> tuple[int, int]:
+    """Return the sums of finite distances and of their squares, in units of a 256th near-zero width."""
+    unit = 2.0 ** max(exponent - 8, -126)
+    with np.errstate(over="ignore"):
+        away = [float(np.float32(x) - np.float32(centre)) for x in values if math.isfinite(x)]
+    whole = [round(max(-(2.0**28), min(x / unit, 2.0**28))) for x in away]
+    return sum(whole), sum(number**2 for number in whole)
+
+
 def request_exceedances(values: Sequence[float], requests: Sequence[int], threshold: float) -> int:
     """Return how many requests have a value above the threshold."""
     return len({request for x, request in zip(values, requests, strict=True) if x > threshold})

@@ -87,8 +87,9 @@ class LayerWatch:
         """Take thresholds and rates from the frozen baseline of the watched features."""
         self.thresholds = watched.threshold(quantile)
         # A bounded sample cannot show rates below about one over its size: do not believe 0.
-        row_rate = np.maximum(watched.exceedance(self.thresholds), 1.0 / (watched.rows + 1))
-        rows_per_request = max(1.0, watched.rows / max(watched.requests, 1))
+        row_rate = np.maximum(watched.exceedance(self.thresholds), 1.0 / (watched.sampled + 1))
+        # Only rows that were sampled are compared, whatever they stand for.
+        rows_per_request = max(1.0, watched.sampled / max(watched.requests, 1))
         self.baseline_rates = 1.0 - (1.0 - row_rate) ** rows_per_request
 
     def observe(

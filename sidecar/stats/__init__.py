@@ -15,15 +15,18 @@ from sidecar.stats.binning import Binning
 from sidecar.stats.distribution import Distribution, Occupied, merge
 from sidecar.stats.encoding import decode, encode
 from sidecar.stats.epoch import Period
+from sidecar.stats.kernels import NUMPY, Kernels, compiled
 from sidecar.stats.sparse import SparseBank
 from sidecar.stats.sparse_distribution import SparseDistribution
 from sidecar.stats.sparse_kernels import SparseKernels, compile_sparse_kernels
 from sidecar.stats.watch import WindowCounts
 
 __all__ = [
+    "NUMPY",
     "Bank",
     "Binning",
     "Distribution",
+    "Kernels",
     "Occupied",
     "Period",
     "SparseBank",
@@ -31,6 +34,7 @@ __all__ = [
     "SparseKernels",
     "WindowCounts",
     "compile_sparse_kernels",
+    "compiled",
     "decode",
     "encode",
     "merge",

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sidecar.errors import (
     BaselineNotReady,
     CorruptState,
+    InvalidInput,
     LayerConflict,
     LimitReached,
     ShapeMismatch,
@@ -20,15 +21,19 @@ from sidecar.errors import (
     UnregisteredLayer,
     UnsupportedDtype,
 )
-from sidecar.features import FeatureKind, LayerKey, LayerSample, Scope, View
+from sidecar.features import WEIGHT_LIMIT, FeatureKind, LayerKey, LayerSample, Scope, View
+from sidecar.stats.batch import Batch, Rounding
 from sidecar.stats.binning import Binning, learn_grid
 from sidecar.stats.distribution import Distribution
 from sidecar.stats.encoding import Arrays, corrupt_unless_read, pack, unpack
 from sidecar.stats.epoch import Epoch, Period
+from sidecar.stats.kernels import NUMPY, Kernels
 from sidecar.stats.warmup import Warmup
 from sidecar.stats.watch import Watch, WindowCounts
 
 _BANK = b"bank"
+_DTYPES = (np.float32, np.float16, np.uint16)
+_ALIKE = np.empty(0)
 
 
 class Bank:
@@ -43,6 +48,7 @@ class Bank:
         history_seconds: The history covers between one and two of these.
         layer_limit: Most layers that may be registered.
         feature_limit: Most features over all layers.
+        kernels: What counts; ``use`` changes it at any time.
     """
 
     def __init__(
@@ -53,13 +59,24 @@ class Bank:
         history_seconds: float,
         layer_limit: int,
         feature_limit: int,
+        kernels: Kernels = NUMPY,
     ) -> None:
         self._binning = binning
+        self._kernels = kernels
         self._warmup_rows = warmup_rows
         self._history_seconds = history_seconds
         self._layer_limit = layer_limit
         self._feature_limit = feature_limit
         self._layers: dict[LayerKey, _Layer] = {}
+
+    @property
+    def kernels(self) -> Kernels:
+        """What counts now."""
+        return self._kernels
+
+    def use(self, kernels: Kernels) -> None:
+        """Count with other kernels from now on; they leave the same state behind, bit for bit."""
+        self._kernels = kernels
 
     def register(self, layer: LayerKey, width: int) -> None:
         """Announce a layer; announcing it again with the same width changes nothing.
@@ -125,7 +142,8 @@ class Bank:
         Raises:
             UnregisteredLayer: The layer was never registered.
             ShapeMismatch: The rows are not as wide as the layer.
-            UnsupportedDtype: The values are not float32.
+            UnsupportedDtype: The values are neither float32, float16 nor uint16.
+            InvalidInput: A request's weight is not from 1 to ``WEIGHT_LIMIT``.
 
         Complexity:
             O(values), vectorised over features; temporaries bounded whatever the batch.
@@ -133,25 +151,20 @@ class Bank:
         known = self._layers.get(sample.layer)
         if known is None:
             raise UnregisteredLayer(f"layer {sample.layer}: announce it before sending rows")
-        if sample.values.dtype != np.float32:
-            raise UnsupportedDtype(f"layer {sample.layer}: {sample.values.dtype}, need float32")
-        if sample.values.shape[1] != known.width:
-            raise ShapeMismatch(
-                f"layer {sample.layer}: rows of {sample.values.shape[1]} values, need {known.width}"
-            )
+        _check_values(sample, known.width)
+        weights = _weights(sample)
         if not len(sample.values):
             return
         changes = np.flatnonzero(sample.request_index[1:] != sample.request_index[:-1]) + 1
         starts = np.concatenate(([0], changes))  # (requests,)
-        known.watch.absorb(sample.values, starts)
-        self._absorb(known, sample.values, len(starts), now)
+        batch = Batch(sample.values, starts, known.rounding.copies(weights), now)
+        known.watch.absorb(batch.values, starts, self._kernels)
+        self._absorb(known, batch)
 
-    def _absorb(
-        self, layer: "_Layer", values: NDArray[np.float32], requests: int, now: float
-    ) -> None:
-        layer.seen.absorb(values, requests, now)
+    def _absorb(self, layer: "_Layer", batch: Batch) -> None:
+        layer.seen.absorb(batch, self._kernels)
         if isinstance(layer.seen, Warmup) and layer.seen.complete:
-            layer.seen = layer.seen.replay(self._binning, self._history_seconds)
+            layer.seen = self._placed(layer.seen)
 
     def watch(
         self, layer: LayerKey, indices: NDArray[np.int64], thresholds: NDArray[np.float32]
@@ -212,14 +225,15 @@ class Bank:
             raise UnknownFeature(f"features of {layer}: use 0 to {known.width - 1}")
         if isinstance(known.seen, Epoch):
             return known.seen.snapshot(period, features)
-        return known.seen.replay(self._binning, self._history_seconds, features).snapshot(period)
+        return self._placed(known.seen, features).snapshot(period)
 
     def baseline_rate(self, layer: LayerKey, level: float) -> float:
         """Return how often a request should pass a feature's baseline quantile.
 
         Requests are not kept, so this is the rate for independent rows, ``1 - level ** rows`` at
-        the baseline's mean number of rows a request. It is exact for one row a request, and an
-        upper bound where rows of a request resemble each other or their number varies.
+        the baseline's mean number of sampled rows a request, for only those are compared. It is exact
+        for one row a request, and an upper bound where rows of a request resemble each other or their
+        number varies.
 
         Args:
             layer: A registered layer.
@@ -332,6 +346,7 @@ class Bank:
             raise ValueError(f"width {width}")
         layer = _Layer(width, Warmup(width, self._warmup_rows))
         layer.watch.take(arrays, prefix, width)
+        layer.rounding = Rounding(float(saved["carried"]))
         if "epoch" in saved:
             like = learn_grid(np.empty((0, width), np.float32), self._binning)
             layer.seen = Epoch.take(arrays, prefix, saved["epoch"], like, self._history_seconds)
@@ -349,29 +364,34 @@ class Bank:
         """Return the layer's counts; during warm-up, on bins placed provisionally."""
         if isinstance(layer.seen, Epoch):
             return layer.seen
-        return layer.seen.replay(self._binning, self._history_seconds)
+        return self._placed(layer.seen)
+
+    def _placed(self, seen: Warmup, features: NDArray[np.int64] | None = None) -> Epoch:
+        """Return what was seen of all or some features, on bins placed from it."""
+        return seen.replay(self._binning, self._history_seconds, self._kernels, features)
 
 
 class _Layer:
     """One registered layer: what was seen of it, and what is watched."""
 
-    __slots__ = ("seen", "watch", "width")
+    __slots__ = ("rounding", "seen", "watch", "width")
 
     def __init__(self, width: int, seen: Warmup | Epoch) -> None:
         self.width = width
         self.seen = seen
         self.watch = Watch()
+        self.rounding = Rounding()
 
     def window(self) -> tuple[int, int, int]:
         """Return the requests, rows and non-finite values of the open window."""
         if isinstance(self.seen, Epoch):
             tally = self.seen.open
-            return tally.requests, tally.rows, tally.nonfinite
+            return tally.requests, tally.sampled, tally.nonfinite
         arrived = self.seen.arrived
         return (
             sum(one.requests for one in arrived),
-            sum(len(one.values) for one in arrived),
-            sum(int(np.count_nonzero(~np.isfinite(one.values))) for one in arrived),
+            sum(one.sampled for one in arrived),
+            sum(int(one.counted @ (~np.isfinite(one.values)).sum(axis=1)) for one in arrived),
         )
 
     def watched(self) -> Distribution | None:
@@ -384,7 +404,38 @@ class _Layer:
         """Add all arrays under ``prefix``; return the plain values."""
         self.watch.put(arrays, prefix)
         name = "epoch" if isinstance(self.seen, Epoch) else "warmup"
-        return {"width": self.width, name: self.seen.put(arrays, prefix)}
+        state = self.seen.put(arrays, prefix)
+        return {"width": self.width, "carried": self.rounding.carried, name: state}
+
+
+def _check_values(sample: LayerSample, width: int) -> None:
+    if sample.values.dtype not in _DTYPES:
+        raise UnsupportedDtype(
+            f"layer {sample.layer}: values are {sample.values.dtype}: use float32, float16, or "
+            "uint16 for the bits of bfloat16"
+        )
+    if sample.values.shape[1] != width:
+        raise ShapeMismatch(
+            f"layer {sample.layer}: rows of {sample.values.shape[1]} values, need {width}"
+        )
+
+
+def _weights(sample: LayerSample) -> NDArray[np.float64]:
+    """Return how much each row stands for, shape ``(rows,)``; nothing where all stand for one."""
+    own = np.array([request.weight for request in sample.requests], np.float64)
+    wrong = np.flatnonzero(~((own >= 1.0) & (own <= WEIGHT_LIMIT)))  # a NaN too
+    if len(wrong):
+        raise InvalidInput(
+            f"layer {sample.layer}: request {wrong[0]} of the sample has weight {own[wrong[0]]}: use "
+            f"1 to {WEIGHT_LIMIT:.0f}"
+        )
+    if (own == 1.0).all():
+        return _ALIKE
+    if sample.request_index.min(initial=0) < 0 or sample.request_index.max(initial=0) >= len(own):
+        raise ShapeMismatch(
+            f"layer {sample.layer}: request_index has to point into {len(own)} requests"
+        )
+    return np.asarray(own[sample.request_index], np.float64)
 
 
 def _read_key(saved: dict[str, str]) -> LayerKey:

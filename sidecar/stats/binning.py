@@ -50,8 +50,9 @@ class Binning:
         octaves: Factors of two between the near-zero width and the overflow bins; 8 to 64.
 
     Example:
-        >>> Binning().bins, round(Binning().relative_error, 4)
-        (516, 0.0303)
+        >>> binning = Binning()
+        >>> binning.bins, round(binning.relative_error, 4), round(binning.usual_error, 4)
+        (516, 0.0455, 0.016)
     """
 
     mantissa_bits: int = 4
@@ -78,13 +79,25 @@ class Binning:
 
     @property
     def relative_error(self) -> float:
-        """Largest error of a binned value as a ratio of its distance from the centre.
+        """Largest error of a quantile as a ratio of its distance from the centre, whatever the values.
 
-        A bin from ``a`` to ``b`` is represented by ``2ab / (a + b)``, which is wrong by at most
-        ``(b - a) / (b + a)`` of any value in it; the widest bins, at the foot of each octave, have
-        ``b = a * (1 + 2**-mantissa_bits)``.
+        Any place in a bin from ``a`` to ``b`` between ``b * (1 - error)`` and ``a * (1 + error)`` keeps
+        that promise. The least error for which there is one is ``(b - a) / (b + a)``; half as much
+        again leaves the middle half of the bin, over which quantiles are spread by their rank. The
+        widest bins, at the foot of each octave, have ``b = a * (1 + 2**-mantissa_bits)``.
         """
-        return 1.0 / (2.0 ** (self.mantissa_bits + 1) + 1.0)
+        return 1.5 / (2.0 ** (self.mantissa_bits + 1) + 1.0)
+
+    @property
+    def usual_error(self) -> float:
+        """The same where values are spread evenly over their bins: what is cut off at either end.
+
+        Few bins hold so few values that this does not hold: then it is a matter of the sample, not of
+        the bins, where a quantile lies.
+        """
+        width = 2.0**-self.mantissa_bits
+        lowest, highest = (1.0 + width) * (1.0 - self.relative_error), 1.0 + self.relative_error
+        return max(lowest - 1.0, 1.0 - highest / (1.0 + width))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,23 +125,38 @@ class Grid:
             Numbers from 0 to ``bins - 1``, shape ``(rows, features)``: bin ``i`` holds the values
             whose float32 distance from the centre is in ``[edge i, edge i + 1)``.
         """
-        # Adding the negated centre turns -0.0 into +0.0, so both zeros share a bin.
-        with np.errstate(over="ignore", invalid="ignore"):
-            away = values + (np.float32(0) - self.centre)
-        bits = away.view(np.int32)
+        bits = self.away(values).view(np.int32)
         negative = bits >> 31  # 0 or -1
         found = bits & _MAGNITUDE
         # One less on the negative side makes its bins closed below like all others.
         found += negative
-        found >>= _MANTISSA - self.binning.mantissa_bits
-        found -= self._base()
+        found >>= self.shift
+        found -= self.base
         np.clip(found, 0, self.binning.half - 1, out=found)
         found ^= negative  # t becomes -1 - t on the negative side
         found += self.binning.half
         return found
 
-    def _base(self) -> NDArray[np.int32]:
+    def away(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the float32 distances from the centre that bins and moments are made of."""
+        # Adding the negated centre turns -0.0 into +0.0, so both zeros share a bin.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return values + self.negated
+
+    @property
+    def negated(self) -> NDArray[np.float32]:
+        """What distances are values plus, shape ``(features,)``."""
+        return np.float32(0) - self.centre
+
+    @property
+    def base(self) -> NDArray[np.int32]:
+        """Shifted bits at which each feature's near-zero bin ends, less one, shape ``(features,)``."""
         return ((self.exponent + _BIAS) << self.binning.mantissa_bits) - 1
+
+    @property
+    def shift(self) -> int:
+        """How far a distance's bits are shifted down to number its bin."""
+        return _MANTISSA - self.binning.mantissa_bits
 
     def edge_offset(
         self, edges: NDArray[np.int64], features: NDArray[np.int64]
@@ -154,6 +182,10 @@ class Grid:
     def select(self, features: NDArray[np.int64]) -> "Grid":
         """Return the grid of some of the features."""
         return Grid(self.binning, self.centre[features], self.exponent[features])
+
+    def part(self, columns: slice) -> "Grid":
+        """Return the grid of neighbouring features, sharing memory."""
+        return Grid(self.binning, self.centre[columns], self.exponent[columns])
 
     def equals(self, other: "Grid") -> bool:
         """Whether both put every value into the same bin."""

@@ -21,7 +21,7 @@ from sidecar.stats.distribution import Distribution
 from sidecar.stats.tally import Tally
 
 _MAGIC = b"SCST"
-_VERSION = 1
+_VERSION = 2
 _HEAD = struct.Struct("<4sH4sQI")
 """Magic, version, what it holds, length before compression, CRC-32 of all else and the body."""
 
@@ -33,10 +33,8 @@ _LEVEL = 1
 
 _DTYPES = frozenset({"u1", "u2", "u4", "u8", "i4", "i8", "f4", "f8"})
 _UNSIGNED = (np.uint8, np.uint16, np.uint32, np.uint64)
-_MOMENTS = ("sums", "squares")
-_EXTREMES = ("minimum", "maximum")
-_TALLIED = ("zeros", "nans", "infinities")
-_SPAN = ("rows", "requests", "started", "ended")
+_SIGNED = ("sums", "squares_high", "squares_low", "minimum", "maximum")
+_SPAN = ("rows", "sampled", "requests", "started", "ended")
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -51,7 +49,7 @@ def encode(distribution: Distribution) -> bytes:
     header = {
         "mantissa_bits": distribution.binning.mantissa_bits,
         "octaves": distribution.binning.octaves,
-        "span": put_counters(arrays, "", distribution),
+        "span": put_counters(arrays, "", Tally.of(distribution)),
     }
     return pack(_DISTRIBUTION, header, arrays)
 
@@ -71,16 +69,17 @@ def decode(payload: bytes) -> Distribution:
         return tally.distribution(grid)
 
 
-def put_counters(arrays: Arrays, prefix: str, counted: Distribution | Tally) -> dict[str, Any]:
-    """Add the arrays of a tally or distribution under ``prefix``; return its plain numbers."""
-    for name in (*_MOMENTS, *_EXTREMES):
-        arrays[prefix + name] = getattr(counted, name).copy()
-    for name in _TALLIED:
-        arrays[prefix + name] = _narrowed(getattr(counted, name))
-    occupied = np.flatnonzero(counted.counts.any(axis=0))
+def put_counters(arrays: Arrays, prefix: str, tally: Tally) -> dict[str, Any]:
+    """Add the arrays of a tally under ``prefix``; return its plain numbers."""
+    for name in _SIGNED:
+        arrays[prefix + name] = getattr(tally, name).copy()
+    arrays[prefix + "zeros"] = _narrowed(tally.zeros)
+    if tally.odd is not None:
+        arrays[prefix + "odd"] = _narrowed(tally.odd)
+    occupied = np.flatnonzero(tally.counts.any(axis=0))
     first, end = (int(occupied[0]), int(occupied[-1]) + 1) if len(occupied) else (0, 0)
-    arrays[prefix + "counts"] = _narrowed(counted.counts[:, first:end])
-    return {"first": first, **{name: getattr(counted, name) for name in _SPAN}}
+    arrays[prefix + "counts"] = _narrowed(tally.counts[:, first:end])
+    return {"first": first, **{name: getattr(tally, name) for name in _SPAN}}
 
 
 def take_counters(
@@ -93,22 +92,28 @@ def take_counters(
         KeyError: One is missing.
     """
     tally = Tally.empty(width, bins)
-    for name in (*_MOMENTS, *_EXTREMES, *_TALLIED):
-        found = arrays[prefix + name]
-        if found.shape != (width,):
-            raise ValueError(f"{prefix}{name} has shape {found.shape}, need ({width},)")
-        setattr(tally, name, found.astype(getattr(tally, name).dtype))
-    kept = arrays[prefix + "counts"]
-    tally.rows, tally.requests = int(span["rows"]), int(span["requests"])
-    tally.started, tally.ended = float(span["started"]), float(span["ended"])
+    for name in _SPAN:
+        setattr(tally, name, type(getattr(tally, name))(span[name]))
     tally.reserve(tally.rows)
-    first = int(span["first"])
+    for name in (*_SIGNED, "zeros"):
+        found = _shaped(arrays, prefix + name, (width,))
+        setattr(tally, name, found.astype(getattr(tally, name).dtype))
+    if prefix + "odd" in arrays:
+        tally.odd = _shaped(arrays, prefix + "odd", (2, width)).astype(np.int64)
+    kept, first = arrays[prefix + "counts"], int(span["first"])
     if kept.shape != (width, kept.shape[-1]) or not 0 <= first <= bins - kept.shape[-1]:
         raise ValueError(f"{prefix}counts of shape {kept.shape} from bin {first} of {bins}")
     tally.counts[:, first : first + kept.shape[-1]] = kept
     if np.any(tally.counts.sum(axis=1) != tally.rows - tally.nans - tally.infinities):
         raise ValueError(f"{prefix}counts do not add up to {tally.rows} rows")
     return tally
+
+
+def _shaped(arrays: Arrays, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    found = arrays[name]
+    if found.shape != shape:
+        raise ValueError(f"{name} has shape {found.shape}, need {shape}")
+    return found
 
 
 def typed(array: NDArray[Any], dtype: type[np.generic]) -> NDArray[Any]:

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sidecar.stats.batch import Batch
 from sidecar.stats.binning import Grid
 from sidecar.stats.distribution import Distribution
 from sidecar.stats.encoding import Arrays, put_counters, take_counters, typed
+from sidecar.stats.kernels import Kernels
 from sidecar.stats.tally import Tally, summed
 
 
@@ -49,9 +51,9 @@ class Epoch:
         self._present_since = math.nan
         self._history_seconds = history_seconds
 
-    def absorb(self, values: NDArray[np.float32], requests: int, now: float) -> None:
+    def absorb(self, batch: Batch, kernels: Kernels) -> None:
         """Count new rows in the open window."""
-        self.open.absorb(values, requests, self.grid, now)
+        kernels.absorb(self.open, batch, self.grid)
 
     def close(self, now: float) -> None:
         """End the open window and start an empty one."""
@@ -87,9 +89,9 @@ class Epoch:
         return (self.baseline,) if self.frozen else (self.baseline, self.open)
 
     def learned(self) -> tuple[int, int]:
-        """Return the rows and requests of the baseline, the open window's while it still learns."""
-        stores = (self.baseline,) if self.frozen else (self.baseline, self.open)
-        return sum(one.rows for one in stores), sum(one.requests for one in stores)
+        """Return the baseline's sampled rows and requests, the open window's while it still learns."""
+        stores = self._counted(Period.BASELINE)
+        return sum(one.sampled for one in stores), sum(one.requests for one in stores)
 
     def _turn_history(self, now: float) -> None:
         since = self._present_since

@@ -6,18 +6,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sidecar.features import WEIGHT_LIMIT
+from sidecar.stats.batch import EVERY, Batch
 from sidecar.stats.binning import Binning, learn_grid
 from sidecar.stats.encoding import Arrays, typed
 from sidecar.stats.epoch import Epoch
+from sidecar.stats.kernels import Kernels
 
-
-@dataclass(frozen=True, slots=True)
-class _Arrived:
-    """Rows that came in."""
-
-    values: NDArray[np.float32]
-    requests: int
-    at: float
+_MOST = int(WEIGHT_LIMIT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +33,7 @@ class Warmup:
     def __init__(self, width: int, rows_wanted: int) -> None:
         self._width = width
         self._wanted = rows_wanted
-        self._events: list[_Arrived | _Closed] = []
+        self._events: list[Batch | _Closed] = []
 
     @property
     def complete(self) -> bool:
@@ -47,18 +43,18 @@ class Warmup:
     @property
     def rows(self) -> int:
         """Rows kept."""
-        return sum(len(event.values) for event in self._events if isinstance(event, _Arrived))
+        return sum(event.sampled for event in self._events if isinstance(event, Batch))
 
     @property
-    def arrived(self) -> list[_Arrived]:
+    def arrived(self) -> list[Batch]:
         """What came in since the last window ended."""
         ends = [i for i, event in enumerate(self._events) if isinstance(event, _Closed)]
         newest = self._events[ends[-1] + 1 if ends else 0 :]
-        return [event for event in newest if isinstance(event, _Arrived)]
+        return [event for event in newest if isinstance(event, Batch)]
 
-    def absorb(self, values: NDArray[np.float32], requests: int, now: float) -> None:
+    def absorb(self, batch: Batch, _: Kernels) -> None:
         """Keep a copy of new rows."""
-        self._events.append(_Arrived(values.copy(), requests, now))
+        self._events.append(batch.kept())
 
     def close(self, now: float) -> None:
         """Note that a window ended."""
@@ -74,6 +70,7 @@ class Warmup:
         self,
         binning: Binning,
         history_seconds: float,
+        kernels: Kernels,
         features: NDArray[np.int64] | None = None,
     ) -> Epoch:
         """Place the bins from the first ``rows_wanted`` rows and count everything that happened.
@@ -81,23 +78,28 @@ class Warmup:
         Args:
             binning: How finely.
             history_seconds: Length of a history generation.
+            kernels: What counts.
             features: Only of these; None: of all. A feature's bins depend on its own rows alone.
         """
-        rows = _columns(self._stacked()[: self._wanted], features)
+        first = self._stacked()[: self._wanted]
+        rows = first if features is None else first.take(features, axis=1)
         epoch = Epoch(learn_grid(rows, binning), history_seconds)
         for event in self._events:
             if isinstance(event, _Closed):
                 epoch.close(event.at)
             else:
-                epoch.absorb(_columns(event.values, features), event.requests, event.at)
+                epoch.absorb(event if features is None else event.columns(features), kernels)
         return epoch
 
     def put(self, arrays: Arrays, prefix: str) -> list[list[float | int]]:
-        """Add the rows under ``prefix``; return the events as ``[rows, requests, at]``."""
+        """Add rows, starts and copies under ``prefix``; return events as ``[rows, requests, at]``."""
+        batches = [event for event in self._events if isinstance(event, Batch)]
         arrays[prefix + "rows"] = self._stacked()
+        arrays[prefix + "starts"] = np.concatenate([EVERY, *(batch.starts for batch in batches)])
+        arrays[prefix + "copies"] = np.concatenate([EVERY, *(batch.counted for batch in batches)])
         return [
-            [len(event.values), event.requests, event.at]
-            if isinstance(event, _Arrived)
+            [event.sampled, event.requests, event.at]
+            if isinstance(event, Batch)
             else [0, 0, event.at]
             for event in self._events
         ]
@@ -109,23 +111,25 @@ class Warmup:
             ValueError: Rows and events do not fit together; so may KeyError and TypeError.
         """
         rows = typed(arrays[prefix + "rows"], np.float32)
-        if rows.shape != (sum(event[0] for event in events), self._width):
-            raise ValueError(f"{prefix}rows have shape {rows.shape}")
-        used = 0
-        for count, requests, at in events:
-            if count:
-                kept = rows[used : used + count]
-                self._events.append(_Arrived(kept, int(requests), float(at)))
-                used += count
-            else:
+        starts, copies = (typed(arrays[prefix + name], np.int64) for name in ("starts", "copies"))
+        wanted = tuple(sum(event[at] for event in events) for at in (0, 1))
+        if rows.shape != (wanted[0], self._width) or starts.shape != wanted[1:]:
+            raise ValueError(f"{prefix}rows have shape {rows.shape}, starts {starts.shape}")
+        if copies.shape != wanted[:1] or copies.min(initial=1) < 1 or copies.max(initial=1) > _MOST:
+            raise ValueError(f"{prefix}copies have shape {copies.shape} or are out of range")
+        row = request = 0
+        for sampled, requests, at in events:
+            if not sampled:
                 self._events.append(_Closed(float(at)))
+                continue
+            here = copies[row : row + sampled]
+            first = starts[request : request + requests]
+            if not len(first) or first[0] or np.any(np.diff(first) < 1) or first[-1] >= sampled:
+                raise ValueError(f"{prefix}starts {first} of {sampled} rows")
+            kept = EVERY if (here == 1).all() else here
+            self._events.append(Batch(rows[row : row + sampled], first, kept, float(at)))
+            row, request = row + sampled, request + requests
 
     def _stacked(self) -> NDArray[np.float32]:
-        parts = [event.values for event in self._events if isinstance(event, _Arrived)]
+        parts = [event.values for event in self._events if isinstance(event, Batch)]
         return np.concatenate([np.empty((0, self._width), np.float32), *parts])
-
-
-def _columns(
-    values: NDArray[np.float32], features: NDArray[np.int64] | None
-) -> NDArray[np.float32]:
-    return values if features is None else values.take(features, axis=1)

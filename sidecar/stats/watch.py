@@ -7,8 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.errors import ShapeMismatch, UnknownFeature
+from sidecar.features import Values
 from sidecar.stats.distribution import Distribution
 from sidecar.stats.encoding import Arrays, typed
+from sidecar.stats.kernels import Kernels
 
 _SAVED: Mapping[str, type[np.generic]] = {
     "indices": np.int64,
@@ -25,7 +27,7 @@ class WindowCounts:
 
     Attributes:
         requests: Requests sampled.
-        rows: Rows sampled.
+        rows: Rows sampled; each counts once, whatever it stands for.
         nonfinite: NaN and infinite values of all the layer's features.
         indices: The watched features, shape ``(n,)``.
         exceedances: Requests with a row above the watched feature's threshold, shape ``(n,)``.
@@ -84,7 +86,7 @@ class Watch:
         self.requests[kept] = requests[old[kept]]
         self.maximum[kept] = maximum[old[kept]]
 
-    def absorb(self, values: NDArray[np.float32], starts: NDArray[np.int64]) -> None:
+    def absorb(self, values: Values, starts: NDArray[np.int64], kernels: Kernels) -> None:
         """Count new rows.
 
         A request exceeds when any of its rows is above the threshold; an infinity is, a NaN is not.
@@ -92,15 +94,14 @@ class Watch:
         Args:
             values: Shape ``(rows, width)``, at least one row.
             starts: The first row of each request, shape ``(requests,)``.
+            kernels: What counts.
         """
         if not len(self.indices):
             return
-        seen = values[:, self.indices]  # (rows, n)
-        above = np.logical_or.reduceat(seen > self.thresholds, starts, axis=0)  # (requests, n)
-        self.exceedances += np.count_nonzero(above, axis=0)
+        found = self.exceedances[:, None]  # (n, 1), a view: one threshold a feature
+        kernels.exceed(values, starts, self.indices, self.thresholds[:, None], found, self.maximum)
         self.requests += len(starts)
-        finite = np.where(np.isfinite(seen), seen, np.float32(np.nan))
-        self.maximum = np.fmax(self.maximum, np.fmax.reduce(finite, axis=0))
+        self.maximum += np.float32(0)  # whichever zero came first, the greatest is +0.0
 
     def close(
         self, requests: int, rows: int, nonfinite: int, watched: Distribution | None

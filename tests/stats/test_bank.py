@@ -115,12 +115,12 @@ def test_samples_that_do_not_fit_are_refused_and_change_nothing(
     with pytest.raises(UnregisteredLayer):
         bank.update(make_sample([[1.0]]), 1.0)
     bank.register(layer, 1)
-    half = LayerSample(layer, np.ones((1, 1), np.float16), np.zeros(1, np.int32), ())  # type: ignore[arg-type]
+    double = LayerSample(layer, np.ones((1, 1), np.float64), np.zeros(1, np.int32), ())  # type: ignore[arg-type]
 
     with pytest.raises(ShapeMismatch, match="need 1"):
         bank.update(make_sample([[1.0, 2.0]]), 1.0)
-    with pytest.raises(UnsupportedDtype, match="float16"):
-        bank.update(half, 1.0)
+    with pytest.raises(UnsupportedDtype, match="float64"):
+        bank.update(double, 1.0)
 
     assert 0 == bank.snapshot(layer, Period.CURRENT).rows
 
@@ -163,7 +163,7 @@ def test_batches_and_warm_up_do_not_change_the_result(rows: np.ndarray, cuts: li
     np.testing.assert_array_equal(a.counts, b.counts)
     np.testing.assert_array_equal(a.minimum, b.minimum)
     assert (a.rows, a.requests) == (b.rows, b.requests)
-    np.testing.assert_allclose(a.squares, b.squares, 1e-12)
+    np.testing.assert_array_equal(a.squares, b.squares)
 
 
 def test_a_wide_tall_batch_is_counted_like_its_naive_twin(
@@ -184,7 +184,7 @@ def test_a_wide_tall_batch_is_counted_like_its_naive_twin(
         for x in rows[np.isfinite(rows[:, j]), j]:
             expected[reference.bin_of(x, seen.centre[j], int(seen.exponent[j]), 4, 16)] += 1
         assert expected.tolist() == seen.counts[j].tolist()
-        assert reference.moments(rows[:, j].tolist())[1] == pytest.approx(seen.mean[j])
+        assert reference.moments(rows[:, j].tolist())[1] == pytest.approx(seen.mean[j], abs=1e-4)
 
 
 def test_nonfinite_values_touch_only_their_own_counters(

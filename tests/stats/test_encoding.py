@@ -6,8 +6,10 @@ from hypothesis.extra import numpy as hnp
 
 from sidecar.errors import CorruptState
 from sidecar.stats import Binning, Distribution, decode, encode
+from sidecar.stats.batch import EVERY, Batch
 from sidecar.stats.binning import learn_grid
 from sidecar.stats.encoding import pack, unpack
+from sidecar.stats.kernels import NUMPY
 from sidecar.stats.tally import Tally
 
 pytestmark = pytest.mark.unit
@@ -22,7 +24,7 @@ def counted(rows: np.ndarray) -> Distribution:
     grid = learn_grid(rows, Binning())
     tally = Tally.empty(rows.shape[1], grid.binning.bins)
     if len(rows):
-        tally.absorb(rows, len(rows), grid, 5.0)
+        NUMPY.absorb(tally, Batch(rows, np.arange(len(rows)), EVERY, 5.0), grid)
     return tally.distribution(grid)
 
 
