@@ -16,6 +16,7 @@ from sidecar.stats.distribution import Distribution, Occupied, merge
 from sidecar.stats.encoding import decode, encode
 from sidecar.stats.epoch import Period
 from sidecar.stats.kernels import NUMPY, Kernels, compiled
+from sidecar.stats.recentre import recentre
 from sidecar.stats.sparse import SparseBank
 from sidecar.stats.sparse_distribution import SparseDistribution
 from sidecar.stats.sparse_kernels import SparseKernels, compile_sparse_kernels
@@ -38,4 +39,5 @@ __all__ = [
     "decode",
     "encode",
     "merge",
+    "recentre",
 ]

@@ -195,8 +195,7 @@ class Distribution:
             Shape ``(F,)``; NaN where nothing was counted or the value is NaN.
         """
         value = np.asarray(values, np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):
-            bins = self._grid.index(value.astype(np.float32)[None, :])[0].astype(np.int64)
+        bins = self.bin_of(value)
         features = np.arange(self.features)
         low, high = (
             self.centre + self._grid.edge_offset(bins + upper, features) for upper in (0, 1)
@@ -304,14 +303,51 @@ class Distribution:
             ended=self.ended,
         )
 
+    def bin_of(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Return the bin of one value for each feature, shape ``(F,)``."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._grid.index(values.astype(np.float32)[None, :])[0].astype(np.int64)
+
+    def middles(self, features: NDArray[np.int64], bins: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return where the values of some bins are taken to be if nothing is said of their ranks.
+
+        Args:
+            features: Which features, shape ``(n,)``.
+            bins: Which of their bins, shape ``(n,)``.
+
+        Returns:
+            Shape ``(n,)``, between the least and the greatest value of each feature.
+        """
+        one = self.select(features)
+        near, far = one.reaches(bins[:, None])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            size = np.where(near == 0, far / 2, 2 * near * far / (near + far))[:, 0]
+        value = one.centre + np.where(bins < self.binning.half, -size, size)
+        return np.clip(value, one.minimum, one.maximum)
+
+    def reaches(self, bins: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the distances from the centre at which bins begin and end.
+
+        Args:
+            bins: Shape ``(F, q)``.
+
+        Returns:
+            Two arrays of shape ``(F, q)``; the outermost bins end at the extreme.
+        """
+        features = np.arange(self.features)[:, None]
+        one, other = (np.abs(self._grid.edge_offset(bins + upper, features)) for upper in (0, 1))
+        extreme = np.fmax(self._most - self.centre[:, None], self.centre[:, None] - self._least)
+        far = np.maximum(one, other)
+        return np.minimum(one, other), np.where(np.isinf(far), extreme, far)
+
     @property
     def _grid(self) -> Grid:
         return Grid(self.binning, self.centre, self.exponent)
 
     @property
-    def _zero_bin(self) -> NDArray[np.int32]:
+    def _zero_bin(self) -> NDArray[np.int64]:
         """The bin that exact zeros fall into, shape ``(F,)``."""
-        return self._grid.index(np.zeros((1, self.features), np.float32)).reshape(-1)
+        return self.bin_of(np.zeros(self.features))
 
     @property
     def _least(self) -> NDArray[np.float64]:
@@ -353,7 +389,7 @@ class _Located:
         Values are taken to be spread evenly over their bin, but none is put so near an edge that it
         could be off by more than the promise were they all at the other one.
         """
-        near, far = self.bounds(seen)
+        near, far = seen.reaches(self.bin)
         held = np.take_along_axis(seen.counts, self.bin, axis=1)
         share = (self.bin_rank + 0.5) / np.maximum(held, 1)
         outwards = np.where(self.bin < seen.binning.half, 1.0 - share, share)
@@ -365,23 +401,12 @@ class _Located:
         # The near-zero and the overflow bins are too wide for any place to keep that promise.
         return np.where(low <= high, spread, middle)
 
-    def bounds(self, seen: Distribution) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the distances from the centre at which each bin begins and ends."""
-        features = np.arange(seen.features)[:, None]
-        one, other = (
-            np.abs(seen._grid.edge_offset(self.bin + upper, features))  # noqa: SLF001 - same file
-            for upper in (0, 1)
-        )
-        extreme = np.fmax(seen._most - seen.centre[:, None], seen.centre[:, None] - seen._least)  # noqa: SLF001 - same file
-        far = np.maximum(one, other)
-        return np.minimum(one, other), np.where(np.isinf(far), extreme, far)
-
     def sharpen(self, seen: Distribution, estimate: NDArray[np.float64]) -> NDArray[np.float64]:
         """Replace estimates by values that are known exactly."""
         count = seen.count[:, None]
         zeros = seen.zeros[:, None]
         zero_bin = seen._zero_bin[:, None]  # noqa: SLF001 - same file
-        others = np.take_along_axis(seen.counts, zero_bin.astype(np.int64), axis=1) - zeros
+        others = np.take_along_axis(seen.counts, zero_bin, axis=1) - zeros
         # Zeros are adjacent in rank. Wherever in their bin the others lie, these ranks are zeros.
         is_zero = (self.bin == zero_bin) & (self.zero_rank >= others) & (self.zero_rank < zeros)
         known = np.where(is_zero, 0.0, estimate)

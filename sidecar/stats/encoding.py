@@ -1,8 +1,8 @@
 """Distributions as bytes: one compressed block of arrays with a magic, a version and a checksum.
 
-Counts are cut to the occupied bins, integers are stored in the narrowest type that holds them, and
-the bytes of equal significance are put side by side: neighbouring bins have like counts, so that is
-what makes a fast compressor do well.
+Counts are cut to the occupied bins and stored in the narrowest type that holds them, as differences
+from bin to bin with the sign in the lowest bit, because neighbouring bins have like counts; and the
+bytes of equal significance are put side by side. That is what makes a fast compressor do well.
 """
 
 import json
@@ -31,6 +31,9 @@ _DISTRIBUTION = b"dist"
 _LEVEL = 1
 """Of zlib: higher ones are four times slower for a tenth less."""
 
+_TABLE = 2
+"""Dimensions of arrays whose rows are counters of neighbouring bins."""
+
 _DTYPES = frozenset({"u1", "u2", "u4", "u8", "i4", "i8", "f4", "f8"})
 _UNSIGNED = (np.uint8, np.uint16, np.uint32, np.uint64)
 _SIGNED = ("sums", "squares_high", "squares_low", "minimum", "maximum")
@@ -43,7 +46,8 @@ def encode(distribution: Distribution) -> bytes:
     """Return the distribution as bytes that ``decode`` turns back into an equal one.
 
     Complexity:
-        About 350 bytes a feature for 65,536 heavy-tailed values each; less for fewer.
+        300 to 370 bytes a feature for 65,536 values each, normal, t3, t4 or lognormal; 450 where they
+        have so heavy a tail (t1.5) that all bins are occupied; less for fewer.
     """
     arrays: Arrays = {"centre": distribution.centre, "exponent": distribution.exponent}
     header = {
@@ -138,7 +142,7 @@ def pack(kind: bytes, header: Mapping[str, Any], arrays: Arrays) -> bytes:
     little = {name: np.ascontiguousarray(_little(array)) for name, array in arrays.items()}
     table = [[name, array.dtype.str[1:], array.shape] for name, array in little.items()]
     text = json.dumps({"header": header, "arrays": table}, separators=(",", ":")).encode()
-    parts = [_LENGTH.pack(len(text)), text, *map(_shuffled, little.values())]
+    parts = [_LENGTH.pack(len(text)), text, *(_shuffled(_stepped(a)) for a in little.values())]
     raw = b"".join(parts)
     body = zlib.compress(raw, _LEVEL)
     head = _HEAD.pack(_MAGIC, _VERSION, kind, len(raw), 0)
@@ -216,6 +220,25 @@ def _little(array: NDArray[Any]) -> NDArray[Any]:
     return array.astype(array.dtype.newbyteorder("<"), copy=False)
 
 
+def _stepped(array: NDArray[Any]) -> NDArray[Any]:
+    """Replace counters by the steps between neighbours: 0, -1, 1, -2 … become 0, 1, 2, 3 …."""
+    if array.ndim != _TABLE or array.dtype.kind != "u":
+        return array
+    steps = np.diff(array, axis=1, prepend=np.zeros((len(array), 1), array.dtype)).view(
+        f"<i{array.itemsize}"
+    )
+    return np.asarray(((steps << 1) ^ (steps >> (8 * array.itemsize - 1))).view(array.dtype))
+
+
+def _summed(array: NDArray[Any]) -> NDArray[Any]:
+    """Undo ``_stepped``."""
+    if array.ndim != _TABLE or array.dtype.kind != "u":
+        return array
+    one = array.dtype.type(1)
+    steps = (array >> one) ^ (~(array & one) + one)
+    return np.cumsum(steps, axis=1, dtype=array.dtype)
+
+
 def _shuffled(array: NDArray[Any]) -> bytes:
     octets = array.reshape(-1).view(np.uint8).reshape(-1, array.itemsize)  # (values, itemsize)
     return octets.T.tobytes()
@@ -231,6 +254,6 @@ def _unshuffled(
     size = int(np.prod(shape, dtype=object))
     octets = np.frombuffer(raw, np.uint8, size * kind.itemsize, at).reshape(kind.itemsize, size)
     array = np.ascontiguousarray(octets.T).reshape(-1).view(kind).reshape(shape)
-    array = array.astype(kind.newbyteorder("="), copy=False)
+    array = _summed(array.astype(kind.newbyteorder("="), copy=False))
     array.setflags(write=False)
     return array, at + size * kind.itemsize

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -116,10 +118,24 @@ def test_another_kind_of_block_is_corrupt() -> None:
         decode(pack(b"bank", header, arrays))
 
 
-def test_a_feature_takes_few_bytes() -> None:
-    """65,536 heavy-tailed values a feature fit into 420 bytes, a fifth of the raw counters."""
-    rows = np.random.default_rng(0).standard_t(4, (65_536, 32)).astype(np.float32)
+HEAVY: dict[str, tuple[Callable[[np.random.Generator, tuple[int, int]], np.ndarray], int]] = {
+    "t3": (lambda rng, shape: rng.standard_t(3, shape), 400),
+    "t4": (lambda rng, shape: rng.standard_t(4, shape), 400),
+    "lognormal": (lambda rng, shape: rng.lognormal(0, 1.5, shape), 400),
+    "relu": (lambda rng, shape: np.maximum(rng.normal(-1.2816, 1, shape), 0), 400),
+    # Every bin is occupied, and what is counted in it is mostly noise, which nothing compresses.
+    "t1.5": (lambda rng, shape: rng.standard_t(1.5, shape), 450),
+}
 
-    size = len(encode(counted(rows))) / 32
 
-    assert size <= 420
+@pytest.mark.parametrize("name", HEAVY)
+def test_a_feature_takes_few_bytes(name: str) -> None:
+    """65,536 heavy-tailed values a feature are 2,100 bytes of counters and at most 400 encoded."""
+    draw, limit = HEAVY[name]
+    rows = draw(np.random.default_rng(0), (65_536, 32)).astype(np.float32)
+    seen = counted(rows)
+
+    size = len(encode(seen)) / 32
+
+    assert size <= limit
+    assert Tally.of(seen).nbytes / 32 <= 2100
