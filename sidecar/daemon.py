@@ -2,8 +2,8 @@
 
 Threads: the event loop (gRPC), the lane's acceptor and a reader for each of its connections, the
 writer (statistics and detectors), the metrics server, the console, the job runner and its children,
-and housekeeping (snapshots, audit log, disk). Only the writer puts samples into the bank; everybody
-else reads copies.
+housekeeping (snapshots, audit log, disk), and one that ends once the kernels are compiled. Only the
+writer puts samples into the bank; everybody else reads copies.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from typing import BinaryIO
 import structlog
 
 import sidecar
+from sidecar.compilation import Compilation
 from sidecar.config import SidecarConfig
 from sidecar.errors import ConfigError, SidecarError
 from sidecar.ingest import Destination, GrpcServer, LaneServer, Ledger, Pipeline
@@ -31,6 +32,7 @@ from sidecar.metrics import (
     Collector,
     JobCounts,
     MetricsServer,
+    StatisticsCounts,
     StorageCounts,
 )
 from sidecar.monitor import (
@@ -156,6 +158,7 @@ class Daemon:
             activation_limit=config.metrics.flagged_limit,
         )
         self._restore()
+        self.compilation = Compilation(config.state_dir / "compiled", self.monitor.use)
         self.ledger = Ledger(
             queue_limit_bytes=config.ingest.queue_bytes, sampling_rate=config.ingest.sampling_rate
         )
@@ -231,6 +234,8 @@ class Daemon:
             await self.stop(0)
             raise
         self._ready.set()
+        # Last, so that being ready waits for none of it.
+        self.compilation.start()
         structlog.get_logger().info(
             "daemon_started",
             version=sidecar.__version__,
@@ -293,6 +298,7 @@ class Daemon:
         structlog.get_logger().info("daemon_stopped")
 
     def _wind_down(self, grace: float, served: bool) -> None:
+        self.compilation.stop(grace)
         self.pipeline.stop(grace)
         self.runner.stop(grace)
         for thread in (self._housekeeper, self._compiler):
@@ -440,6 +446,15 @@ class _Source:
         counts = self._daemon.queue.counts()
         timed, seconds = self._daemon.runner.timings()
         return JobCounts({str(state): counts.get(state, 0) for state in JobState}, timed, seconds)
+
+    def statistics(self) -> StatisticsCounts:
+        compilation, memory = self._daemon.compilation, self._daemon.monitor.memory()
+        return StatisticsCounts(
+            kernels=compilation.kernels,
+            kernel_failures=compilation.failures,
+            memory_bytes=memory.used_bytes,
+            memory_limit_bytes=memory.limit_bytes,
+        )
 
     def storage(self) -> StorageCounts:
         storage, config = self._daemon.storage, self._daemon.config

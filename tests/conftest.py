@@ -2,10 +2,16 @@
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import structlog
 from hypothesis import settings
+
+# One compilation of the kernels serves this process and every daemon it starts.
+os.environ.setdefault(
+    "NUMBA_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "numba")
+)
 
 # The same examples in every run of continuous integration, so that a red run is about the change;
 # everywhere else new ones are looked for each time.

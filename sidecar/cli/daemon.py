@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn, TextIO, cast
 
@@ -48,10 +49,44 @@ def check() -> None:
 @check.command(name="config")
 @_CONFIG
 def check_config(path: Path) -> None:
-    """Check a configuration file; list every problem with its line, exit 2 if there is one."""
+    """Check a configuration file; list every problem with its line, exit 2 if there is one.
+
+    Says too what the distributions of a layer will cost, and how many features fit.
+    """
     config = _load(path)
     models = ", ".join(model.name for model in config.models) or "none"
     click.echo(f"{path}: ok; models: {models}; flagged features: {len(config.flags)}")
+    for line in _costs(config):
+        click.echo(line)
+
+
+def _costs(config: SidecarConfig) -> Iterator[str]:
+    """Yield what distributions cost, a line for each level of detail."""
+    from sidecar.monitor import budget_of  # noqa: PLC0415 - numpy, for this command alone
+    from sidecar.stats import Binning, Detail  # noqa: PLC0415 - as above
+
+    budget = budget_of(config.statistics)
+    binning = Binning(mantissa_bits=config.statistics.mantissa_bits)
+    for detail in Detail:
+        each, fit = detail.feature_bytes(binning), budget.fitting(detail, binning)
+        bits = detail.binning(binning).mantissa_bits
+        yield (
+            f"  a layer of 1,000 features at {detail} detail ({bits} mantissa bits): "
+            f"{_megabytes(1000 * each)}; {fit:,} features fit"
+        )
+    flagged = budget.flagged_feature_bytes(binning)
+    fit = budget.flagged_memory_bytes // flagged
+    bits = budget.flagged_binning(binning).mantissa_bits
+    yield (
+        f"  a flagged feature, {budget.flagged_windows} windows ({bits} mantissa bits): "
+        f"{_megabytes(flagged)}; {fit:,} fit"
+    )
+    total = budget.memory_bytes + budget.flagged_memory_bytes
+    yield f"  distributions take at most {_megabytes(total)}"
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.2f} MB"
 
 
 def _load(path: Path) -> SidecarConfig:

@@ -10,13 +10,14 @@ from sidecar.metrics.collector import Collector
 from sidecar.metrics.documents import render_files
 from sidecar.metrics.rules import render_rules
 from sidecar.metrics.server import MetricsServer
-from sidecar.metrics.source import JobCounts, MetricsSource, StorageCounts
+from sidecar.metrics.source import JobCounts, MetricsSource, StatisticsCounts, StorageCounts
 
 __all__ = [
     "Collector",
     "JobCounts",
     "MetricsServer",
     "MetricsSource",
+    "StatisticsCounts",
     "StorageCounts",
     "render_files",
     "render_rules",

@@ -213,6 +213,13 @@ LAYER_BASELINE_REQUESTS = _gauge(
     "Requests in the frozen baseline, or learned so far.",
     *LAYER,
 )
+LAYER_MEMORY = _gauge(
+    "sidecar_layer_memory_bytes",
+    "bytes",
+    "Memory set aside for a layer's distributions; at full detail about five times that of a "
+    "screened layer.",
+    *LAYER,
+)
 LAYER_LAST_SAMPLE = _gauge(
     "sidecar_layer_last_sample_timestamp_seconds",
     "unix seconds",
@@ -337,6 +344,28 @@ SNAPSHOT_FAILURES = _counter(
 QUARANTINED = _gauge(
     "sidecar_quarantined_files", "files", "State files and artifacts set aside as corrupt."
 )
+STATISTICS_KERNELS = Family(
+    "sidecar_statistics_kernels_info",
+    FamilyType.INFO,
+    "1",
+    "What counts: numpy until the compiled kernels are ready, then numba.",
+    ("kernels",),
+)
+STATISTICS_KERNEL_FAILURES = _counter(
+    "sidecar_statistics_kernel_failures_total",
+    "failures",
+    "Times the kernels could not be compiled; numpy counts then, several times slower.",
+)
+STATISTICS_MEMORY = _gauge(
+    "sidecar_statistics_memory_bytes",
+    "bytes",
+    "Memory set aside for the distributions of the registered layers.",
+)
+STATISTICS_MEMORY_LIMIT = _gauge(
+    "sidecar_statistics_memory_limit_bytes",
+    "bytes",
+    "Memory that distributions may take: statistics.memory_bytes.",
+)
 BUILD_INFO = Family(
     "sidecar_build_info",
     FamilyType.INFO,
@@ -376,6 +405,7 @@ FAMILIES: tuple[Family, ...] = (
     LAYER_NONFINITE,
     LAYER_BASELINE_FROZEN,
     LAYER_BASELINE_REQUESTS,
+    LAYER_MEMORY,
     LAYER_LAST_SAMPLE,
     BATCHES_RECEIVED,
     BATCHES_ACCEPTED,
@@ -407,6 +437,10 @@ FAMILIES: tuple[Family, ...] = (
     SNAPSHOT_INTERVAL,
     SNAPSHOT_FAILURES,
     QUARANTINED,
+    STATISTICS_KERNELS,
+    STATISTICS_KERNEL_FAILURES,
+    STATISTICS_MEMORY,
+    STATISTICS_MEMORY_LIMIT,
     BUILD_INFO,
     COLLECT_ERRORS,
 )

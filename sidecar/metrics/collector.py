@@ -27,7 +27,16 @@ from sidecar.metrics.tables import Chosen, Histograms, Labels, Memo, Room, Scrap
 from sidecar.metrics.text import number
 from sidecar.monitor import FeatureStatus, LayerActivations, LayerStatus
 
-_SECTIONS = ("features", "flags", "layers", "activations", "ingest", "jobs", "storage")
+_SECTIONS = (
+    "features",
+    "flags",
+    "layers",
+    "activations",
+    "ingest",
+    "jobs",
+    "storage",
+    "statistics",
+)
 _SUBJECTS = ("features", "layers", "flags", "histograms", "heatmaps")
 
 _Item = TypeVar("_Item")
@@ -140,6 +149,9 @@ class Collector:
         self._section(draft, "jobs", lambda d: d.put_rows(sections.job_rows(source.jobs())))
         self._section(
             draft, "storage", lambda d: d.put_rows(sections.storage_rows(source.storage()))
+        )
+        self._section(
+            draft, "statistics", lambda d: d.put_rows(sections.statistics_rows(source.statistics()))
         )
         draft.put_rows(self._about(draft))
         return draft.finished()

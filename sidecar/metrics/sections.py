@@ -8,7 +8,7 @@ from sidecar.detect import State
 from sidecar.features import FeatureKey, LayerKey, Scope
 from sidecar.metrics import catalogue
 from sidecar.metrics.catalogue import Family
-from sidecar.metrics.source import JobCounts, StorageCounts
+from sidecar.metrics.source import JobCounts, StatisticsCounts, StorageCounts
 from sidecar.metrics.tables import Labels
 from sidecar.monitor import FeatureStatus, Flag, IngestCounts, LayerStatus
 
@@ -98,6 +98,7 @@ def layer_columns(statuses: Sequence[LayerStatus], flagged: Mapping[LayerKey, in
     yield catalogue.LAYER_NONFINITE, [float(s.nonfinite - s.restored[2]) for s in statuses]
     yield catalogue.LAYER_BASELINE_FROZEN, [float(s.baseline_frozen) for s in statuses]
     yield catalogue.LAYER_BASELINE_REQUESTS, [float(s.baseline_requests) for s in statuses]
+    yield catalogue.LAYER_MEMORY, [float(s.memory_bytes) for s in statuses]
     yield catalogue.LAYER_LAST_SAMPLE, [s.last_seen for s in statuses]
 
 
@@ -150,6 +151,14 @@ def storage_rows(counts: StorageCounts) -> Iterator[Row]:
 def clean(value: str) -> str:
     """Return ``value`` as text that UTF-8 can hold; a lone surrogate would end the whole scrape."""
     return value.encode("utf-8", "replace").decode()
+
+
+def statistics_rows(counts: StatisticsCounts) -> Iterator[Row]:
+    """Yield how the statistics are kept."""
+    yield catalogue.STATISTICS_KERNELS, (clean(counts.kernels),), 1
+    yield catalogue.STATISTICS_KERNEL_FAILURES, (), counts.kernel_failures
+    yield catalogue.STATISTICS_MEMORY, (), counts.memory_bytes
+    yield catalogue.STATISTICS_MEMORY_LIMIT, (), counts.memory_limit_bytes
 
 
 def _by_reason(family: Family, counts: Mapping[str, int], known: tuple[str, ...]) -> Iterator[Row]:

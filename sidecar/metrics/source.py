@@ -24,6 +24,23 @@ class JobCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class StatisticsCounts:
+    """How the statistics are kept.
+
+    Attributes:
+        kernels: What counts: ``numpy`` until the compiled ones are ready, then ``numba``.
+        kernel_failures: How often they could not be compiled since the daemon started: 0 or 1.
+        memory_bytes: Bytes set aside for the distributions of all registered layers.
+        memory_limit_bytes: Bytes that may be.
+    """
+
+    kernels: str = "numpy"
+    kernel_failures: int = 0
+    memory_bytes: int = 0
+    memory_limit_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class StorageCounts:
     """How the state directory stands.
 
@@ -74,6 +91,10 @@ class MetricsSource(Protocol):
 
     def jobs(self) -> JobCounts:
         """Return how the jobs stand."""
+        ...
+
+    def statistics(self) -> StatisticsCounts:
+        """Return how the statistics are kept."""
         ...
 
     def storage(self) -> StorageCounts:

@@ -1,13 +1,13 @@
 """The daemon's picture of the world: every feature's distribution, flag and state.
 
-Promises: one lock, so that a reader never sees half an update; no clock, file or socket is read
+Promises: one lock, so that a reader never sees half an update, held for one layer at a time; no clock, file or socket is read
 here, ``now`` is an argument; everything it knows is encoded into one payload and comes back from it.
 ``Operations`` adds what people and machines ask for over that: commands with their audit entry, and
 the job queue beside it.
 """
 
 from sidecar.monitor.live import live_contexts
-from sidecar.monitor.monitor import Monitor
+from sidecar.monitor.monitor import Monitor, budget_of
 from sidecar.monitor.operations import Operations
 from sidecar.monitor.views import (
     Event,
@@ -31,5 +31,6 @@ __all__ = [
     "Monitor",
     "Operations",
     "Window",
+    "budget_of",
     "live_contexts",
 ]

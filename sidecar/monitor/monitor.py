@@ -45,11 +45,15 @@ from sidecar.monitor.watch import LayerWatch
 from sidecar.stats import (
     Bank,
     Binning,
+    Budget,
     Distribution,
+    Kernels,
+    Memory,
     Period,
     SparseBank,
     SparseDistribution,
     SparseKernels,
+    WatchedWindow,
     WindowCounts,
 )
 
@@ -90,7 +94,8 @@ class Monitor:
     """Every feature's distribution, flag and state.
 
     All methods may be called from any thread; each holds the lock for one layer's arithmetic at
-    most, except ``encode``, which copies everything and compresses the copy without it.
+    most. ``tick`` and ``encode`` let go of it between layers, so each layer is whole in a snapshot,
+    and two may be a batch apart.
     """
 
     def __init__(
@@ -113,19 +118,8 @@ class Monitor:
         self._settings = statistics
         self._policy = SpikePolicy(**spike.model_dump())
         self._lock = threading.RLock()
-        self._bank = Bank(
-            Binning(mantissa_bits=statistics.mantissa_bits),
-            warmup_rows=statistics.warmup_rows,
-            history_seconds=statistics.history_seconds,
-            layer_limit=statistics.layer_limit,
-            feature_limit=statistics.feature_limit,
-        )
-        self._sparse = SparseBank(
-            exponent=statistics.latent_exponent,
-            history_seconds=statistics.history_seconds,
-            layer_limit=statistics.layer_limit,
-            latent_limit=statistics.latent_limit,
-        )
+        self._bank = Bank(**_bank_settings(statistics))
+        self._sparse = SparseBank(**_sparse_settings(statistics))
         self._layers: dict[LayerKey, _Layer] = {}
         self._flags: dict[FeatureSelector, Flag] = {}
         # Worked out when a scrape asks; None after any change of what they depend on.
@@ -154,7 +148,7 @@ class Monitor:
 
         Raises:
             LayerConflict: It is known with another width, or as sparse and is not, or the reverse.
-            LimitReached: The configured number of layers or features is reached.
+            LimitReached: The configured number of layers or features, or their memory, is reached.
         """
         with self._lock:
             bank, other = (self._sparse, self._bank) if sparse else (self._bank, self._sparse)
@@ -251,11 +245,13 @@ class Monitor:
             if self._window_ends - length <= now < self._window_ends:
                 return ()
             self._window_ends = now + length
-            windows = {**self._bank.close_window(now), **self._sparse.close_window(now)}
+            keys = tuple(self._layers)
             events, self._retired = self._retired, []
-            for key, counts in windows.items():
-                events += self._close(key, counts, now)
-            return tuple(events)
+        for key in keys:  # readers get their turn in between
+            with self._lock:
+                if key in self._layers:  # it may have had to give way
+                    events += self._close(key, self._bank_of(key).close(key, now), now)
+        return tuple(events)
 
     def _close(self, key: LayerKey, counts: WindowCounts, now: float) -> Iterator[Event]:
         layer = self._layers[key]
@@ -274,6 +270,11 @@ class Monitor:
         ripe = layer.baseline_requests >= self._settings.baseline_min_requests
         if ripe and age >= self._settings.baseline_min_seconds:
             yield self._freeze(key, now, "learned")
+
+    def use(self, kernels: Kernels) -> None:
+        """Count with other kernels from now on."""
+        with self._lock:
+            self._bank.use(kernels)
 
     # -- flags and baselines ----------------------------------------------------------------
 
@@ -433,7 +434,23 @@ class Monitor:
             baseline_frozen=self._frozen(key),
             last_seen=layer.last_seen,
             restored=layer.restored,
+            detail=self._bank_of(key).detail(key),
+            memory_bytes=self._bank_of(key).layer_bytes(key),
         )
+
+    def memory(self) -> Memory:
+        """Return how the memory of distributions stands."""
+        with self._lock:
+            return self._bank.memory()
+
+    def watched_windows(self, layer: LayerKey) -> tuple[WatchedWindow, ...]:
+        """Return the last closed windows of a layer's flagged features in finer bins, oldest first.
+
+        Raises:
+            UnknownLayer: It was never registered.
+        """
+        with self._lock:
+            return self._bank.watched_windows(layer)
 
     def watched(self) -> tuple[FeatureStatus, ...]:
         """Return how every flagged feature of every known layer stands, sorted by key."""
@@ -545,26 +562,32 @@ class Monitor:
     def encode(self) -> bytes:
         """Return everything but the flags, for ``restore``."""
         with self._lock:
-            state = {
-                "layers": [
-                    {
-                        "key": str(key.feature(0)),
-                        "capture": asdict(layer.capture),
-                        "rows": layer.rows,
-                        "requests": layer.requests,
-                        "nonfinite": layer.nonfinite,
-                        "baseline_requests": layer.baseline_requests,
-                        "baseline_started": layer.baseline_started,
-                        "last_seen": layer.last_seen,
-                        "watch": layer.watch.to_dict(),
-                    }
-                    for key, layer in self._layers.items()
-                ]
-            }
-            banks = (self._bank.encoder(), self._sparse.encoder())
-        text = json.dumps(state, separators=(",", ":")).encode()
-        dense, sparse = (encoder() for encoder in banks)
-        return _HEADER.pack(_MAGIC, _VERSION, len(text), len(dense)) + text + dense + sparse
+            keys = self._bank.layers()
+            saved = [self._encode_layer(key) for key in self._sparse.layers()]
+            sparse = self._sparse.encoder()
+        copies = []
+        for key in keys:  # readers and the writer get their turn in between
+            with self._lock:
+                if key in self._layers:  # it may have had to give way
+                    saved.append(self._encode_layer(key))
+                    copies.append(self._bank.copy(key))
+        text = json.dumps({"layers": saved}, separators=(",", ":")).encode()
+        dense = self._bank.pack(copies)
+        return _HEADER.pack(_MAGIC, _VERSION, len(text), len(dense)) + text + dense + sparse()
+
+    def _encode_layer(self, key: LayerKey) -> dict[str, Any]:
+        layer = self._layers[key]
+        return {
+            "key": str(key.feature(0)),
+            "capture": asdict(layer.capture),
+            "rows": layer.rows,
+            "requests": layer.requests,
+            "nonfinite": layer.nonfinite,
+            "baseline_requests": layer.baseline_requests,
+            "baseline_started": layer.baseline_started,
+            "last_seen": layer.last_seen,
+            "watch": layer.watch.to_dict(),
+        }
 
     def restore(self, payload: bytes, now: float) -> None:
         """Become what ``encode`` saw; call before anything is registered.
@@ -602,18 +625,12 @@ class Monitor:
         rest = payload[_HEADER.size + length :]
         bank = Bank.decode(
             rest[:bank_length],
-            binning=Binning(mantissa_bits=self._settings.mantissa_bits),
-            warmup_rows=self._settings.warmup_rows,
-            history_seconds=self._settings.history_seconds,
-            layer_limit=self._settings.layer_limit,
-            feature_limit=self._settings.feature_limit,
+            **_bank_settings(self._settings),
+            kernels=self._bank.kernels,
         )
         sparse = SparseBank.decode(
             rest[bank_length:],
-            exponent=self._settings.latent_exponent,
-            history_seconds=self._settings.history_seconds,
-            layer_limit=self._settings.layer_limit,
-            latent_limit=self._settings.latent_limit,
+            **_sparse_settings(self._settings),
         )
         widths = {key: of.width(key) for of in (bank, sparse) for key in of.layers()}
         if set(widths) != set(layers) or len(widths) != len(bank.layers()) + len(sparse.layers()):
@@ -640,6 +657,39 @@ class Monitor:
             baseline_started=float(item["baseline_started"]),
             last_seen=float(item["last_seen"]),
         )
+
+
+def _bank_settings(statistics: StatisticsConfig) -> dict[str, Any]:
+    """Return what a bank is made of."""
+    return {
+        "binning": Binning(mantissa_bits=statistics.mantissa_bits),
+        "warmup_rows": statistics.warmup_rows,
+        "history_seconds": statistics.history_seconds,
+        "layer_limit": statistics.layer_limit,
+        "feature_limit": statistics.feature_limit,
+        "budget": budget_of(statistics),
+    }
+
+
+def _sparse_settings(statistics: StatisticsConfig) -> dict[str, Any]:
+    """Return what a bank of sparse layers is made of."""
+    return {
+        "exponent": statistics.latent_exponent,
+        "history_seconds": statistics.history_seconds,
+        "layer_limit": statistics.layer_limit,
+        "latent_limit": statistics.latent_limit,
+    }
+
+
+def budget_of(statistics: StatisticsConfig) -> Budget:
+    """Return the memory that a configuration gives to distributions."""
+    return Budget(
+        memory_bytes=statistics.memory_bytes,
+        full_detail_ratio=statistics.full_detail_ratio,
+        flagged_memory_bytes=statistics.flagged_memory_bytes,
+        flagged_mantissa_bits=statistics.flagged_mantissa_bits,
+        flagged_windows=statistics.flagged_windows,
+    )
 
 
 def _unwatched(layer: LayerKey, index: int) -> FeatureStatus:

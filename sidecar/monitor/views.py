@@ -82,6 +82,8 @@ class LayerStatus:
         last_seen: Unix seconds of the newest sample; 0: never.
         restored: What of ``rows``, ``requests`` and ``nonfinite`` a snapshot brought back. A snapshot
             is older than what was scraped last, so a Prometheus counter must start without it.
+        detail: How much is kept of it: ``full`` or ``screened``.
+        memory_bytes: Memory set aside for it.
     """
 
     key: LayerKey
@@ -94,6 +96,8 @@ class LayerStatus:
     baseline_frozen: bool
     last_seen: float
     restored: tuple[int, int, int] = (0, 0, 0)
+    detail: str = "full"
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

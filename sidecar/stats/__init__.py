@@ -12,9 +12,11 @@ file or a socket.
 
 from sidecar.stats.bank import Bank
 from sidecar.stats.binning import Binning
+from sidecar.stats.budget import Budget, Detail, Memory
 from sidecar.stats.distribution import Distribution, Occupied, merge
 from sidecar.stats.encoding import decode, encode
 from sidecar.stats.epoch import Period
+from sidecar.stats.fine import WatchedWindow
 from sidecar.stats.kernels import NUMPY, Kernels, compiled
 from sidecar.stats.recentre import recentre
 from sidecar.stats.sparse import SparseBank
@@ -26,13 +28,17 @@ __all__ = [
     "NUMPY",
     "Bank",
     "Binning",
+    "Budget",
+    "Detail",
     "Distribution",
     "Kernels",
+    "Memory",
     "Occupied",
     "Period",
     "SparseBank",
     "SparseDistribution",
     "SparseKernels",
+    "WatchedWindow",
     "WindowCounts",
     "compile_sparse_kernels",
     "compiled",

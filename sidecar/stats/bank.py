@@ -1,9 +1,9 @@
 """The bank: the distributions of every feature of every registered layer."""
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict
-from functools import partial
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -22,18 +22,33 @@ from sidecar.errors import (
     UnsupportedDtype,
 )
 from sidecar.features import WEIGHT_LIMIT, FeatureKind, LayerKey, LayerSample, Scope, View
-from sidecar.stats.batch import Batch, Rounding
-from sidecar.stats.binning import Binning, learn_grid
+from sidecar.stats.batch import Batch
+from sidecar.stats.binning import Binning
+from sidecar.stats.budget import Budget, Detail, Memory
 from sidecar.stats.distribution import Distribution
 from sidecar.stats.encoding import Arrays, corrupt_unless_read, pack, unpack
-from sidecar.stats.epoch import Epoch, Period
+from sidecar.stats.epoch import Period
+from sidecar.stats.fine import WatchedWindow
 from sidecar.stats.kernels import NUMPY, Kernels
-from sidecar.stats.warmup import Warmup
-from sidecar.stats.watch import Watch, WindowCounts
+from sidecar.stats.layer import Layer, Settings
+from sidecar.stats.watch import WindowCounts
 
 _BANK = b"bank"
 _DTYPES = (np.float32, np.float16, np.uint16)
 _ALIKE = np.empty(0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerCopy:
+    """A layer of a bank at one moment.
+
+    Attributes:
+        saved: JSON-able values.
+        arrays: The others; nothing else refers to them.
+    """
+
+    saved: dict[str, Any]
+    arrays: Arrays
 
 
 class Bank:
@@ -48,6 +63,7 @@ class Bank:
         history_seconds: The history covers between one and two of these.
         layer_limit: Most layers that may be registered.
         feature_limit: Most features over all layers.
+        budget: How much memory distributions may take.
         kernels: What counts; ``use`` changes it at any time.
     """
 
@@ -59,15 +75,14 @@ class Bank:
         history_seconds: float,
         layer_limit: int,
         feature_limit: int,
+        budget: Budget | None = None,
         kernels: Kernels = NUMPY,
     ) -> None:
-        self._binning = binning
+        self._settings = Settings(binning, warmup_rows, history_seconds, budget or Budget())
         self._kernels = kernels
-        self._warmup_rows = warmup_rows
-        self._history_seconds = history_seconds
         self._layer_limit = layer_limit
         self._feature_limit = feature_limit
-        self._layers: dict[LayerKey, _Layer] = {}
+        self._layers: dict[LayerKey, Layer] = {}
 
     @property
     def kernels(self) -> Kernels:
@@ -83,7 +98,8 @@ class Bank:
 
         Raises:
             LayerConflict: It is known with another width.
-            LimitReached: There is no room for another layer or for so many features.
+            LimitReached: There is no room for another layer or for so many features: in number, or
+                in bytes even if they are screened.
             ShapeMismatch: The width is not positive.
         """
         known = self._layers.get(layer)
@@ -97,7 +113,23 @@ class Bank:
         if width < 1:
             raise ShapeMismatch(f"layer {layer} was announced with width {width}: use at least 1")
         self._check_room(layer, width)
-        self._layers[layer] = _Layer(width, Warmup(width, self._warmup_rows))
+        self._layers[layer] = Layer(width, self._detail_of_next(layer, width), self._settings)
+
+    def _detail_of_next(self, layer: LayerKey, width: int) -> Detail:
+        """Return how much is kept of a layer that is registered now."""
+        used: Counter[Detail] = Counter()
+        for known in self._layers.values():
+            used[known.detail] += known.cost
+        budget, binning = self._settings.budget, self._settings.binning
+        detail = budget.choose(width, binning, used)
+        if detail is None:
+            need = budget.cost(width, Detail.SCREENED, binning)
+            raise LimitReached(
+                f"layer {layer}: {width} features take {need} bytes even if they are screened, and "
+                f"{budget.memory_bytes - used.total()} of {budget.memory_bytes} are left: raise "
+                "statistics.memory_bytes or tap fewer layers"
+            )
+        return detail
 
     def forget(self, layer: LayerKey) -> None:
         """Drop a layer with its baseline and history, and make room for others.
@@ -130,6 +162,33 @@ class Bank:
         """
         return self._known(layer).width
 
+    def detail(self, layer: LayerKey) -> Detail:
+        """Return how much is kept of a layer.
+
+        Raises:
+            UnknownLayer: It was never registered.
+        """
+        return self._known(layer).detail
+
+    def layer_bytes(self, layer: LayerKey) -> int:
+        """Return the memory set aside for a layer, its flagged features included.
+
+        Raises:
+            UnknownLayer: It was never registered.
+        """
+        known = self._known(layer)
+        return known.cost + known.flagged_cost
+
+    def memory(self) -> Memory:
+        """Return how the budget stands."""
+        budget = self._settings.budget
+        used = sum(known.cost + known.flagged_cost for known in self._layers.values())
+        return Memory(used, budget.memory_bytes + budget.flagged_memory_bytes)
+
+    def held_bytes(self) -> int:
+        """Return the bytes of counters and rows that are kept now; at most what is set aside."""
+        return sum(known.nbytes for known in self._layers.values())
+
     def update(self, sample: LayerSample, now: float) -> None:
         """Count a sample: every value once, each request of it once.
 
@@ -158,13 +217,7 @@ class Bank:
         changes = np.flatnonzero(sample.request_index[1:] != sample.request_index[:-1]) + 1
         starts = np.concatenate(([0], changes))  # (requests,)
         batch = Batch(sample.values, starts, known.rounding.copies(weights), now)
-        known.watch.absorb(batch.values, starts, self._kernels)
-        self._absorb(known, batch)
-
-    def _absorb(self, layer: "_Layer", batch: Batch) -> None:
-        layer.seen.absorb(batch, self._kernels)
-        if isinstance(layer.seen, Warmup) and layer.seen.complete:
-            layer.seen = self._placed(layer.seen)
+        known.update(batch, self._kernels)
 
     def watch(
         self, layer: LayerKey, indices: NDArray[np.int64], thresholds: NDArray[np.float32]
@@ -172,7 +225,8 @@ class Bank:
         """Count, from now on, the requests in which these features pass these thresholds.
 
         Exactly these are watched; one that was watched with the same threshold keeps its counts of
-        the open window.
+        the open window. They are kept in finer bins too, with their last windows, unless that would
+        exceed the budget for flagged features.
 
         Args:
             layer: A registered layer.
@@ -185,21 +239,36 @@ class Bank:
             ShapeMismatch: There are not as many thresholds as indices.
         """
         known = self._known(layer)
-        known.watch.set(indices, thresholds, known.width)
+        known.watch(indices, thresholds, self._room_beside(known))
+
+    def _room_beside(self, layer: Layer) -> int:
+        """Return the bytes left for flagged features of a layer."""
+        others = sum(one.flagged_cost for one in self._layers.values() if one is not layer)
+        return self._settings.budget.flagged_memory_bytes - others
 
     def close_window(self, now: float) -> dict[LayerKey, WindowCounts]:
-        """End every layer's window, fold it into history and learning baselines, start the next.
+        """End every layer's window, see ``close``."""
+        return {key: self.close(key, now) for key in self._layers}
+
+    def close(self, layer: LayerKey, now: float) -> WindowCounts:
+        """End a layer's window, fold it into history and a learning baseline, start the next.
 
         Returns:
-            What the window held, for every registered layer, sampled or not.
+            What the window held, sampled or not.
+
+        Raises:
+            UnknownLayer: It was never registered.
         """
-        closed = {}
-        for key, layer in self._layers.items():
-            requests, rows, nonfinite = layer.window()
-            watched = layer.watched()
-            layer.seen.close(now)
-            closed[key] = layer.watch.close(requests, rows, nonfinite, watched)
-        return closed
+        known = self._known(layer)
+        return known.close(now, self._room_beside(known))
+
+    def watched_windows(self, layer: LayerKey) -> tuple[WatchedWindow, ...]:
+        """Return the last closed windows of a layer's watched features, oldest first.
+
+        Raises:
+            UnknownLayer: It was never registered.
+        """
+        return self._known(layer).windows()
 
     def snapshot(
         self, layer: LayerKey, period: Period, features: NDArray[np.int64] | None = None
@@ -219,13 +288,13 @@ class Bank:
             UnknownFeature: It has no such feature.
         """
         known = self._known(layer)
-        if features is None:
-            return self._epoch(known).snapshot(period)
-        if len(features) and not 0 <= features.min() <= features.max() < known.width:
+        if (
+            features is not None
+            and len(features)
+            and not 0 <= features.min() <= features.max() < known.width
+        ):
             raise UnknownFeature(f"features of {layer}: use 0 to {known.width - 1}")
-        if isinstance(known.seen, Epoch):
-            return known.seen.snapshot(period, features)
-        return self._placed(known.seen, features).snapshot(period)
+        return known.snapshot(period, features, self._kernels)
 
     def baseline_rate(self, layer: LayerKey, level: float) -> float:
         """Return how often a request should pass a feature's baseline quantile.
@@ -245,7 +314,7 @@ class Bank:
         Raises:
             UnknownLayer: The layer was never registered.
         """
-        rows, requests = self._epoch(self._known(layer)).learned()
+        rows, requests = self._known(layer).placed(self._kernels).learned()
         return min(1.0, 1.0 - level ** (rows / requests)) if requests else math.nan
 
     def freeze(self, layer: LayerKey) -> None:
@@ -258,13 +327,11 @@ class Bank:
             BaselineNotReady: Nothing was seen of it since it was registered or reset.
         """
         known = self._known(layer)
-        epoch = self._epoch(known)
-        if not any(epoch.learned()):
+        if not any(known.placed(self._kernels).learned()):
             raise BaselineNotReady(
                 f"layer {layer}: no sample seen yet, so there is no baseline to freeze: send traffic"
             )
-        epoch.freeze()
-        known.seen = epoch
+        known.freeze(self._kernels)
 
     def reset(self, layer: LayerKey) -> None:
         """Start a layer over, as if it had just been registered: it learns a new baseline.
@@ -275,8 +342,8 @@ class Bank:
         Raises:
             UnknownLayer: The layer was never registered.
         """
-        width = self._known(layer).width
-        self._layers[layer] = _Layer(width, Warmup(width, self._warmup_rows))
+        known = self._known(layer)
+        self._layers[layer] = Layer(known.width, known.detail, self._settings)
 
     def frozen(self, layer: LayerKey) -> bool:
         """Return whether the baseline of a layer is frozen.
@@ -284,25 +351,34 @@ class Bank:
         Raises:
             UnknownLayer: The layer was never registered.
         """
-        seen = self._known(layer).seen
-        return isinstance(seen, Epoch) and seen.frozen
+        return self._known(layer).frozen
 
     def encode(self) -> bytes:
         """Return the whole bank as bytes for ``decode``: windows, baselines, history, watches."""
-        return self.encoder()()
+        return self.pack([self.copy(layer) for layer in self._layers])
 
-    def encoder(self) -> Callable[[], bytes]:
-        """Copy the whole bank; what is returned turns the copy into bytes for ``decode``.
+    def copy(self, layer: LayerKey) -> LayerCopy:
+        """Copy everything that is kept of a layer, for ``pack``.
 
-        Compressing takes many times as long as copying, and the writer need not wait for it.
+        Raises:
+            UnknownLayer: It was never registered.
         """
         arrays: Arrays = {}
-        layers = [
-            {"key": asdict(key), **layer.put(arrays, f"{number}.")}
-            for number, (key, layer) in enumerate(self._layers.items())
-        ]
-        header = {"binning": asdict(self._binning), "layers": layers}
-        return partial(pack, _BANK, header, arrays)
+        return LayerCopy({"key": asdict(layer), **self._known(layer).put(arrays)}, arrays)
+
+    def pack(self, copies: Sequence[LayerCopy]) -> bytes:
+        """Return copies of layers as bytes for ``decode``.
+
+        Compressing takes many times as long as copying. It reads nothing but the copies, so the
+        writer need not wait for it.
+        """
+        arrays = {
+            f"{number}.{name}": array
+            for number, copy in enumerate(copies)
+            for name, array in copy.arrays.items()
+        }
+        layers = [copy.saved for copy in copies]
+        return pack(_BANK, {"binning": asdict(self._settings.binning), "layers": layers}, arrays)
 
     @classmethod
     def decode(
@@ -314,6 +390,8 @@ class Bank:
         history_seconds: float,
         layer_limit: int,
         feature_limit: int,
+        budget: Budget | None = None,
+        kernels: Kernels = NUMPY,
     ) -> Self:
         """Return the bank that ``encode`` saw, under the given settings.
 
@@ -328,6 +406,8 @@ class Bank:
             history_seconds=history_seconds,
             layer_limit=layer_limit,
             feature_limit=feature_limit,
+            budget=budget,
+            kernels=kernels,
         )
         with corrupt_unless_read("statistics"):
             header, arrays = unpack(_BANK, payload)
@@ -337,75 +417,15 @@ class Bank:
                     f"{asdict(binning)}: they start anew"
                 )
             for number, saved in enumerate(header["layers"]):
-                bank._layers[_read_key(saved["key"])] = bank._read(saved, arrays, f"{number}.")
+                key = _read_key(saved["key"])
+                bank._layers[key] = Layer.take(arrays, f"{number}.", saved, bank._settings)
         return bank
 
-    def _read(self, saved: dict[str, Any], arrays: Arrays, prefix: str) -> "_Layer":
-        width = int(saved["width"])
-        if width < 1:
-            raise ValueError(f"width {width}")
-        layer = _Layer(width, Warmup(width, self._warmup_rows))
-        layer.watch.take(arrays, prefix, width)
-        layer.rounding = Rounding(float(saved["carried"]))
-        if "epoch" in saved:
-            like = learn_grid(np.empty((0, width), np.float32), self._binning)
-            layer.seen = Epoch.take(arrays, prefix, saved["epoch"], like, self._history_seconds)
-        elif isinstance(layer.seen, Warmup):
-            layer.seen.take(arrays, prefix, saved["warmup"])
-        return layer
-
-    def _known(self, layer: LayerKey) -> "_Layer":
+    def _known(self, layer: LayerKey) -> Layer:
         known = self._layers.get(layer)
         if known is None:
             raise UnknownLayer(f"layer {layer} was never registered")
         return known
-
-    def _epoch(self, layer: "_Layer") -> Epoch:
-        """Return the layer's counts; during warm-up, on bins placed provisionally."""
-        if isinstance(layer.seen, Epoch):
-            return layer.seen
-        return self._placed(layer.seen)
-
-    def _placed(self, seen: Warmup, features: NDArray[np.int64] | None = None) -> Epoch:
-        """Return what was seen of all or some features, on bins placed from it."""
-        return seen.replay(self._binning, self._history_seconds, self._kernels, features)
-
-
-class _Layer:
-    """One registered layer: what was seen of it, and what is watched."""
-
-    __slots__ = ("rounding", "seen", "watch", "width")
-
-    def __init__(self, width: int, seen: Warmup | Epoch) -> None:
-        self.width = width
-        self.seen = seen
-        self.watch = Watch()
-        self.rounding = Rounding()
-
-    def window(self) -> tuple[int, int, int]:
-        """Return the requests, rows and non-finite values of the open window."""
-        if isinstance(self.seen, Epoch):
-            tally = self.seen.open
-            return tally.requests, tally.sampled, tally.nonfinite
-        arrived = self.seen.arrived
-        return (
-            sum(one.requests for one in arrived),
-            sum(one.sampled for one in arrived),
-            sum(int(one.counted @ (~np.isfinite(one.values)).sum(axis=1)) for one in arrived),
-        )
-
-    def watched(self) -> Distribution | None:
-        """Return the watched features' open window; None without bins or without such features."""
-        if isinstance(self.seen, Warmup) or not len(self.watch.indices):
-            return None
-        return self.seen.window(self.watch.indices)
-
-    def put(self, arrays: Arrays, prefix: str) -> dict[str, Any]:
-        """Add all arrays under ``prefix``; return the plain values."""
-        self.watch.put(arrays, prefix)
-        name = "epoch" if isinstance(self.seen, Epoch) else "warmup"
-        state = self.seen.put(arrays, prefix)
-        return {"width": self.width, "carried": self.rounding.carried, name: state}
 
 
 def _check_values(sample: LayerSample, width: int) -> None:

@@ -33,6 +33,9 @@ enough from the 52 bits of float64 that edges stay distinct."""
 _MAD_TO_SIGMA = 1.4826
 """A normal distribution's standard deviation over its median absolute deviation."""
 
+_PLACED = 1024
+"""Features placed at a time: a few MB of temporaries for 256 rows, whatever the layer's width."""
+
 _LEAST_BITS, _MOST_BITS = 2, 6
 _LEAST_OCTAVES, _MOST_OCTAVES = 8, 64
 
@@ -212,11 +215,8 @@ def learn_grid(rows: NDArray[np.float32], binning: Binning) -> Grid:
     Returns:
         Bins that reach from at most 1/64 of the scale to at least 512 times it, for 16 octaves.
     """
-    finite = np.where(np.isfinite(rows), rows, np.nan).astype(np.float64)  # (rows, features)
-    centre = np.nan_to_num(_lower_median(finite)).astype(np.float32)
-    away = np.abs(finite - centre)
-    away[away == 0] = np.nan
-    scale = _MAD_TO_SIGMA * _lower_median(away)
+    parts = [_first_look(rows[:, at : at + _PLACED]) for at in range(0, rows.shape[1], _PLACED)]
+    centre, scale = (np.concatenate(found) for found in zip(*parts, strict=True))
     varied = scale[np.isfinite(scale)]
     scale = np.where(np.isfinite(scale), scale, np.median(varied) if len(varied) else 1.0)
     exponent = np.floor(np.log2(scale)) - _BELOW_SCALE
@@ -226,6 +226,15 @@ def learn_grid(rows: NDArray[np.float32], binning: Binning) -> Grid:
     # Below the first exponent float32 has denormals, whose bits are not log-linear.
     exponent = np.clip(exponent, 1 - _BIAS, _BIAS + 1 - binning.octaves)
     return Grid(binning, centre, exponent.astype(np.int32))
+
+
+def _first_look(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Return centre and scale of some features; the scale is NaN of what did not vary."""
+    finite = np.where(np.isfinite(rows), rows, np.nan).astype(np.float64)  # (rows, features)
+    centre = np.nan_to_num(_lower_median(finite)).astype(np.float32)
+    away = np.abs(finite - centre)
+    away[away == 0] = np.nan
+    return centre, _MAD_TO_SIGMA * _lower_median(away)
 
 
 def _lower_median(rows: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -306,7 +306,8 @@ class Distribution:
     def bin_of(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
         """Return the bin of one value for each feature, shape ``(F,)``."""
         with np.errstate(over="ignore", invalid="ignore"):
-            return self._grid.index(values.astype(np.float32)[None, :])[0].astype(np.int64)
+            found = self._grid.index(values.astype(np.float32)[None, :])
+        return np.asarray(found[0], np.int64)
 
     def middles(self, features: NDArray[np.int64], bins: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return where the values of some bins are taken to be if nothing is said of their ranks.

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from sidecar.stats.batch import Batch
 from sidecar.stats.binning import Grid
+from sidecar.stats.budget import Detail
 from sidecar.stats.distribution import Distribution
 from sidecar.stats.encoding import Arrays, put_counters, take_counters, typed
 from sidecar.stats.kernels import Kernels
@@ -20,53 +21,70 @@ class Period(StrEnum):
     """Which stretch of time a snapshot covers."""
 
     CURRENT = "current"
-    """The open window and the last closed one."""
+    """The open window and the last closed one; of a screened layer the newest of the two alone."""
 
     BASELINE = "baseline"
     """What is, or would be if it froze now, the baseline."""
 
     HISTORY = "history"
-    """The closed windows of the last one to two history lengths."""
+    """The closed windows of the last one to two history lengths; of a screened layer nothing."""
 
 
-_STORES = ("open", "last", "baseline", "present", "past")
+_LASTING = ("last", "present", "past")
+"""Stores that only layers of full detail have, beside ``open`` and ``baseline``."""
 
 
 class Epoch:
     """What was counted of one layer between two placements of its bins.
 
-    Closed windows go to the baseline until it freezes, and always to the history, which is two
+    Closed windows go to the baseline until it freezes, and at full detail to the history, which is two
     generations: when the present one is as old as ``history_seconds`` it becomes the past one, and
-    the past one is forgotten.
+    the past one is forgotten. A screened layer keeps only its newest window, until the next has rows.
     """
 
-    def __init__(self, grid: Grid, history_seconds: float) -> None:
+    def __init__(self, grid: Grid, history_seconds: float, detail: Detail) -> None:
         self.grid = grid
         self.frozen = False
-        self.open = self._empty()
-        self._last = self._empty()
-        self.baseline = self._empty()
-        self._present = self._empty()
-        self._past = self._empty()
+        self._open = self._empty()
+        self._over = False  # whether what ``_open`` holds has been closed
+        self._baseline = self._empty()
+        kept = _LASTING if detail is Detail.FULL else ()
+        self._kept = {name: self._empty() for name in kept}
         self._present_since = math.nan
         self._history_seconds = history_seconds
 
+    @property
+    def open(self) -> Tally:
+        """The open window."""
+        return Tally.empty(0, self.grid.binning.bins) if self._over else self._open
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all stores."""
+        return sum(tally.nbytes for tally in self._stores().values())
+
     def absorb(self, batch: Batch, kernels: Kernels) -> None:
         """Count new rows in the open window."""
-        kernels.absorb(self.open, batch, self.grid)
+        if self._over:
+            self._open, self._over = self._empty(), False
+        kernels.absorb(self._open, batch, self.grid)
 
     def close(self, now: float) -> None:
         """End the open window and start an empty one."""
+        if not self.frozen and not self._over:
+            self._baseline.add(self._open)
+        if not self._kept:
+            self._over = True
+            return
         self._turn_history(now)
-        self._present.add(self.open)
-        if not self.frozen:
-            self.baseline.add(self.open)
-        self._last, self.open = self.open, self._empty()
+        self._kept["present"].add(self._open)
+        self._kept["last"], self._open = self._open, self._empty()
 
     def freeze(self) -> None:
         """End the baseline with what was counted up to now, the open window included."""
         if not self.frozen:
-            self.baseline.add(self.open)
+            if not self._over:
+                self._baseline.add(self._open)
             self.frozen = True
 
     def snapshot(self, period: Period, features: NDArray[np.int64] | None = None) -> Distribution:
@@ -83,10 +101,11 @@ class Epoch:
 
     def _counted(self, period: Period) -> tuple[Tally, ...]:
         if period is Period.CURRENT:
-            return self._last, self.open
+            return (self._kept["last"], self._open) if self._kept else (self._open,)
         if period is Period.HISTORY:
-            return self._past, self._present
-        return (self.baseline,) if self.frozen else (self.baseline, self.open)
+            return (self._kept["past"], self._kept["present"]) if self._kept else (self._empty(),)
+        learning = not self.frozen and not self._over
+        return (self._baseline, self._open) if learning else (self._baseline,)
 
     def learned(self) -> tuple[int, int]:
         """Return the baseline's sampled rows and requests, the open window's while it still learns."""
@@ -102,8 +121,8 @@ class Epoch:
         if not turns:
             return
         # After a silence of two lengths or more even the present generation is too old.
-        self._past = self._present if turns == 1 else self._empty()
-        self._present = self._empty()
+        self._kept["past"] = self._kept["present"] if turns == 1 else self._empty()
+        self._kept["present"] = self._empty()
         self._present_since = since + turns * self._history_seconds
 
     def _empty(self) -> Tally:
@@ -113,9 +132,10 @@ class Epoch:
         """Add all arrays under ``prefix``; return the plain values. Empty stores cost nothing."""
         arrays[prefix + "centre"] = self.grid.centre
         arrays[prefix + "exponent"] = self.grid.exponent
-        stores = dict(zip(_STORES, self._stores(), strict=True))
+        stores = self._stores()
         return {
             "frozen": self.frozen,
+            "over": self._over,
             "present_since": None if math.isnan(self._present_since) else self._present_since,
             "stores": {
                 name: put_counters(arrays, f"{prefix}{name}.", tally)
@@ -126,7 +146,14 @@ class Epoch:
 
     @classmethod
     def take(
-        cls, arrays: Arrays, prefix: str, saved: Mapping[str, Any], like: Grid, seconds: float
+        cls,
+        arrays: Arrays,
+        prefix: str,
+        saved: Mapping[str, Any],
+        like: Grid,
+        *,
+        history_seconds: float,
+        detail: Detail,
     ) -> "Epoch":
         """Return what ``put`` saw.
 
@@ -135,7 +162,8 @@ class Epoch:
             prefix: As given to ``put``.
             saved: What ``put`` returned.
             like: Any grid of as many features and the same binning.
-            seconds: Length of a history generation.
+            history_seconds: Length of a history generation.
+            detail: How much is kept.
 
         Raises:
             ValueError: The arrays do not fit together; so may KeyError and TypeError.
@@ -144,18 +172,21 @@ class Epoch:
         exponent = typed(arrays[prefix + "exponent"], np.int32)
         if not centre.shape == exponent.shape == like.centre.shape:
             raise ValueError(f"{prefix}centre has shape {centre.shape}, need {like.centre.shape}")
-        epoch = cls(Grid(like.binning, centre, exponent), seconds)
+        epoch = cls(Grid(like.binning, centre, exponent), history_seconds, detail)
         width, bins = len(centre), like.binning.bins
-        epoch.open, epoch._last, epoch.baseline, epoch._present, epoch._past = (
-            take_counters(arrays, f"{prefix}{name}.", saved["stores"][name], width, bins)
-            if name in saved["stores"]
-            else epoch._empty()
-            for name in _STORES
-        )
-        epoch.frozen = bool(saved["frozen"])
+        found = {
+            name: take_counters(arrays, f"{prefix}{name}.", span, width, bins)
+            for name, span in saved["stores"].items()
+        }
+        epoch._open = found.pop("open", epoch._open)
+        epoch._baseline = found.pop("baseline", epoch._baseline)
+        if unknown := set(found) - set(epoch._kept):
+            raise ValueError(f"{prefix}: a {detail} layer has no {sorted(unknown)}")
+        epoch._kept.update(found)
+        epoch.frozen, epoch._over = bool(saved["frozen"]), bool(saved["over"])
         since = saved["present_since"]
         epoch._present_since = math.nan if since is None else float(since)
         return epoch
 
-    def _stores(self) -> tuple[Tally, ...]:
-        return self.open, self._last, self.baseline, self._present, self._past
+    def _stores(self) -> dict[str, Tally]:
+        return {"open": self._open, "baseline": self._baseline, **self._kept}

@@ -21,6 +21,7 @@ from sidecar.errors import (
     UnregisteredLayer,
 )
 from sidecar.features import FeatureKind, LayerKey, Scope, SparseSample, View
+from sidecar.stats.budget import Detail
 from sidecar.stats.encoding import Arrays, corrupt_unless_read, pack, unpack
 from sidecar.stats.epoch import Period
 from sidecar.stats.sparse_distribution import SparseDistribution
@@ -148,7 +149,16 @@ class SparseBank:
         """
         return self._known(layer).width
 
-    def memory_bytes(self, layer: LayerKey) -> int:
+    def detail(self, layer: LayerKey) -> Detail:
+        """Return how much is kept of a layer: of a latent there is one level of detail.
+
+        Raises:
+            UnknownLayer: It was never registered.
+        """
+        self._known(layer)
+        return Detail.FULL
+
+    def layer_bytes(self, layer: LayerKey) -> int:
         """Return the bytes reserved for a layer; pages of latents that were never hit take none.
 
         Raises:
@@ -217,21 +227,26 @@ class SparseBank:
         known.watch.set(indices, thresholds, known.width)
 
     def close_window(self, now: float) -> dict[LayerKey, WindowCounts]:
-        """End every layer's window, fold it into history and learning baselines, start the next.
+        """End every layer's window, see ``close``."""
+        return {key: self.close(key, now) for key in self._layers}
+
+    def close(self, layer: LayerKey, now: float) -> WindowCounts:
+        """End a layer's window, fold it into history and a learning baseline, start the next.
 
         Returns:
-            What the window held, for every registered layer, sampled or not; ``nonfinite`` counts
-            every value that no latent may have, negative ones too.
+            What the window held, sampled or not; ``nonfinite`` counts every value that no latent
+            may have, negative ones too.
+
+        Raises:
+            UnknownLayer: It was never registered.
 
         Complexity:
             O(latents hit in the window).
         """
-        closed = {}
-        for key, layer in self._layers.items():
-            counts = layer.window()
-            layer.close(now, self._kernels)
-            closed[key] = layer.watch.close(*counts, watched=None)
-        return closed
+        known = self._known(layer)
+        counts = known.window()
+        known.close(now, self._kernels)
+        return known.watch.close(*counts, watched=None)
 
     def snapshot(
         self, layer: LayerKey, period: Period, features: NDArray[np.int64] | None = None

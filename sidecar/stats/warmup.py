@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from sidecar.features import WEIGHT_LIMIT
 from sidecar.stats.batch import EVERY, Batch
 from sidecar.stats.binning import Binning, learn_grid
+from sidecar.stats.budget import Detail
 from sidecar.stats.encoding import Arrays, typed
 from sidecar.stats.epoch import Epoch
 from sidecar.stats.kernels import Kernels
@@ -46,6 +47,11 @@ class Warmup:
         return sum(event.sampled for event in self._events if isinstance(event, Batch))
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the rows kept."""
+        return sum(event.values.nbytes for event in self._events if isinstance(event, Batch))
+
+    @property
     def arrived(self) -> list[Batch]:
         """What came in since the last window ended."""
         ends = [i for i, event in enumerate(self._events) if isinstance(event, _Closed)]
@@ -71,6 +77,7 @@ class Warmup:
         binning: Binning,
         history_seconds: float,
         kernels: Kernels,
+        detail: Detail,
         features: NDArray[np.int64] | None = None,
     ) -> Epoch:
         """Place the bins from the first ``rows_wanted`` rows and count everything that happened.
@@ -79,11 +86,12 @@ class Warmup:
             binning: How finely.
             history_seconds: Length of a history generation.
             kernels: What counts.
+            detail: How much is kept.
             features: Only of these; None: of all. A feature's bins depend on its own rows alone.
         """
         first = self._stacked()[: self._wanted]
         rows = first if features is None else first.take(features, axis=1)
-        epoch = Epoch(learn_grid(rows, binning), history_seconds)
+        epoch = Epoch(learn_grid(rows, binning), history_seconds, detail)
         for event in self._events:
             if isinstance(event, _Closed):
                 epoch.close(event.at)

@@ -80,6 +80,8 @@ def layer(status: LayerStatus) -> dict[str, Any]:
         "baseline_requests": status.baseline_requests,
         "baseline_frozen": status.baseline_frozen,
         "last_seen": status.last_seen or None,
+        "detail": status.detail,
+        "memory_bytes": status.memory_bytes,
     }
 
 

@@ -18,7 +18,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sidecar.detect import State
 from sidecar.features import Capture, FeatureKey, FeatureKind, LayerKey
-from sidecar.metrics import Collector, JobCounts, MetricsServer, StorageCounts
+from sidecar.metrics import (
+    Collector,
+    JobCounts,
+    MetricsServer,
+    StatisticsCounts,
+    StorageCounts,
+)
 from sidecar.monitor import FeatureStatus, Flag, IngestCounts, LayerActivations, LayerStatus
 from tests.prometheus import Prometheus, eventually
 
@@ -38,6 +44,7 @@ class MemorySource:
     counts: IngestCounts = field(default_factory=IngestCounts)
     job_counts: JobCounts = field(default_factory=JobCounts)
     storage_counts: StorageCounts = field(default_factory=StorageCounts)
+    statistics_counts: StatisticsCounts = field(default_factory=StatisticsCounts)
     broken: set[str] = field(default_factory=set)
 
     def _check(self, section: str) -> None:
@@ -76,6 +83,11 @@ class MemorySource:
         """Return the jobs."""
         self._check("jobs")
         return self.job_counts
+
+    def statistics(self) -> StatisticsCounts:
+        """Return how statistics are kept."""
+        self._check("statistics")
+        return self.statistics_counts
 
     def storage(self) -> StorageCounts:
         """Return the disk's state."""

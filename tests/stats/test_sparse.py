@@ -700,7 +700,7 @@ def test_the_stated_bytes_hold() -> None:
         bank.close_window(at + 1)
     bank.update(sample(rows), 300.0)
 
-    used = bank.memory_bytes(LAYER)
+    used = bank.layer_bytes(LAYER)
 
     assert 4 * 64 * WIDTH < used <= SparseBank.LATENT_BYTES * WIDTH
 

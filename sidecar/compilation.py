@@ -1,0 +1,110 @@
+"""Compiling the statistics' kernels beside the work, and handing them over when they are ready.
+
+Compiling is ten seconds of one core and hundreds of megabytes, so a child process does it: the daemon
+answers meanwhile, the memory is freed, and a stop need not wait. What the child leaves in numba's cache
+the daemon loads within a second. Until then, and for ever where any of this fails, numpy counts.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, MutableMapping
+from pathlib import Path
+
+import structlog
+
+from sidecar.stats import NUMPY, Kernels, compiled
+
+CACHE_VARIABLE = "NUMBA_CACHE_DIR"
+"""Where numba keeps what it compiled; beside the source, which may be read-only, if nobody says."""
+
+_CHILD = (sys.executable, "-c", "from sidecar.stats import compiled; compiled()")
+
+_LAST_WORDS = 2000
+"""Bytes of a failed child's last words that are logged: the end of a traceback."""
+
+
+class Compilation:
+    """Kernels that are being compiled.
+
+    Args:
+        cache: Folder for compiled code where the environment names none; made when needed.
+        hand_over: Called with the compiled kernels, from a thread of this.
+        command: What fills the cache, ends with 0, and may be killed at any time.
+        load: Returns the kernels, from the cache.
+        environment: Of this process, in which the cache is named.
+    """
+
+    def __init__(
+        self,
+        cache: Path,
+        hand_over: Callable[[Kernels], None],
+        *,
+        command: tuple[str, ...] = _CHILD,
+        load: Callable[[], Kernels] = compiled,
+        environment: MutableMapping[str, str] = os.environ,
+    ) -> None:
+        self._cache, self._hand_over = cache, hand_over
+        self._command, self._load, self._environment = command, load, environment
+        self._lock = threading.Lock()
+        self._stopping = False
+        self._child: subprocess.Popen[bytes] | None = None
+        self._thread = threading.Thread(target=self._run, name="sidecar-compilation", daemon=True)
+        self.kernels = NUMPY.name
+        self.failures = 0
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        self._thread.start()
+
+    def stop(self, timeout: float) -> None:
+        """End the child if there is one, and wait for at most ``timeout`` seconds."""
+        with self._lock:
+            self._stopping = True
+            if self._child is not None:
+                self._child.kill()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    @property
+    def running(self) -> bool:
+        """Whether the outcome is still open."""
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self._compile()
+        except Exception as error:  # noqa: BLE001 - whatever it is, numpy goes on counting
+            if not self._stopping:
+                self.failures += 1
+                structlog.get_logger().warning("kernels_not_compiled", error=str(error))
+
+    def _compile(self) -> None:
+        if CACHE_VARIABLE not in self._environment:
+            # Code is loaded from here, so nobody else may write it.
+            self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._environment[CACHE_VARIABLE] = str(self._cache)
+        self._fill_cache()
+        kernels = self._load()
+        if not self._stopping:
+            self._hand_over(kernels)
+            self.kernels = kernels.name
+            structlog.get_logger().info("kernels_compiled", kernels=kernels.name)
+
+    def _fill_cache(self) -> None:
+        with self._lock:
+            if self._stopping:
+                return
+            self._child = subprocess.Popen(  # noqa: S603 - this interpreter, and nothing from outside
+                self._command,
+                env=dict(self._environment),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+        with self._child as child:
+            _, words = child.communicate()
+        if child.returncode:
+            last = words[-_LAST_WORDS:].decode(errors="replace").strip()
+            raise RuntimeError(f"compiling ended with {child.returncode}: {last}")
