@@ -34,6 +34,10 @@ class Compilation:
         command: What fills the cache, ends with 0, and may be killed at any time.
         load: Returns the kernels, from the cache.
         environment: Of this process, in which the cache is named.
+
+    Attributes:
+        kernels: Name of what counts now.
+        failed: Whether compiling came to nothing.
     """
 
     def __init__(
@@ -52,7 +56,7 @@ class Compilation:
         self._child: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._run, name="sidecar-compilation", daemon=True)
         self.kernels = NUMPY.name
-        self.failures = 0
+        self.failed = False
 
     def start(self) -> None:
         """Begin; returns at once."""
@@ -77,7 +81,7 @@ class Compilation:
             self._compile()
         except Exception as error:  # noqa: BLE001 - whatever it is, numpy goes on counting
             if not self._stopping:
-                self.failures += 1
+                self.failed = True
                 structlog.get_logger().warning("kernels_not_compiled", error=str(error))
 
     def _compile(self) -> None:

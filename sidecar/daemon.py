@@ -28,6 +28,7 @@ from sidecar.config import SidecarConfig
 from sidecar.errors import ConfigError, SidecarError
 from sidecar.ingest import Destination, GrpcServer, LaneServer, Ledger, Pipeline
 from sidecar.jobs import JobQueue, JobState, Runner
+from sidecar.memory import give_back
 from sidecar.metrics import (
     Collector,
     JobCounts,
@@ -44,7 +45,7 @@ from sidecar.monitor import (
     Operations,
     live_contexts,
 )
-from sidecar.stats import compile_sparse_kernels
+from sidecar.stats import Kernels, compile_sparse_kernels, compiled
 from sidecar.store import ArtifactStore, Catalogue, Database, Snapshots
 from sidecar.web import WebServer, create_app
 
@@ -58,7 +59,7 @@ DRAIN_SECONDS = 5.0
 """Time for the queue to empty at a stop, well inside Kubernetes' 30 s grace period."""
 
 COLLECT_SECONDS = 60.0
-"""How often the artifact store is brought below its limit."""
+"""How often the artifact store is brought below its limit, and unused memory given back."""
 
 PATIENCE_SECONDS = 5.0
 """Pause of the audit log after the disk refused it: asking faster would only fill the log."""
@@ -131,18 +132,25 @@ def _claim(root: Path) -> BinaryIO:
 class Daemon:
     """One sidecar; ``start`` and ``stop`` run on the event loop that serves gRPC."""
 
-    def __init__(self, config: SidecarConfig, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        config: SidecarConfig,
+        *,
+        clock: Callable[[], float] = time.time,
+        load_kernels: Callable[[], Kernels] | None = compiled,
+    ) -> None:
         """Build every part; nothing listens before ``start``.
 
         Args:
             config: Checked configuration.
             clock: Returns Unix seconds.
+            load_kernels: Returns compiled kernels, once a child has compiled them; None: numpy counts.
 
         Raises:
             ConfigError: The state directory cannot be used.
             StorageError: What is in it cannot be used.
         """
-        self.config, self._clock = config, clock
+        self.config, self._clock, self._load_kernels = config, clock, load_kernels
         self.storage = Storage(config)
         with contextlib.ExitStack() as undo:
             undo.callback(self.storage.close)
@@ -158,7 +166,9 @@ class Daemon:
             activation_limit=config.metrics.flagged_limit,
         )
         self._restore()
-        self.compilation = Compilation(config.state_dir / "compiled", self.monitor.use)
+        self.compilation = Compilation(
+            config.state_dir / "compiled", self.monitor.use, load=self._load_kernels or compiled
+        )
         self.ledger = Ledger(
             queue_limit_bytes=config.ingest.queue_bytes, sampling_rate=config.ingest.sampling_rate
         )
@@ -235,7 +245,8 @@ class Daemon:
             raise
         self._ready.set()
         # Last, so that being ready waits for none of it.
-        self.compilation.start()
+        if self._load_kernels is not None:
+            self.compilation.start()
         structlog.get_logger().info(
             "daemon_started",
             version=sidecar.__version__,
@@ -350,6 +361,7 @@ class Daemon:
                 self._compiler.start()
             if not collect_at - COLLECT_SECONDS <= now < collect_at:
                 self._tried("artifact_collection_failed", self.runner.collect)
+                self._tried("memory_not_given_back", give_back)
                 collect_at = now + COLLECT_SECONDS
 
     def _compile(self) -> None:
@@ -451,7 +463,7 @@ class _Source:
         compilation, memory = self._daemon.compilation, self._daemon.monitor.memory()
         return StatisticsCounts(
             kernels=compilation.kernels,
-            kernel_failures=compilation.failures,
+            kernels_failed=compilation.failed,
             memory_bytes=memory.used_bytes,
             memory_limit_bytes=memory.limit_bytes,
         )

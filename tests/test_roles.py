@@ -19,7 +19,7 @@ print(json.dumps(sorted(name for name in sys.modules if "." not in name)))
 """
 
 DAEMON_RSS_MIB = 250
-"""Budget of an idle daemon; measured 79 MiB."""
+"""Budget of an idle daemon; measured 205 MiB, of which 80 before the kernels are loaded."""
 
 
 def loaded(module: str) -> set[str]:
@@ -32,12 +32,16 @@ def loaded(module: str) -> set[str]:
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("sidecar.daemon", {"torch", "onnxruntime", "PIL"}),
-        ("sidecar.hooks", {"torch", "grpc", "structlog", "pydantic", "yaml", "prometheus_client"}),
-        ("sidecar.cli", {"torch", "grpc", "numpy", "pydantic", "uvicorn"}),
+        # The daemon loads numba once it is ready, from what a child of it has compiled.
+        ("sidecar.daemon", {"torch", "onnxruntime", "PIL", "numba"}),
+        (
+            "sidecar.hooks",
+            {"torch", "grpc", "structlog", "pydantic", "yaml", "prometheus_client", "numba"},
+        ),
+        ("sidecar.cli", {"torch", "grpc", "numpy", "pydantic", "uvicorn", "numba"}),
         ("sidecar.wire", {"torch", "grpc", "pydantic"}),
         ("sidecar.detect", {"torch", "grpc", "google", "structlog", "sqlite3", "asyncio"}),
-        ("sidecar.stats", {"torch", "grpc", "google", "structlog", "sqlite3", "asyncio"}),
+        ("sidecar.stats", {"torch", "grpc", "google", "structlog", "sqlite3", "asyncio", "numba"}),
     ],
 )
 def test_a_role_loads_none_of_what_it_does_not_need(module: str, absent: set[str]) -> None:
@@ -46,7 +50,7 @@ def test_a_role_loads_none_of_what_it_does_not_need(module: str, absent: set[str
 
 
 def test_an_idle_daemon_stays_within_its_memory_budget(tmp_path: Path) -> None:
-    """The sidecar is small beside any model server."""
+    """The sidecar is small beside any model server, with its kernels compiled and loaded."""
     config = tmp_path / "sidecar.yaml"
     config.write_text(
         "listen: {grpc: ['127.0.0.1:0'], metrics: '127.0.0.1:0', web: '127.0.0.1:0'}\n"
@@ -56,7 +60,7 @@ def test_an_idle_daemon_stays_within_its_memory_budget(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sidecar", "serve", "--config", str(config)]
     with log.open("wb") as stream, subprocess.Popen(command, stderr=stream) as process:
         try:
-            wait_until(lambda: b"daemon_started" in log.read_bytes(), 60, "the daemon")
+            wait_until(lambda: b"kernels_compiled" in log.read_bytes(), 120, "the kernels")
             resident = psutil.Process(process.pid).memory_info().rss / 2**20
         finally:
             process.terminate()

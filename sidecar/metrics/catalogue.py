@@ -351,10 +351,10 @@ STATISTICS_KERNELS = Family(
     "What counts: numpy until the compiled kernels are ready, then numba.",
     ("kernels",),
 )
-STATISTICS_KERNEL_FAILURES = _counter(
-    "sidecar_statistics_kernel_failures_total",
-    "failures",
-    "Times the kernels could not be compiled; numpy counts then, several times slower.",
+STATISTICS_KERNELS_FAILED = _gauge(
+    "sidecar_statistics_kernels_failed",
+    "0 or 1",
+    "Whether the kernels could not be compiled; numpy counts then, several times slower.",
 )
 STATISTICS_MEMORY = _gauge(
     "sidecar_statistics_memory_bytes",
@@ -438,7 +438,7 @@ FAMILIES: tuple[Family, ...] = (
     SNAPSHOT_FAILURES,
     QUARANTINED,
     STATISTICS_KERNELS,
-    STATISTICS_KERNEL_FAILURES,
+    STATISTICS_KERNELS_FAILED,
     STATISTICS_MEMORY,
     STATISTICS_MEMORY_LIMIT,
     BUILD_INFO,

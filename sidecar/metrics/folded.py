@@ -244,13 +244,15 @@ HEALTH_ROW = Row(
             "timeseries",
             "Should be empty: series left out by the limit, sections that could not be read, snapshots "
             f"that failed or are corrupt. Metrics: `{c.SERIES_TRUNCATED.name}`, "
-            f"`{c.COLLECT_ERRORS.name}`, `{c.SNAPSHOT_FAILURES.name}`, `{c.QUARANTINED.name}`.",
+            f"`{c.COLLECT_ERRORS.name}`, `{c.SNAPSHOT_FAILURES.name}`, `{c.QUARANTINED.name}`, "
+            f"`{c.STATISTICS_KERNELS_FAILED.name}`.",
             "none",
             (
                 Query(f"{c.SERIES_TRUNCATED.name}{{{SIDECAR}}} > 0", "{{subject}} without series"),
                 Query(f"{rate_by(c.COLLECT_ERRORS, 'section')} > 0", "{{section}} unreadable"),
                 Query(f"{total_rate(c.SNAPSHOT_FAILURES)} > 0", "snapshots failed"),
                 Query(f"{c.QUARANTINED.name}{{{SIDECAR}}} > 0", "snapshots corrupt"),
+                Query(f"{c.STATISTICS_KERNELS_FAILED.name}{{{SIDECAR}}} > 0", "not compiled"),
             ),
             size=(8, 8),
             no_value="none",
@@ -269,6 +271,33 @@ HEALTH_ROW = Row(
                 Column("version", "Version"),
                 Column("config", "Configuration"),
             ),
+        ),
+        Panel(
+            "Memory of distributions",
+            "timeseries",
+            "What registered layers and flagged features take, against what they may; at the dashed "
+            f"line further layers are refused. Metrics: `{c.STATISTICS_MEMORY.name}`, "
+            f"`{c.STATISTICS_MEMORY_LIMIT.name}`.",
+            "bytes",
+            (
+                Query(f"{c.STATISTICS_MEMORY.name}{{{SIDECAR}}}", "{{instance}}"),
+                Query(
+                    f"{c.STATISTICS_MEMORY_LIMIT.name}{{{SIDECAR}}}", "limit", QUIET, dashed=True
+                ),
+            ),
+            size=(16, 8),
+            no_value="no sidecar",
+        ),
+        Panel(
+            "Kernels",
+            "table",
+            "What counts. For the first seconds of a sidecar that is numpy; if it stays so, compiling "
+            f"failed and the log says why. Metric: `{c.STATISTICS_KERNELS.name}`.",
+            "none",
+            (Query(f"{c.STATISTICS_KERNELS.name}{{{SIDECAR}}}"),),
+            size=(8, 8),
+            no_value="no sidecar",
+            columns=(Column("instance", "Instance"), Column("kernels", "Kernels")),
         ),
     ),
     folded=True,

@@ -156,7 +156,7 @@ def clean(value: str) -> str:
 def statistics_rows(counts: StatisticsCounts) -> Iterator[Row]:
     """Yield how the statistics are kept."""
     yield catalogue.STATISTICS_KERNELS, (clean(counts.kernels),), 1
-    yield catalogue.STATISTICS_KERNEL_FAILURES, (), counts.kernel_failures
+    yield catalogue.STATISTICS_KERNELS_FAILED, (), float(counts.kernels_failed)
     yield catalogue.STATISTICS_MEMORY, (), counts.memory_bytes
     yield catalogue.STATISTICS_MEMORY_LIMIT, (), counts.memory_limit_bytes
 

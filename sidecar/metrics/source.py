@@ -29,13 +29,13 @@ class StatisticsCounts:
 
     Attributes:
         kernels: What counts: ``numpy`` until the compiled ones are ready, then ``numba``.
-        kernel_failures: How often they could not be compiled since the daemon started: 0 or 1.
+        kernels_failed: Whether those could not be compiled.
         memory_bytes: Bytes set aside for the distributions of all registered layers.
         memory_limit_bytes: Bytes that may be.
     """
 
     kernels: str = "numpy"
-    kernel_failures: int = 0
+    kernels_failed: bool = False
     memory_bytes: int = 0
     memory_limit_bytes: int = 0
 

@@ -1,13 +1,19 @@
 """Distributions of many features at once, in one pass, in bounded memory.
 
-Promises: every finite value is counted exactly once, in bins whose width is a fixed ratio of the
-value's distance from its feature's centre; a quantile is off by at most ``Binning.relative_error``
-of that distance; distributions on the same bins merge exactly, in any order; NaN and infinities are
-counted apart and touch nothing else; whatever was encoded comes back equal, and anything else raises
-``CorruptState``. Memory is at most ``5 * Binning.bins * 4`` bytes of counters a feature up to 2**32
-rows, half of that for stores of up to 65,535 rows. Sparse layers have a bank of their own: 64 bytes a
-latent for each stretch of time, and merges that are exact to the bit. Nothing here reads a clock, a
-file or a socket.
+Promises: every finite value is counted exactly once for every row it stands for, in bins whose width
+is a fixed ratio of the value's distance from its feature's centre. A quantile is off by at most
+``Binning.relative_error`` of that distance whatever the values (4.55 % at 4 mantissa bits), and by at
+most 2 % up to p99.9 for the distributions and real activations of ``tests/stats/test_guarantees.py``.
+NaN and infinities are counted apart and touch nothing else. Distributions on the same bins merge to the
+same bits in any order and association, moments included, whichever kernels counted them; ``recentre``
+moves one onto other bins. Whatever was encoded comes back equal, and anything else raises
+``CorruptState``.
+
+A feature takes at most 2,100 bytes in one store at 4 mantissa bits up to 2**32 - 1 rows, half of that
+up to 65,535, and 300 to 450 encoded; what a layer takes is set aside when it is registered, see
+``Budget``. Sparse layers have a bank of their own: 64 bytes a latent for each stretch of time. Nothing
+here reads a clock, a file or a socket. The inner loops are a value, ``Kernels``: ``NUMPY`` always,
+``compiled()`` for who can wait for it.
 """
 
 from sidecar.stats.bank import Bank

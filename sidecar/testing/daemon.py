@@ -11,6 +11,7 @@ from typing import Any
 
 from sidecar.config import SidecarConfig
 from sidecar.daemon import Daemon
+from sidecar.stats import Kernels
 
 _SOCKET_PATH_LIMIT = 107  # what struct sockaddr_un holds on Linux
 
@@ -43,6 +44,7 @@ def running_daemon(
     settings: Mapping[str, Any] | None = None,
     *,
     clock: Callable[[], float] = time.time,
+    load_kernels: Callable[[], Kernels] | None = None,
 ) -> Iterator[RunningDaemon]:
     """Run a daemon for the length of a ``with`` block.
 
@@ -50,6 +52,7 @@ def running_daemon(
         state_dir: Where it keeps its state.
         settings: Configuration that differs from the default; addresses default to free ports.
         clock: What it takes for the time.
+        load_kernels: As for ``Daemon``; by default numpy counts, which is ready at once.
 
     Yields:
         The daemon, once it serves.
@@ -58,7 +61,8 @@ def running_daemon(
         ConfigError: It cannot start.
     """
     merged = {"listen": _listen(state_dir), **(settings or {}), "state_dir": state_dir}
-    daemon = Daemon(SidecarConfig.model_validate(merged), clock=clock)
+    config = SidecarConfig.model_validate(merged)
+    daemon = Daemon(config, clock=clock, load_kernels=load_kernels)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="daemon-loop", daemon=True)
     thread.start()

@@ -95,6 +95,7 @@ def test_every_family_is_on_the_dashboard_or_deliberately_not() -> None:
         "sidecar_flag_unmatched": "an alert; there is no feature to show",
         "sidecar_layer_features": "fills the variables",
         "sidecar_layer_flagged_features": "serves an alert",
+        "sidecar_layer_memory_bytes": "the sum of all is shown, against its limit",
         "sidecar_layer_rows_total": "requests are the unit of every test",
         "sidecar_layer_baseline_requests": "the baseline panel shows whether it is enough",
         "sidecar_hook_batches_sent_total": "what arrives is shown",
