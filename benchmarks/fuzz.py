@@ -30,7 +30,7 @@ from sidecar.ingest.lane import take_all
 from sidecar.ingest.pool import BufferPool
 from sidecar.ingest.stream import Stream
 from sidecar.monitor import Monitor
-from sidecar.wire import Batch, Frame, FrameKind, FrameReader, Lease, Refusal, to_float32
+from sidecar.wire import Batch, Frame, FrameKind, FrameReader, Lease, Refusal
 from sidecar.wire.frames import padding
 from sidecar.wire.v1 import ingest_pb2 as pb
 
@@ -245,10 +245,7 @@ class _Direct:
         if not self._ledger.accept(batch.payload_bytes):
             raise QueueFull("one batch at a time always fits")
         for sample in batch.samples:
-            wide = type(sample)(
-                sample.layer, to_float32(sample.values), sample.request_index, sample.requests
-            )
-            self._monitor.apply(wide, 0.0)
+            self._monitor.apply(sample, 0.0)
         self._ledger.finish(batch.payload_bytes)
         done()
 

@@ -10,19 +10,43 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
-from sidecar.stats import NUMPY, Kernels, compiled
+from sidecar.stats import NUMPY, Kernels, SparseKernels, compile_sparse_kernels, compiled
 
 CACHE_VARIABLE = "NUMBA_CACHE_DIR"
 """Where numba keeps what it compiled; beside the source, which may be read-only, if nobody says."""
 
-_CHILD = (sys.executable, "-c", "from sidecar.stats import compiled; compiled()")
+_CHILD = (sys.executable, "-c", "from sidecar.compilation import load_compiled; load_compiled()")
 
 _LAST_WORDS = 2000
 """Bytes of a failed child's last words that are logged: the end of a traceback."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loops:
+    """What both kinds of statistics run.
+
+    Attributes:
+        dense: Of layers whose rows hold every feature.
+        sparse: Of layers whose rows list what is not zero.
+    """
+
+    dense: Kernels
+    sparse: SparseKernels
+
+
+def load_compiled() -> Loops:
+    """Return the compiled kernels; ten seconds without numba's cache, under one with it.
+
+    Raises:
+        ImportError: numba is not installed.
+        RuntimeError: There is no folder in which numba may keep its cache.
+    """
+    return Loops(compiled(), compile_sparse_kernels())
 
 
 class Compilation:
@@ -43,10 +67,10 @@ class Compilation:
     def __init__(
         self,
         cache: Path,
-        hand_over: Callable[[Kernels], None],
+        hand_over: Callable[[Loops], None],
         *,
         command: tuple[str, ...] = _CHILD,
-        load: Callable[[], Kernels] = compiled,
+        load: Callable[[], Loops] = load_compiled,
         environment: MutableMapping[str, str] = os.environ,
     ) -> None:
         self._cache, self._hand_over = cache, hand_over
@@ -90,11 +114,11 @@ class Compilation:
             self._cache.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._environment[CACHE_VARIABLE] = str(self._cache)
         self._fill_cache()
-        kernels = self._load()
+        loops = self._load()
         if not self._stopping:
-            self._hand_over(kernels)
-            self.kernels = kernels.name
-            structlog.get_logger().info("kernels_compiled", kernels=kernels.name)
+            self._hand_over(loops)
+            self.kernels = loops.dense.name
+            structlog.get_logger().info("kernels_compiled", kernels=self.kernels)
 
     def _fill_cache(self) -> None:
         with self._lock:

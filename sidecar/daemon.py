@@ -23,7 +23,7 @@ from typing import BinaryIO
 import structlog
 
 import sidecar
-from sidecar.compilation import Compilation
+from sidecar.compilation import Compilation, Loops, load_compiled
 from sidecar.config import SidecarConfig
 from sidecar.errors import ConfigError, SidecarError
 from sidecar.ingest import Destination, GrpcServer, LaneServer, Ledger, Pipeline
@@ -45,7 +45,6 @@ from sidecar.monitor import (
     Operations,
     live_contexts,
 )
-from sidecar.stats import Kernels, compile_sparse_kernels, compiled
 from sidecar.store import ArtifactStore, Catalogue, Database, Snapshots
 from sidecar.web import WebServer, create_app
 
@@ -137,7 +136,7 @@ class Daemon:
         config: SidecarConfig,
         *,
         clock: Callable[[], float] = time.time,
-        load_kernels: Callable[[], Kernels] | None = compiled,
+        load_kernels: Callable[[], Loops] | None = load_compiled,
     ) -> None:
         """Build every part; nothing listens before ``start``.
 
@@ -167,7 +166,9 @@ class Daemon:
         )
         self._restore()
         self.compilation = Compilation(
-            config.state_dir / "compiled", self.monitor.use, load=self._load_kernels or compiled
+            config.state_dir / "compiled",
+            self._use,
+            load=self._load_kernels or load_compiled,
         )
         self.ledger = Ledger(
             queue_limit_bytes=config.ingest.queue_bytes, sampling_rate=config.ingest.sampling_rate
@@ -211,12 +212,12 @@ class Daemon:
         self._housekeeper = threading.Thread(
             target=self._keep_house, name="sidecar-housekeeping", daemon=True
         )
-        # Compiling takes a second or more, and no daemon without a sparse layer needs it.
-        self._compiler = threading.Thread(
-            target=self._compile, name="sidecar-compiler", daemon=True
-        )
         self.metrics: MetricsServer | None = None
         self.web: WebServer | None = None
+
+    def _use(self, loops: Loops) -> None:
+        self.monitor.use(loops.dense)
+        self.monitor.use_sparse(loops.sparse)
 
     def _restore(self) -> None:
         """Become what the newest usable snapshot saw; one that is not usable is set aside."""
@@ -312,9 +313,8 @@ class Daemon:
         self.compilation.stop(grace)
         self.pipeline.stop(grace)
         self.runner.stop(grace)
-        for thread in (self._housekeeper, self._compiler):
-            if thread.is_alive():
-                thread.join(grace)
+        if self._housekeeper.is_alive():
+            self._housekeeper.join(grace)
         if served:
             self._save()
             self._flush()
@@ -357,20 +357,10 @@ class Daemon:
                 save_at = now + self.config.store.snapshot_seconds
             if time.monotonic() >= self._flush_after:
                 self._flush()
-            if self._compiler.ident is None and self.monitor.counts_latents:
-                self._compiler.start()
             if not collect_at - COLLECT_SECONDS <= now < collect_at:
                 self._tried("artifact_collection_failed", self.runner.collect)
                 self._tried("memory_not_given_back", give_back)
                 collect_at = now + COLLECT_SECONDS
-
-    def _compile(self) -> None:
-        """Count sparse layers with compiled loops; where that fails numpy goes on doing it."""
-        if self._tried(
-            "kernels_not_compiled",
-            lambda: self.monitor.use_sparse_kernels(compile_sparse_kernels()),
-        ):
-            structlog.get_logger().info("kernels_compiled")
 
     def _save(self) -> None:
         if self._tried(
@@ -415,11 +405,6 @@ class Daemon:
     def why_not_ready(self) -> Sequence[str]:
         """Return why the daemon takes no traffic; empty when it does. Overload is no reason."""
         return [] if self._ready.is_set() else ["starting or stopping"]
-
-    @property
-    def kernels(self) -> str:
-        """What sparse layers are counted with: ``numpy``, or ``numba`` once that is compiled."""
-        return self.monitor.sparse_kernels
 
     @property
     def metrics_url(self) -> str:
@@ -495,8 +480,6 @@ def serve(config: SidecarConfig) -> None:
         ConfigError: It cannot start; every reason is listed.
         StorageError: What is in the state directory cannot be used.
     """
-    # Where the package lies on a read-only disk there is no other place for compiled loops.
-    os.environ.setdefault("NUMBA_CACHE_DIR", str(config.state_dir / "kernels"))
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_serve(config))
 

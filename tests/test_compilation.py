@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import structlog
 
-from sidecar.compilation import CACHE_VARIABLE, Compilation
+from sidecar.compilation import CACHE_VARIABLE, Compilation, Loops
 from sidecar.features import Capture, LayerKey, LayerSample
 from sidecar.memory import give_back
-from sidecar.stats import NUMPY, Kernels
+from sidecar.stats import NUMPY, Kernels, SparseBank
 from sidecar.testing import running_daemon, wait_until
 
 pytestmark = pytest.mark.service
 
-OTHER = Kernels("other", NUMPY.count, NUMPY.moments, NUMPY.exceed)
+OTHER = Loops(Kernels("other", NUMPY.count, NUMPY.moments, NUMPY.exceed), SparseBank.FALLBACK)
 WRITES = (sys.executable, "-c", f"import os; open(os.environ['{CACHE_VARIABLE}'] + '/it', 'w')")
 FAILS = (sys.executable, "-c", "import sys; sys.exit('no such compiler')")
 WAITS = (sys.executable, "-c", "import signal; signal.pause()")
@@ -37,7 +37,7 @@ def finished(compilation: Compilation) -> Compilation:
 
 def test_what_a_child_has_cached_is_handed_over(tmp_path: Path) -> None:
     """The cache is a folder of the state directory that nobody else may write."""
-    got: list[Kernels] = []
+    got: list[Loops] = []
     env: dict[str, str] = {}
     cache = tmp_path / "state" / "compiled"
 
@@ -66,11 +66,11 @@ def test_a_cache_that_the_environment_names_is_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize("broken", ["child", "load", "folder"])
 def test_a_failure_is_shown_and_logged_once(tmp_path: Path, broken: str) -> None:
     """Nothing is handed over, so that what counted until then goes on."""
-    got: list[Kernels] = []
+    got: list[Loops] = []
     (tmp_path / "file").write_text("in the way")
     folder = tmp_path / ("file/below" if broken == "folder" else "cache")
 
-    def load() -> Kernels:
+    def load() -> Loops:
         raise ImportError("no numba here")
 
     with structlog.testing.capture_logs() as logs:
@@ -92,7 +92,7 @@ def test_a_failure_is_shown_and_logged_once(tmp_path: Path, broken: str) -> None
 
 def test_a_stop_ends_the_child_and_is_no_failure(tmp_path: Path) -> None:
     """A daemon that is stopped in its first seconds waits for no compiler."""
-    got: list[Kernels] = []
+    got: list[Loops] = []
     compilation = Compilation(
         tmp_path / "cache", got.append, command=WAITS, load=lambda: OTHER, environment={}
     )
@@ -107,7 +107,7 @@ def test_being_ready_waits_for_no_kernels(tmp_path: Path) -> None:
     """While they are being compiled the daemon is ready, counts with numpy, and says so."""
     layer, go_on = LayerKey("m", "r", "layer"), threading.Event()
 
-    def load() -> Kernels:
+    def load() -> Loops:
         go_on.wait(60)
         return OTHER
 

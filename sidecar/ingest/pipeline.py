@@ -4,7 +4,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import structlog
 
@@ -13,7 +13,7 @@ from sidecar.errors import QueueFull, SidecarError
 from sidecar.features import LayerSample, SparseSample
 from sidecar.ingest.accounting import Ledger
 from sidecar.monitor import Event, Monitor
-from sidecar.wire import Batch, to_float32
+from sidecar.wire import Batch
 
 TICK_SECONDS = 0.2
 """How often the writer looks whether a window is over; the error of a window's length."""
@@ -146,8 +146,7 @@ class Pipeline:
     def _apply(self, sample: LayerSample | SparseSample, now: float) -> str:
         """Write one layer's rows; return why that failed, or nothing."""
         try:
-            # The statistics take float32 alone; the wire hands out what was sent.
-            self._monitor.apply(replace(sample, values=to_float32(sample.values)), now)
+            self._monitor.apply(sample, now)
         except SidecarError as error:
             return error.reason
         except Exception:  # noqa: BLE001 - rule 1: after start-up nothing may end the writer

@@ -196,18 +196,7 @@ class Monitor:
         known = self._layers[layer]
         return max(known.last_seen, known.registered)
 
-    @property
-    def counts_latents(self) -> bool:
-        """Whether any layer is sparse."""
-        with self._lock:
-            return bool(self._sparse.layers())
-
-    @property
-    def sparse_kernels(self) -> str:
-        """Name of the loops that sparse layers are counted with."""
-        return self._sparse.kernels
-
-    def use_sparse_kernels(self, kernels: SparseKernels) -> None:
+    def use_sparse(self, kernels: SparseKernels) -> None:
         """Count sparse layers with other loops from now on."""
         with self._lock:
             self._sparse.use(kernels)

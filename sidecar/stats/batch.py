@@ -60,8 +60,10 @@ class Batch:
 def decoded(values: Values) -> NDArray[np.float32]:
     """Return values as float32, which holds every float16 and bfloat16 exactly."""
     if values.dtype == np.uint16:
+        # bfloat16 is the upper half of a float32.
         return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return np.asarray(values, np.float32)
+    with np.errstate(invalid="ignore"):  # a signalling NaN is data here, not a mistake
+        return np.asarray(values, np.float32)
 
 
 class Rounding:

@@ -21,6 +21,7 @@ from sidecar.errors import (
     UnregisteredLayer,
 )
 from sidecar.features import FeatureKind, LayerKey, Scope, SparseSample, View
+from sidecar.stats.batch import decoded
 from sidecar.stats.budget import Detail
 from sidecar.stats.encoding import Arrays, corrupt_unless_read, pack, unpack
 from sidecar.stats.epoch import Period
@@ -199,7 +200,7 @@ class SparseBank:
         rows = SparseRows(
             splits=sample.row_splits.astype(np.int64),
             latents=np.ascontiguousarray(sample.latents),
-            values=_widened(sample.values),
+            values=np.ascontiguousarray(decoded(sample.values)),
             starts=starts,
         )
         known.absorb(rows, _weights(sample), now, self._kernels)
@@ -406,14 +407,6 @@ def _weights(sample: SparseSample) -> NDArray[np.float64]:
             f"layer {sample.layer}: weights from {own.min()} to {own.max()}: use 1 to {WEIGHT_LIMIT}"
         )
     return own[index] if np.any(own != 1.0) else np.empty(0)
-
-
-def _widened(values: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Return values as float32, exactly; uint16 holds the upper halves of float32s."""
-    if values.dtype == np.uint16:
-        return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    with np.errstate(invalid="ignore"):  # a signalling NaN is data here, not a mistake
-        return np.ascontiguousarray(values, np.float32)
 
 
 def _read_key(saved: dict[str, str]) -> LayerKey:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sidecar.compilation import Loops
 from sidecar.config import SidecarConfig
 from sidecar.daemon import Daemon
-from sidecar.stats import Kernels
 
 _SOCKET_PATH_LIMIT = 107  # what struct sockaddr_un holds on Linux
 
@@ -44,7 +44,7 @@ def running_daemon(
     settings: Mapping[str, Any] | None = None,
     *,
     clock: Callable[[], float] = time.time,
-    load_kernels: Callable[[], Kernels] | None = None,
+    load_kernels: Callable[[], Loops] | None = None,
 ) -> Iterator[RunningDaemon]:
     """Run a daemon for the length of a ``with`` block.
 

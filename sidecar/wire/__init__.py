@@ -8,8 +8,8 @@ One codec serves two transports. Over gRPC a message holds everything; over a un
 travels in a frame and a batch's payload follows it (``encode_request_frame``, ``FrameReader``).
 
 The names are many because the messages are: values here are plain frozen dataclasses, and the
-functions are ``encode_request``, ``encode_response``, ``decode_response``, their forms for frames,
-``to_float32`` and ``check_peer``.
+functions are ``encode_request``, ``encode_response``, ``decode_response``, their forms for frames, and
+``check_peer``.
 """
 
 from sidecar.wire.codec import (
@@ -40,7 +40,6 @@ from sidecar.wire.messages import (
 )
 from sidecar.wire.peers import check_peer
 from sidecar.wire.stream import StreamDecoder
-from sidecar.wire.tensors import to_float32
 
 __all__ = [
     "METHOD",
@@ -70,5 +69,4 @@ __all__ = [
     "encode_request_frame",
     "encode_response",
     "encode_response_frame",
-    "to_float32",
 ]

@@ -61,25 +61,3 @@ def read_tensor(payload: bytes | memoryview, dtype: str, shape: tuple[int, ...])
     values = np.frombuffer(payload, dtype=_LITTLE[dtype])
     native = values if sys.byteorder == "little" else values.astype(values.dtype.newbyteorder("="))
     return native.reshape(shape)
-
-
-def to_float32(values: NDArray[Any]) -> NDArray[np.float32]:
-    """Widen what ``read_tensor`` gave; every f16 and bf16 value is represented exactly.
-
-    Returns:
-        The same shape; float32 comes back as it is.
-
-    Raises:
-        UnsupportedDtype: Another dtype than float32, float16, or uint16 for bfloat16.
-    """
-    if values.dtype == np.float32:
-        return values
-    if values.dtype == np.float16:
-        # Widening a signalling NaN sets the invalid flag; it is data here, not a mistake.
-        with np.errstate(invalid="ignore"):
-            return values.astype(np.float32)
-    if values.dtype == np.uint16:
-        # bfloat16 is the upper half of a float32.
-        wide = values.astype(np.uint32) << np.uint32(16)
-        return wide.view(np.float32)
-    raise UnsupportedDtype(f"values of {values.dtype}: need float32, float16, or uint16 for bf16")

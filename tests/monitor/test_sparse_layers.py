@@ -82,7 +82,7 @@ def test_a_latent_that_fires_too_often_is_an_alert() -> None:
 def test_the_distribution_of_a_latent_is_whole() -> None:
     """Zeros that nobody sent are in it, and its histogram holds every value."""
     rng, made = np.random.default_rng(1), monitor()
-    made.use_sparse_kernels(compile_sparse_kernels())
+    made.use_sparse(compile_sparse_kernels())
     sent = [rows(rng, loud=0.5) for _ in range(3)]
     for number, sample in enumerate(sent):
         made.apply(sample, float(number + 1))
@@ -169,6 +169,5 @@ def test_sparse_layers_freeze_reset_and_have_no_typical_range() -> None:
 
     assert 1 == len(made.freeze([SAE], 2.0))
     assert made.typical_range(SAE) is None
-    assert made.counts_latents
     assert 1 == len(made.reset([SAE], 3.0))
     assert 0 == made.distribution(SAE.feature(2), Window.BASELINE).count

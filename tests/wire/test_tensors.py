@@ -2,48 +2,9 @@ import numpy as np
 import pytest
 
 from sidecar.errors import PayloadMismatch, ShapeMismatch, SidecarError, UnsupportedDtype
-from sidecar.wire import to_float32
 from sidecar.wire.tensors import read_tensor
 
 pytestmark = pytest.mark.unit
-
-PATTERNS = np.arange(65_536, dtype=np.uint16)
-
-
-def test_every_half_precision_pattern_is_widened_exactly() -> None:
-    """All 65,536 f16 values come out as the same real number, NaNs as NaNs."""
-    expected = PATTERNS.view(np.float16)
-
-    actual = to_float32(read_tensor(PATTERNS.astype("<u2").tobytes(), "f16", (256, 256))).reshape(
-        -1
-    )
-
-    finite = np.isfinite(expected)
-    assert np.array_equal(np.isnan(expected), np.isnan(actual))
-    assert np.array_equal(expected[np.isinf(expected)].astype(np.float64), actual[np.isinf(actual)])
-    assert np.array_equal(expected[finite].astype(np.float64), actual[finite].astype(np.float64))
-    assert np.array_equal(np.signbit(expected[finite]), np.signbit(actual[finite]))
-
-
-def test_every_bfloat16_pattern_is_widened_exactly() -> None:
-    """All 65,536 bf16 values become the float32 whose upper half they are, bit for bit."""
-    expected = PATTERNS.astype(np.uint32) * 65_536
-
-    actual = to_float32(read_tensor(PATTERNS.astype("<u2").tobytes(), "bf16", (1, 65_536))).reshape(
-        -1
-    )
-
-    assert np.array_equal(expected, actual.view(np.uint32))
-
-
-def test_bfloat16_agrees_with_torch() -> None:
-    """The widened values are those torch computes."""
-    torch = pytest.importorskip("torch")
-    expected = torch.from_numpy(PATTERNS.view(np.int16)).view(torch.bfloat16).float().numpy()
-
-    actual = to_float32(read_tensor(PATTERNS.tobytes(), "bf16", (65_536, 1)))[:, 0]
-
-    assert np.array_equal(expected, actual, equal_nan=True)
 
 
 @pytest.mark.parametrize(
@@ -60,19 +21,6 @@ def test_every_dtype_is_read_without_a_copy(dtype: str, kind: type[np.generic]) 
     assert np.shares_memory(values, np.frombuffer(payload, np.uint8))
     assert not values.flags.writeable
     assert values.flags.c_contiguous
-
-
-def test_float32_is_not_widened_twice() -> None:
-    """What is wide already comes back as it is."""
-    values = np.ones((1, 2), np.float32)
-
-    assert to_float32(values) is values
-
-
-def test_values_of_other_dtypes_are_refused() -> None:
-    """A float64 array is none of what the wire hands out."""
-    with pytest.raises(UnsupportedDtype):
-        to_float32(np.ones(2))
 
 
 def test_memoryviews_are_payloads_too() -> None:
