@@ -4,6 +4,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,16 @@ from torch import nn
 
 from sidecar.errors import InvalidInput, InvalidName
 from sidecar.features import FeatureKind, Request, View, default_view
-from sidecar.hooks import Plan, Tap, current_requests
+from sidecar.hooks import Plan as AnyPlan
+from sidecar.hooks import Tap, current_requests
 from sidecar.hooks.reduce import comb
 from sidecar.hooks.torch import KILL_SWITCH, attach
 from sidecar.weights import module_digest
 
 pytestmark = pytest.mark.unit
+
+# Without a budget: a busy machine would move the sampling rate.
+Plan = partial(AnyPlan, overhead_budget=None)
 
 CHANNEL, NEURON, HEAD, LOGIT = (
     FeatureKind.CHANNEL,
@@ -132,7 +137,7 @@ CASES = {
 
 
 @pytest.fixture(params=CASES)
-def case(request: pytest.FixtureRequest) -> tuple[nn.Module, Plan, dict[str, torch.Tensor]]:
+def case(request: pytest.FixtureRequest) -> tuple[nn.Module, AnyPlan, dict[str, torch.Tensor]]:
     """A tiny model, a plan for it, and an input by keyword."""
     build, taps, make_input = CASES[request.param]
     plan = Plan("tiny", taps, error_limit=3, seed=1)

@@ -19,6 +19,9 @@ pytestmark = pytest.mark.unit
 LEVELS = (0.1, 0.5, 0.9, 0.99)
 ERRORS = 4.0  # standard errors: one chance in 16,000 a comparison, and the seeds are fixed
 TAP = (Tap("", FeatureKind.NEURON),)
+FREE: Any = {
+    "overhead_budget": None
+}  # else the machine's load would move the rate, and the figures
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +107,7 @@ def test_sequences_of_very_different_lengths_count_by_their_length(memory_sink: 
     """Sixteen positions of 4 or of 700 give the distribution of all positions; unweighted do not."""
     inputs = sequences([4, 30, 700] * 150, 1)
     model = nn.Identity()
-    with attach(model, Plan("m", TAP, max_rows=16, seed=1), memory_sink):
+    with attach(model, Plan("m", TAP, max_rows=16, seed=1, **FREE), memory_sink):
         for sequence in inputs:
             model(sequence)
     full = np.concatenate([x.numpy().ravel() for x in inputs])
@@ -120,7 +123,7 @@ def test_each_layer_has_its_own_weights(memory_sink: Any) -> None:
     model = Longer()
     inputs = sequences([10, 60] * 150, 2)
     taps = (Tap("wide", FeatureKind.NEURON), Tap("narrow", FeatureKind.NEURON))
-    with attach(model, Plan("m", taps, max_rows=20, seed=1), memory_sink):
+    with attach(model, Plan("m", taps, max_rows=20, seed=1, **FREE), memory_sink):
         for sequence in inputs:
             model(sequence)
     full = np.concatenate([x.numpy().ravel() for x in inputs])
@@ -138,7 +141,7 @@ def test_a_rate_that_changes_in_mid_stream_leaves_estimates_right(
     """Traffic that shifts while the daemon lowers the rate is not under-counted."""
     rng, model = np.random.default_rng(3), nn.Identity()
     everything = []
-    with attach(model, Plan("m", TAP, sampling_rate=0.8, seed=1), memory_sink):
+    with attach(model, Plan("m", TAP, sampling_rate=0.8, seed=1, **FREE), memory_sink):
         for number, rate in enumerate(np.repeat([0.8, 0.1, 0.45], 1600 // batch)):
             memory_sink.sampling_rate = rate
             values = rng.normal(3.0 * np.sin(number * batch / 600), 1.0, (batch, 1))
@@ -156,7 +159,7 @@ def test_requests_that_are_sampled_whole_estimate_without_bias(memory_sink: Any)
     """Decode steps of one request share its fate; means over requests stay right while rates move."""
     rng, model = np.random.default_rng(5), nn.Identity()
     everything = []
-    plan = Plan("m", TAP, sampling_rate=0.9, seed=9)
+    plan = Plan("m", TAP, sampling_rate=0.9, seed=9, **FREE)
     with attach(model, plan, memory_sink):
         for wave in range(60):
             memory_sink.sampling_rate = 0.9 if wave < 30 else 0.2
@@ -244,7 +247,7 @@ def test_a_server_without_tensor_arguments_is_sampled_by_passes(
             return torch.ones(6, 2)
 
     model = Opaque()
-    with attach(model, Plan("m", TAP, sampling_rate=0.5, seed=1), memory_sink):
+    with attach(model, Plan("m", TAP, sampling_rate=0.5, seed=1, **FREE), memory_sink):
         for _ in range(200):
             model(make())
 
