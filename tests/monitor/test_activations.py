@@ -168,6 +168,29 @@ def test_counts_only_grow_whatever_the_traffic_does(rng: np.random.Generator) ->
     assert before.count[0] == 500 * 8
 
 
+def test_bins_placed_anew_move_no_value(rng: np.random.Generator) -> None:
+    """Zero buckets only widen, over what was near zero; everything else stays where it was."""
+    traffic = Traffic()
+    borders = []
+    for scale in (1.0, 1000.0, 1.0):
+        traffic.window(rng.normal(size=(4000, WIDTH)) * scale)
+        borders.append(traffic.view().zero_exponent.tolist())
+        traffic.monitor.reset([LAYER], traffic.now)
+
+    seen = traffic.view()
+
+    sent = np.concatenate(traffic.sent)
+    assert borders[0] < borders[1] == borders[2]
+    for place in range(WIDTH):
+        zero = 2.0 ** int(seen.zero_exponent[place])
+        assert 20.0 < zero < 80.0
+        central = seen.bucket_counts[(seen.bucket_features == place) & (seen.bucket_ranks == 0)]
+        assert (np.abs(sent[:, place]) <= zero).sum() == pytest.approx(int(central[0]), abs=40)
+        for level in (0.02, 0.9, 0.98):
+            exact = np.quantile(sent[:, place], level)
+            assert quantile(seen, place, level) == pytest.approx(exact, rel=0.15, abs=zero)
+
+
 def test_what_a_reader_holds_never_changes(rng: np.random.Generator) -> None:
     """A view taken before a window is the same after it."""
     traffic = Traffic()

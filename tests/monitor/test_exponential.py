@@ -96,6 +96,16 @@ def test_a_bin_is_split_in_proportion() -> None:
     assert {(0, 1): 100, (0, 2): 207} == as_dict(cells)
 
 
+def test_a_single_value_is_put_in_the_middle_of_its_bin() -> None:
+    """Counts that cannot be split are not pushed to either end of what they may lie in."""
+    seen = occupied((1.0, 8.0, 1))
+
+    cells = spread(seen, np.array([0]), np.array([3]))
+
+    # The middle, 4.5, lies in the bucket up to 2 ** (18 / 8).
+    assert {(0, 18): 1} == as_dict(cells)
+
+
 def test_buckets_across_zero_are_mirrored() -> None:
     """The zero bucket holds both sides up to its border, and a border belongs to the nearer bucket."""
     seen = occupied((-2.0, 2.0, 400), (0.0, 0.0, 5), (-1.0, -1.0, 9))
