@@ -68,14 +68,16 @@ class Fine:
         if len(self.indices):
             kernels.absorb(self._open.tally, batch.columns(self.indices), self._open.grid)
 
-    def close(self, now: float) -> Distribution | None:
-        """End the window; return its distribution, or None where nothing is watched."""
-        if not len(self.indices):
-            return None
+    def window(self) -> Distribution:
+        """Return the open window, in the order of ``indices``, as an immutable copy."""
+        return self._open.tally.distribution(self._open.grid)
+
+    def close(self, now: float) -> None:
+        """End the window and keep it, if anything is watched."""
         opened = self._open
-        self._closed.append(_Window(opened.indices, opened.grid, opened.tally, now))
-        self.watch(opened.indices)
-        return opened.tally.distribution(opened.grid)
+        if len(opened.indices):
+            self._closed.append(_Window(opened.indices, opened.grid, opened.tally, now))
+            self.watch(opened.indices)
 
     def windows(self) -> tuple[WatchedWindow, ...]:
         """Return the closed windows, oldest first."""

@@ -125,10 +125,23 @@ class Layer:
     def close(self, now: float, room_bytes: int) -> WindowCounts:
         """End the window, and return what it held."""
         requests, rows, nonfinite = self._window()
+        watched = self._watched()
         self._seen.close(now)
-        fine = None if self._fine is None else self._fine.close(now)
+        if self._fine is not None:
+            self._fine.close(now)
         self._refine(room_bytes)
-        return self._watch.close(requests, rows, nonfinite, fine)
+        return self._watch.close(requests, rows, nonfinite, watched)
+
+    def _watched(self) -> Distribution | None:
+        """Return the open window of what is watched: in finer bins if they saw all of it."""
+        indices = self._watch.indices
+        if isinstance(self._seen, Warmup) or not len(indices):
+            return None
+        if self._fine is not None and np.array_equal(self._fine.indices, indices):
+            found = self._fine.window()
+            if found.rows == self._seen.open.rows:
+                return found
+        return self._seen.window(indices)
 
     def windows(self) -> tuple[WatchedWindow, ...]:
         """Return the last closed windows of watched features, oldest first."""

@@ -34,9 +34,9 @@ class WindowCounts:
         watched_requests: Requests that were compared with that threshold, shape ``(n,)``: fewer
             than ``requests`` where it was set within the window.
         maximum: Greatest finite value of each watched feature, shape ``(n,)``; NaN without one.
-        watched: Distribution of the watched features in the window, in finer bins and the same
-            order, since they were first watched with these others; None before the layer's bins are
-            placed, where nothing is watched, and where the budget has no room for finer bins.
+        watched: Distribution of the watched features in the window, in the order of ``indices``: in
+            finer bins where these saw all of it, else in the layer's own; None before the layer's
+            bins are placed and where nothing is watched.
     """
 
     requests: int

@@ -114,7 +114,7 @@ def small() -> ForwardBatch:
 def test_reports_reach_the_ledger(running: RunningDaemon, sink: QueuedSink) -> None:
     """What the hooks say of themselves is added up where /metrics reads it."""
     for _ in range(3):
-        sink.account.forward(0.5, 0.25, sampled=True)
+        sink.account.sampled(0.5, 0.25, 1.0)
         assert sink.offer(small())
 
     found: IngestCounts = wait_until(

@@ -26,11 +26,13 @@ WIDTH = 6
 WINDOW = 10.0
 WARMUP = 64
 LAYER = LayerKey("m", "a" * 64, "conv", FeatureKind.NEURON, View.RAW)
+NEXT = LayerKey("m", "b" * 64, "conv", FeatureKind.NEURON, View.RAW)
 STATISTICS = StatisticsConfig(
     window_seconds=WINDOW,
     warmup_rows=WARMUP,
     baseline_min_requests=10_000,
     baseline_min_seconds=1e9,
+    layer_limit=1,
 )
 
 SHAPES = {
@@ -286,6 +288,20 @@ def test_nan_and_infinities_are_in_no_bucket(rng: np.random.Generator) -> None:
     assert [498, 499, 500, 500, 500, 500] == traffic.view().count.tolist()
     traffic.window(np.full((9, WIDTH), np.nan))
     assert [498, 499, 500, 500, 500, 500] == traffic.view().count.tolist()
+
+
+def test_a_layer_that_is_retired_gives_its_room_to_others(rng: np.random.Generator) -> None:
+    """The limit is on what is there: a new revision's features take the place of the old one's."""
+    traffic = Traffic(limit=WIDTH)
+    traffic.window(shaped(rng, 500))
+    later = traffic.now + STATISTICS.retire_seconds + 1.0
+
+    traffic.monitor.register(NEXT, WIDTH, Capture(), later)
+
+    assert NEXT.feature(0) in traffic.view().keys
+    assert [NEXT] == [status.key for status in traffic.monitor.layers()]
+    assert WIDTH == len(traffic.monitor.watched())
+    assert () == traffic.monitor.unmatched()
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,5 +1,7 @@
 """Sparse layers through the monitor: flags, baselines, alerts and survival, as for any layer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -140,7 +142,7 @@ def test_sparse_layers_survive_a_restart() -> None:
     again.restore(made.encode(), now)
     again.set_flags(FLAGS, now)
 
-    assert made.layers() == again.layers()
+    assert made.layers() == tuple(replace(one, restored=(0, 0, 0)) for one in again.layers())
     for window in Window:
         before, after = (one.distribution(SAE.feature(2), window) for one in (made, again))
         assert (before.count, before.mean, before.counts.tolist()) == (

@@ -144,7 +144,8 @@ def test_finer_bins_have_a_budget_of_their_own() -> None:
 
     closed = bank.close_window(2.0)
 
-    assert [True, False] == [closed[key(name)].watched is not None for name in "ab"]
+    assert [1, 0] == [len(bank.watched_windows(key(name))) for name in "ab"]
+    assert all(closed[key(name)].watched is not None for name in "ab")
     assert [2, 2] == [len(closed[key(name)].exceedances) for name in "ab"]
 
 
