@@ -6,7 +6,7 @@ fields were set to lies, whose bytes were damaged, whose payload or frame header
 garbage, drawn from a seeded generator. Whatever comes must end as accepted or as refused for a reason:
 
 - a crash is anything but a ``SidecarError``; the item is printed, and the exit status is 1;
-- every item is counted: ``received = accepted + refused``, the items read less the hellos,
+- every item is counted: ``received = accepted + refused``, ``accepted = processed + dropped``, the items read less the hellos,
   registrations and reports that were taken are ``received``, and each refusal was told to the client;
 - all memory lent for payloads comes back.
 """
@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sidecar.config import SidecarConfig
-from sidecar.errors import BrokenFrame, QueueFull
-from sidecar.ingest import Destination, Ledger
+from sidecar.errors import BrokenFrame, SidecarError
+from sidecar.ingest import Destination, Ledger, Pipeline
 from sidecar.ingest.lane import take_all
 from sidecar.ingest.pool import BufferPool
 from sidecar.ingest.stream import Stream
@@ -68,14 +68,16 @@ class Outcome:
     Attributes:
         items: Frames or messages read.
         taken: Hellos, registrations and reports that had their effect.
-        accepted: Batches that reached the statistics.
+        accepted: Batches that went to the statistics.
         refused: The others, by reason.
+        dropped: Accepted ones of which a layer was turned away there, by reason.
     """
 
     items: int = 0
     taken: int = 0
     accepted: int = 0
     refused: Counter[str] = field(default_factory=Counter)
+    dropped: dict[str, int] = field(default_factory=dict)
 
 
 class Sender:
@@ -235,19 +237,13 @@ class Sender:
         return bytes(out)
 
 
-class _Direct:
-    """A pipeline without a queue: it writes each batch at once."""
-
-    def __init__(self, monitor: Monitor, ledger: Ledger) -> None:
-        self._monitor, self._ledger = monitor, ledger
+class _Direct(Pipeline):
+    """The real pipeline without its thread: it writes each batch at once."""
 
     def offer(self, batch: Batch, done: Callable[[], None]) -> None:
-        if not self._ledger.accept(batch.payload_bytes):
-            raise QueueFull("one batch at a time always fits")
-        for sample in batch.samples:
-            self._monitor.apply(sample, 0.0)
-        self._ledger.finish(batch.payload_bytes)
-        done()
+        super().offer(batch, done)
+        while entry := self._pop():
+            self._write(entry)
 
 
 class Receiver:
@@ -259,7 +255,13 @@ class Receiver:
         )
         self._monitor = Monitor(self.config.statistics, self.config.spike, now=0.0)
         self._ledger = Ledger(queue_limit_bytes=1 << 20, sampling_rate=1.0)
-        pipeline: Any = _Direct(self._monitor, self._ledger)
+        pipeline = _Direct(
+            self._monitor,
+            self._ledger,
+            self.config.ingest,
+            clock=lambda: 0.0,
+            on_events=lambda _: None,
+        )
         self._to = Destination(self.config, self._monitor, pipeline, self._ledger, lambda: 0.0)
         self._pool = BufferPool(1 << 20)
         self._lent = 0
@@ -299,14 +301,18 @@ class Receiver:
         """Raise ``AssertionError`` if an item is missing in the books."""
         stream.drain()
         counts, outcome = self._ledger.counts(), self.outcome
-        outcome.accepted = counts.accepted
+        outcome.accepted, outcome.dropped = counts.accepted, dict(counts.dropped)
         outcome.refused += told
         expected = {
             "received = accepted + refused": (
                 counts.received,
                 counts.accepted + sum(counts.refused.values()),
             ),
-            "accepted = processed": (counts.accepted, counts.processed),
+            "accepted = processed + dropped": (
+                counts.accepted,
+                counts.processed + sum(counts.dropped.values()),
+            ),
+            "crashes in the statistics": (0, counts.dropped.get(SidecarError.reason, 0)),
             "items = received + taken": (outcome.items, counts.received + outcome.taken),
             "refused = told": (dict(counts.refused), dict(outcome.refused)),
             "memory lent": (0, self._lent),
@@ -396,6 +402,8 @@ def main(count: int, seed: int) -> int:
         )
         for reason, times in outcome.refused.most_common():
             print(f"  {reason:<22}{times:>10,}")
+        for reason, times in sorted(outcome.dropped.items()):
+            print(f"  accepted, then dropped: {reason} {times:,}")
     total = sum(outcome.items for outcome in found.values())
     print(f"0 crashes in {total:,}, seed {seed}, {time.process_time() - started:.0f} s of CPU")
     return 0

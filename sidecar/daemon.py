@@ -396,6 +396,8 @@ class Daemon:
         reasons = (
             [f"the writer has not turned for {silent:.1f} s"] if silent > STALL_SECONDS else []
         )
+        if not self.lane.alive:
+            reasons.append("nobody takes connections on the lane any more")
         if not self._housekeeper.is_alive():
             reasons.append("nobody saves snapshots any more")
         if not self.runner.alive:

@@ -139,6 +139,7 @@ class Session(Iterator[Sendable]):
         self._abandon: Callable[[], object] = _nothing
         self._listen: Callable[[float], object] | None = None
         self._in_hand: ForwardBatch | None = None
+        self._finished = False
         self._welcome: Welcome | None = None
         self._greeted = False
         self._credit_bytes = 0
@@ -196,6 +197,8 @@ class Session(Iterator[Sendable]):
     def finish(self) -> None:
         """End the stream for good; a batch that was not sent whole is lost."""
         self.end()
+        with self._lock:
+            self._finished = True
         self._settle(Drop.DISCONNECTED)
 
     def _settle(self, reason: Drop | None) -> None:
@@ -204,6 +207,15 @@ class Session(Iterator[Sendable]):
             batch, self._in_hand = self._in_hand, None
         if batch is not None:
             self._queue.settle(batch, reason)
+
+    def _hold(self, batch: ForwardBatch) -> bool:
+        """Take a batch in hand; not after ``finish``, as nobody would ask for the next message."""
+        with self._lock:
+            if not self._finished:
+                self._in_hand = batch
+                return True
+        self._queue.settle(batch, Drop.DISCONNECTED)
+        return False
 
     def __next__(self) -> Sendable:
         """Wait for the next message to send.
@@ -293,9 +305,9 @@ class Session(Iterator[Sendable]):
 
     def _send(self, offered_at: float, batch: ForwardBatch) -> None:
         """Put a batch's messages into the outbox and keep it in hand, or drop it whole."""
+        if not self._hold(batch):
+            return
         reason: Drop | None = Drop.ERROR
-        with self._lock:
-            self._in_hand = batch
         try:
             reason = self._pack(offered_at, batch)
         except Exception:  # noqa: BLE001 - one bad batch must not end the stream

@@ -70,6 +70,11 @@ class LaneServer:
         """Where it listens."""
         return tuple(f"{SCHEME}{path}" for path in self._listeners)
 
+    @property
+    def alive(self) -> bool:
+        """Whether new connections are taken, where any are expected."""
+        return self._acceptor.is_alive() or not self._listeners
+
     def start(self) -> None:
         """Listen on every address.
 
@@ -127,13 +132,21 @@ class LaneServer:
             for listener in self._listeners.values():
                 selector.register(listener, selectors.EVENT_READ, listener)
             while not self._stopping.is_set():
-                for key, _ in selector.select(STEER_SECONDS):
-                    if not self._stopping.is_set():
-                        self._accept(key.data)
-                with self._lock:
-                    open_ = list(self._connections)
-                for connection in open_:
-                    connection.flush()
+                try:
+                    self._turn(selector)
+                except Exception as error:  # noqa: BLE001 - rule 1: nothing may end this thread
+                    self._journal.note("lane_failed", error=repr(error))
+                    self._stopping.wait(STEER_SECONDS)
+
+    def _turn(self, selector: selectors.BaseSelector) -> None:
+        """Accept who waits, or wait a while; then let every stream say what has not been said."""
+        for key, _ in selector.select(STEER_SECONDS):
+            if not self._stopping.is_set():
+                self._accept(key.data)
+        with self._lock:
+            open_ = list(self._connections)
+        for connection in open_:
+            connection.flush()
 
     def _accept(self, listener: socket.socket) -> None:
         try:
@@ -148,9 +161,9 @@ class LaneServer:
             self._admit(accepted)
         except SidecarError as error:
             self._turn_away(accepted, error)
-        except Exception as error:  # noqa: BLE001 - rule 1: nothing may end this thread
-            self._journal.note("lane_accept_failed", error=repr(error))
+        except BaseException:
             accepted.close()
+            raise
 
     def _admit(self, accepted: socket.socket) -> None:
         """Start a reader for a new connection.
