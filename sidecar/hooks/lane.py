@@ -32,17 +32,20 @@ def dialler(
 
     def dial(session: Session) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            answers = _Answers(connection, session)
             session.bind(
-                partial(_hang_up, connection),
-                abandon=connection.close,
-                listen=_Answers(connection, session).listen,
+                partial(_hang_up, connection), abandon=connection.close, listen=answers.listen
             )
             _bound_waits(connection, send_seconds)
             connection.connect(path)
             # After the connection: a folder that changes hands in between has a new owner to trust.
             check_peer(connection, (*peer_uids, Path(path).parent.stat().st_uid))
-            for message in session:
-                send(connection, encode_request_frame(message))
+            try:
+                for message in session:
+                    send(connection, encode_request_frame(message))
+            except OSError:
+                answers.listen(0.0)  # a daemon that hung up may have said why
+                raise
             _say_goodbye(connection, session)
 
     return dial

@@ -173,10 +173,10 @@ class LaneServer:
             LimitReached: There are as many streams as may be, or no thread for it.
         """
         uid = check_peer(accepted, self._to.config.listen.lane_uids)
+        connection = _Connection(accepted, self._to, self._pool, self._patience_seconds)
         limit = self._to.limits.stream_limit
         if not self._to.ledger.open_stream(limit):
             raise LimitReached(f"{limit} streams are open: raise ingest.stream_limit")
-        connection = _Connection(accepted, self._to, self._pool, self._patience_seconds)
         reader = threading.Thread(
             target=self._serve, args=(connection, uid), name="sidecar-lane-reader", daemon=True
         )

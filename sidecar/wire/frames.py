@@ -131,11 +131,12 @@ def encode_frame(
         [20, 7, 3, 5]
     """
     pieces: list[bytes | memoryview] = []
+    size = 0
     for tensor in payload:
-        pieces.append(tensor)
-        if filling := padding(memoryview(tensor).nbytes):
-            pieces.append(filling)
-    size = sum(memoryview(piece).nbytes for piece in pieces)
+        length = memoryview(tensor).nbytes
+        filling = padding(length)
+        pieces += (tensor, filling) if filling else (tensor,)
+        size += length + len(filling)
     if max(size, len(message)) >= _LENGTH_LIMIT:
         raise MessageTooLarge(f"a frame of {len(message)} + {size} bytes: send less at once")
     head = _HEADER.pack(MAGIC, VERSION, kind, 0, len(message), size)

@@ -74,7 +74,7 @@ def answering(documents: dict[str, Any]) -> Iterator[str]:
 
 
 def _site(folder: Path, console: str) -> Site:
-    return Site(folder, "", "", console, "", "", console, console)
+    return Site(folder, "", (), "", console, "", "", console, console)
 
 
 def _job(state: str, **more: Any) -> dict[str, Any]:
