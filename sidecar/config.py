@@ -145,7 +145,7 @@ class ListenConfig(_Section):
     )
     lane: list[SocketAddress] = Field(
         default=[],
-        description="Unix sockets, unix:///path, for hooks of this machine: a fifth of gRPC's cost or less.",
+        description="Unix sockets, unix:///path, for hooks of this machine, at a fraction of gRPC's CPU time.",
     )
     lane_uids: list[Annotated[int, Field(ge=0)]] = Field(
         default=[],

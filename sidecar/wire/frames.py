@@ -12,7 +12,7 @@ A frame is a header of 20 bytes, little-endian, then a protobuf message, then th
 
 The payload holds the tensors of a batch in their order, each filled up with zeros to a multiple of
 ``ALIGNMENT``, while their ``payload`` fields are empty. It is not part of the checksum: the kernel
-copies it from one process to the other, and a checksum would cost as much as that copy. What the
+copies it from one process to the other, and a checksum would cost more than that copy. What the
 checksum guards against is a reader that has lost its place. Nothing here opens a socket.
 """
 
