@@ -20,7 +20,15 @@ from sidecar.stats import NUMPY, Kernels, SparseKernels, compile_sparse_kernels,
 CACHE_VARIABLE = "NUMBA_CACHE_DIR"
 """Where numba keeps what it compiled; beside the source, which may be read-only, if nobody says."""
 
-_CHILD = (sys.executable, "-c", "from sidecar.compilation import load_compiled; load_compiled()")
+_PROGRAM = """
+import os, threading
+from sidecar.compilation import load_compiled
+# The daemon holds the other end: whatever ends it, kill -9 too, ends this.
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+load_compiled()
+"""
+
+_CHILD = (sys.executable, "-c", _PROGRAM)
 
 _LAST_WORDS = 2000
 """Bytes of a failed child's last words that are logged: the end of a traceback."""
@@ -127,12 +135,12 @@ class Compilation:
             self._child = subprocess.Popen(  # noqa: S603 - this interpreter, and nothing from outside
                 self._command,
                 env=dict(self._environment),
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
             )
         with self._child as child:
-            _, words = child.communicate()
+            words = child.stderr.read() if child.stderr else b""
         if child.returncode:
             last = words[-_LAST_WORDS:].decode(errors="replace").strip()
             raise RuntimeError(f"compiling ended with {child.returncode}: {last}")

@@ -1,5 +1,6 @@
 """Kernels that are compiled beside the work: when they come, when they do not, and at a stop."""
 
+import subprocess
 import sys
 import threading
 import urllib.request
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import structlog
 
-from sidecar.compilation import CACHE_VARIABLE, Compilation, Loops
+from sidecar.compilation import _PROGRAM, CACHE_VARIABLE, Compilation, Loops
 from sidecar.features import Capture, LayerKey, LayerSample
 from sidecar.memory import give_back
 from sidecar.stats import NUMPY, Kernels, SparseBank
@@ -103,12 +104,27 @@ def test_a_stop_ends_the_child_and_is_no_failure(tmp_path: Path) -> None:
     assert ([], False, False) == (got, compilation.failed, compilation.running)
 
 
+def test_a_daemon_that_is_killed_takes_the_compiler_with_it(tmp_path: Path) -> None:
+    """What holds the child's standard input is gone then, whatever ended it."""
+    command = (sys.executable, "-c", _PROGRAM.replace("compiled()\n", "signal.pause()\n", 1))
+    child = subprocess.Popen(
+        [*command[:2], "import signal\n" + command[2]],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with child:
+        assert child.stdin is not None
+        child.stdin.close()
+
+        assert 1 == child.wait(60)
+
+
 def test_being_ready_waits_for_no_kernels(tmp_path: Path) -> None:
     """While they are being compiled the daemon is ready, counts with numpy, and says so."""
     layer, go_on = LayerKey("m", "r", "layer"), threading.Event()
 
     def load() -> Loops:
-        go_on.wait(60)
+        go_on.wait(240)
         return OTHER
 
     with running_daemon(tmp_path, load_kernels=load) as running:
@@ -119,7 +135,7 @@ def test_being_ready_waits_for_no_kernels(tmp_path: Path) -> None:
         daemon.monitor.apply(LayerSample(layer, rows, np.arange(3, dtype=np.int32), ()), 1.0)
         while_compiling = metrics(running.metrics_url)
         go_on.set()
-        wait_until(lambda: daemon.compilation.kernels == "other", 60, "the kernels")
+        wait_until(lambda: daemon.compilation.kernels == "other", 240, "the kernels")
         after = metrics(running.metrics_url)
 
     assert 200 == ready.status

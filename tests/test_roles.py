@@ -60,7 +60,7 @@ def test_an_idle_daemon_stays_within_its_memory_budget(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sidecar", "serve", "--config", str(config)]
     with log.open("wb") as stream, subprocess.Popen(command, stderr=stream) as process:
         try:
-            wait_until(lambda: b"kernels_compiled" in log.read_bytes(), 120, "the kernels")
+            wait_until(lambda: b"kernels_compiled" in log.read_bytes(), 240, "the kernels")
             resident = psutil.Process(process.pid).memory_info().rss / 2**20
         finally:
             process.terminate()

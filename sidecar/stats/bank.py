@@ -186,7 +186,10 @@ class Bank:
         return Memory(used, budget.memory_bytes + budget.flagged_memory_bytes)
 
     def held_bytes(self) -> int:
-        """Return the bytes of counters and rows that are kept now; at most what is set aside."""
+        """Return the bytes of layers' counters, or of rows in warm-up, that are kept now.
+
+        At most what is set aside for layers, as long as no window has more than 65,535 rows.
+        """
         return sum(known.nbytes for known in self._layers.values())
 
     def update(self, sample: LayerSample, now: float) -> None:

@@ -4,8 +4,8 @@ A tile of neighbouring features is taken eight rows at a time, so that rows, cou
 stay in the first-level cache between the jobs done on them. Each job is a function of its own with few
 arrays, because LLVM gives up on vectorising a loop over many: the checks that none overlaps another
 would cost more than it thinks they save. Unsigned indices say that none counts from the end, which a
-signed one must test. The last rows of a batch, and blocks in which something is not finite, go value
-by value through ``_each``.
+signed one must test. The last rows of a batch, and rows of a tile in which something is not finite, go
+value by value through ``_each``.
 
 Importing this module compiles it. Nothing here may use ``fastmath``: a NaN must stay one.
 """
@@ -303,17 +303,17 @@ _HALVES = types.Array(types.uint16, 2, "C", readonly=True)
 """What came over the wire is read-only, and other arrays may stand for such."""
 
 _COUNTING = types.void(
-    _FLOATS, types.uint64, types.int32[::1], types.float32[:, ::1], types.int32[::1], types.float32[:, ::1],
-    types.int64[::1], types.int64[::1], types.uint64[::1], types.int64[:, ::1], types.int64[::1],
-    types.uint16[:, ::1], types.uint32[:, ::1], types.uint64[:, ::1], types.boolean, types.boolean,
-    types.int32, types.int32,
+    _FLOATS, types.uint64, types.int32[::1], types.float32[:, ::1], types.int32[::1],
+    types.float32[:, ::1], types.int64[::1], types.int64[::1], types.uint64[::1],
+    types.int64[:, ::1], types.int64[::1], types.uint16[:, ::1], types.uint32[:, ::1],
+    types.uint64[:, ::1], types.boolean, types.boolean, types.int32, types.int32,
 )  # fmt: skip
 
 
 @njit(_COUNTING, nogil=True, cache=True)
 def _counting(
-    x: Any, first: Any, copies: Any, place: Any, base: Any, extremes: Any, total: Any, high: Any, low: Any,
-    odd: Any, zeros: Any, narrow: Any, wide: Any, widest: Any, weighed: Any, binned: Any,
+    x: Any, first: Any, copies: Any, place: Any, base: Any, extremes: Any, total: Any, high: Any,
+    low: Any, odd: Any, zeros: Any, narrow: Any, wide: Any, widest: Any, weighed: Any, binned: Any,
     shift: Any, last: Any,
 ) -> None:  # fmt: skip
     """Count rows of the features from ``first`` on, tile by tile."""

@@ -28,7 +28,7 @@ class WindowCounts:
     Attributes:
         requests: Requests sampled.
         rows: Rows sampled; each counts once, whatever it stands for.
-        nonfinite: NaN and infinite values of all the layer's features.
+        nonfinite: NaN and infinite values of all the layer's features, as many as they stand for.
         indices: The watched features, shape ``(n,)``.
         exceedances: Requests with a row above the watched feature's threshold, shape ``(n,)``.
         watched_requests: Requests that were compared with that threshold, shape ``(n,)``: fewer

@@ -167,6 +167,25 @@ def test_check_config_lists_every_problem(tmp_path: Path) -> None:
         assert part in found.stderr
 
 
+def test_check_config_says_what_distributions_will_cost(tmp_path: Path) -> None:
+    """Bytes of 1,000 features at each detail, and how many features fit into the budget."""
+    path = tmp_path / "sidecar.yaml"
+    path.write_text("statistics: {memory_bytes: 250000000, full_detail_ratio: 0.2}\n")
+
+    found = CliRunner().invoke(main, ["check", "config", "--config", str(path)])
+
+    assert 0 == found.exit_code
+    lines = found.stdout.splitlines()[1:]
+    details = [line for line in lines if "1,000 features" in line]
+    assert ["full detail (4", "screened detail (3"] == [
+        line.partition(" at ")[2].partition(" mantissa")[0] for line in details
+    ]
+    assert ["8.44 MB; 5,923 features fit", "1.64 MB; 152,625 features fit"] == [
+        line.rpartition(": ")[2] for line in details
+    ]
+    assert "317.11 MB" in lines[-1]
+
+
 def test_serve_lists_every_port_that_is_taken_and_exits_2(tmp_path: Path) -> None:
     """Start-up finds all problems at once, and leaves nothing running."""
     taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]

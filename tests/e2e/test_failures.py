@@ -111,8 +111,9 @@ class Served:
         return str(job)
 
     def children(self) -> list[psutil.Process]:
-        """Return the job processes."""
-        return psutil.Process(self.process.pid).children(recursive=True)
+        """Return the job processes: all but the one that compiles kernels in the first seconds."""
+        found = psutil.Process(self.process.pid).children(recursive=True)
+        return [process for process in found if "sidecar.jobs.worker" in command_of(process)]
 
     def ended(self, job: str) -> Any:
         """Wait for a job's end and return it."""
@@ -206,6 +207,14 @@ def events(served: Served, what: str) -> int:
     with closing(sqlite3.connect(served.state / "sidecar.sqlite3")) as database:
         query = "SELECT COUNT(*) FROM events WHERE what = ?"
         return int(database.execute(query, (what,)).fetchone()[0])
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """Return a process's command line; nothing of one that has just ended."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
 
 
 def gone(process: psutil.Process) -> bool:

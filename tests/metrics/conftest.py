@@ -127,6 +127,7 @@ def build_status(key: LayerKey, **values: float) -> LayerStatus:
         "baseline_requests": 300,
         "baseline_frozen": True,
         "last_seen": 1_795_448_001.5,
+        "memory_bytes": 1_620_096,
     }
     return LayerStatus(key=key, capture=Capture(), **{**known, **values})
 
@@ -195,6 +196,9 @@ def source() -> MemorySource:
         ),
         job_counts=JobCounts({"queued": 2, "failed": 1, "done": 5}, timed=6, seconds=90.0),
         storage_counts=StorageCounts(2048, 1 << 20, 1_795_448_000.0, 30.0, 1, 0),
+        statistics_counts=StatisticsCounts(
+            "numba", memory_bytes=1_620_096, memory_limit_bytes=1 << 29
+        ),
     )
 
 

@@ -145,6 +145,11 @@ def test_layers_jobs_and_storage_arrive(source: Any, serve: Any, scrape: Any) ->
     assert {"queued": 2, "running": 0, "done": 5, "failed": 1, "cancelled": 0} == jobs
     assert found[key("sidecar_job_run_seconds_total")] == 90
     assert found[key("sidecar_artifact_bytes")] == 2048
+    assert found[key("sidecar_layer_memory_bytes", **LAYER)] == 1_620_096
+    assert found[key("sidecar_statistics_kernels_info", kernels="numba")] == 1
+    assert found[key("sidecar_statistics_kernels_failed")] == 0
+    assert found[key("sidecar_statistics_memory_bytes")] == 1_620_096
+    assert found[key("sidecar_statistics_memory_limit_bytes")] == 1 << 29
     assert found[key("sidecar_snapshot_timestamp_seconds")] == 1_795_448_000.0
     assert found[key("sidecar_flag_unmatched", flag="lite0/_blocks.99/channel/1")] == 1
     assert found[key("sidecar_build_info", version="0.1.0", config="ab" * 6)] == 1

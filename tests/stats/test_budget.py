@@ -49,7 +49,7 @@ def test_full_detail_comes_first_then_screening_then_refusal() -> None:
 
 
 def test_the_memory_that_is_set_aside_is_what_is_kept() -> None:
-    """With every store of every layer in use and its counters at their width, to the byte."""
+    """With every store of every layer in use, and lasting counters wide, no more than was said."""
     bank = bank_of(Budget(memory_bytes=2 * 20 * FULL))
     for number, width in enumerate((20, 30)):
         bank.register(key(number), width)

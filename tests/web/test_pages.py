@@ -195,6 +195,17 @@ def test_without_flags_the_layers_are_listed_with_totals(
     assert "frozen at 20,000 requests" in text
 
 
+def test_a_layer_of_which_less_is_kept_says_so(
+    client: httpx.Client, backend: Any, channels: LayerKey
+) -> None:
+    """Whoever misses a history finds out here why there is none."""
+    before = client.get("/layers").text
+    backend.add_layer(channels, 192, detail="screened")
+
+    assert "screened" not in before
+    assert "statistics.memory_bytes" in client.get("/layers").text
+
+
 def test_without_a_model_the_list_says_how_to_attach_one(client: httpx.Client) -> None:
     """The very first page is no empty table."""
     assert "Waiting for a model" in client.get("/").text
