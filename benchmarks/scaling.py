@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.bank import NANO, PER_HIT, PER_VALUE, compiled, dense_sample, each
+from benchmarks.bank import NANO, PER_HIT, PER_VALUE, dense_sample, each, fast
 from benchmarks.latents import LAYER, batches
 from benchmarks.row import Row, least_cpu_seconds
 from sidecar.features import LayerSample
@@ -42,7 +42,7 @@ def _dense(curve: str, size: int, rows: int, width: int, layers: int) -> Row:
     samples = [dense_sample(rows, width, f"layer.{number}") for number in range(layers)]
     targets = [np.empty_like(sample.values) for sample in samples]
     values = rows * width * layers
-    ours = NANO * least_cpu_seconds(compiled(*samples), REPEATS) / values
+    ours = NANO * least_cpu_seconds(fast(*samples), REPEATS) / values
     copy = NANO * least_cpu_seconds(_copy(samples, targets), REPEATS) / values
     return Row(f"scaling.{curve}.{size}", ours, PER_VALUE, COPY, copy, copy / ours)
 
