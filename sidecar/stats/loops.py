@@ -27,6 +27,9 @@ _TILE = 256
 """Features of a tile: narrower ones defeat the prefetcher, wider ones push the counters of the tile
 out of the second-level cache."""
 
+_WIDE_TILE = 1024
+"""Features of a tile where there are no counters to keep in cache: a fifth faster."""
+
 _BLOCK = np.uint64(8)
 """Rows of a block: enough that a feature's accumulators are loaded once for eight values."""
 
@@ -56,7 +59,7 @@ _LEAST, _MOST, _ODD = np.uint64(0), np.uint64(1), np.uint64(2)
 
 
 class _Tile(NamedTuple):
-    """What is kept of the features of a tile while its rows go by; all ``(…, _TILE)``."""
+    """What is kept of the features of a tile while its rows go by; all ``(…, width)``."""
 
     place: Any  # float32: _NEGATED, _SCALE
     base: Any  # int32, see ``Grid.base``
@@ -281,17 +284,17 @@ def _carry(n: Any, f: Any, sums: Any, state: Any) -> None:
 
 @njit(nogil=True)
 def _tile_at(a: Any, n: Any, place: Any, base: Any, extremes: Any) -> Any:
-    """Return the working arrays of a tile."""
+    """Return the working arrays of a tile of ``n`` features."""
     tile = _Tile(
-        np.empty((2, _TILE), np.float32),
+        np.empty((2, n), np.float32),
         base[a : a + n],
-        np.zeros((3, _TILE), np.float32),
-        np.zeros((3, _TILE), np.float32),
-        np.zeros((4, _TILE), np.int64),
-        np.empty((np.int64(_BLOCK), _TILE), np.int32),
+        np.zeros((3, n), np.float32),
+        np.zeros((3, n), np.float32),
+        np.zeros((4, n), np.int64),
+        np.empty((_BLOCK, n), np.int32),
     )
-    tile.place[:, :n] = place[:, a : a + n]
-    tile.extremes[:2, :n] = extremes[:, a : a + n]
+    tile.place[:] = place[:, a : a + n]
+    tile.extremes[:2] = extremes[:, a : a + n]
     return tile
 
 
@@ -319,13 +322,14 @@ def _counting(
     """Count rows of the features from ``first`` on, tile by tile."""
     state = _State(total, high, low, odd, zeros, narrow, wide, widest)
     form = _Form(weighed, binned, shift, last)
-    for a in range(np.uint64(0), np.uint64(x.shape[1]), np.uint64(_TILE)):
-        n, f = min(np.uint64(_TILE), np.uint64(x.shape[1]) - a), first + a
+    width = np.uint64(_TILE if binned else _WIDE_TILE)
+    for a in range(np.uint64(0), np.uint64(x.shape[1]), width):
+        n, f = min(width, np.uint64(x.shape[1]) - a), first + a
         tile = _tile_at(f, n, place, base, extremes)
         for r in range(np.uint64(0), np.uint64(x.shape[0]), np.uint64(_CARRY_ROWS)):
             here = copies[r : r + np.uint64(_CARRY_ROWS)]
             _rows(x, r, np.uint64(len(here)), a, n, f, here, tile, state, form)
-        extremes[:, f : f + n] = tile.extremes[:2, :n]
+        extremes[:, f : f + n] = tile.extremes[:2]
 
 
 @njit(nogil=True)
