@@ -24,7 +24,7 @@ from sidecar.errors import SidecarError
 from sidecar.features import Capture, FeatureKind, FeatureSelector, LayerKey, Request, View
 from sidecar.ingest import Ledger, Pipeline
 from sidecar.monitor import Event, Flag, IngestCounts, Monitor
-from sidecar.stats import compile_sparse_kernels
+from sidecar.stats import compile_sparse_kernels, compiled
 from sidecar.testing import FakeClock
 from sidecar.wire import (
     Batch,
@@ -122,7 +122,8 @@ class Replay:
         """Build everything, announce the layers, and start the writer."""
         clock = FakeClock()
         monitor = Monitor(STATISTICS, SpikeConfig(), now=clock())
-        monitor.use_sparse_kernels(compile_sparse_kernels())
+        monitor.use(compiled())
+        monitor.use_sparse(compile_sparse_kernels())
         ledger = Ledger(queue_limit_bytes=QUEUE_BYTES, sampling_rate=1.0)
         events: Counter[str] = Counter()
 

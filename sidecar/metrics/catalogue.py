@@ -454,10 +454,10 @@ SCALAR_FAMILIES: tuple[Family, ...] = tuple(
 FEATURE_SERIES = 10
 """Series of one flagged feature beside its histograms: one in each family with its labels."""
 
-LAYER_SERIES = 9
+LAYER_SERIES = 1 + sum(family.labels == LAYER for family in FAMILIES)
 """Series of one layer, with the info of its model."""
 
-OWN_SERIES = 160
+OWN_SERIES = 180
 """More than the series that are there whatever is watched: ingest with at most 33 reasons thrice,
 jobs, storage, the scrape itself, and the process's own of the client library."""
 

@@ -74,22 +74,32 @@ COST_ROW = Row(
         Panel(
             "Time inside hooks",
             "timeseries",
-            "Share of the time in forward passes that hooks take, by their own clock. Metrics: "
-            f"`{c.HOOK_SECONDS.name}`, `{c.FORWARD_SECONDS.name}`.",
+            "Share of the time in forward passes that hooks take, by their own clock, and what the "
+            "governor keeps within the plan's budget. Metrics: "
+            f"`{c.HOOK_SECONDS.name}`, `{c.FORWARD_SECONDS.name}`, `{c.HOOK_OVERHEAD.name}`.",
             "percentunit",
-            (Query(HOOK_SHARE, "share"),),
+            (
+                Query(HOOK_SHARE, "share"),
+                Query(f"max({c.HOOK_OVERHEAD.name}{{{SIDECAR}}})", "governed share"),
+            ),
             no_value="no traffic",
         ),
         Panel(
             "Sampled forward passes",
             "timeseries",
-            "Share of forward passes that hooks sample, and (dashed) the share the sidecar asks for; it "
-            f"asks for less under load. Metrics: `{c.HOOK_SAMPLED.name}`, `{c.HOOK_FORWARDS.name}`, "
-            f"`{c.SAMPLING_RATE.name}`.",
+            "Share of forward passes that hooks sample, the rate in force in them, the share of passes in "
+            "which their own governor held it down, and (dashed) what the sidecar asks for; it asks for "
+            f"less under load. Metrics: `{c.HOOK_SAMPLED.name}`, `{c.HOOK_FORWARDS.name}`, "
+            f"`{c.HOOK_SAMPLING_RATE.name}`, `{c.HOOK_GOVERNED.name}`, `{c.SAMPLING_RATE.name}`.",
             "percentunit",
             (
                 Query(
                     f"{total_rate(c.HOOK_SAMPLED)} / ({total_rate(c.HOOK_FORWARDS)} > 0)", "sampled"
+                ),
+                Query(f"min({c.HOOK_SAMPLING_RATE.name}{{{SIDECAR}}})", "in force"),
+                Query(
+                    f"{total_rate(c.HOOK_GOVERNED)} / ({total_rate(c.HOOK_FORWARDS)} > 0)",
+                    "governor holds it down",
                 ),
                 Query(f"min({c.SAMPLING_RATE.name}{{{SIDECAR}}})", "asked for", QUIET, dashed=True),
             ),

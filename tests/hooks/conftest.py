@@ -117,6 +117,7 @@ class GrpcIngestServer(IngestServer):
         self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
         self._stop = asyncio.Event()
+        self._writing = asyncio.Lock()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> "GrpcIngestServer":
@@ -135,7 +136,12 @@ class GrpcIngestServer(IngestServer):
         """Ask every open stream for another sampling rate."""
         payload = encode_response(Steering(rate, "test"))
         for context in self._contexts:
-            asyncio.run_coroutine_threadsafe(context.write(payload), self._loop).result(5)
+            asyncio.run_coroutine_threadsafe(self._write(context, payload), self._loop).result(5)
+
+    async def _write(self, context: Any, payload: bytes) -> None:
+        # gRPC takes one write at a time, and answers and steering come from two tasks.
+        async with self._writing:
+            await context.write(payload)
 
     def _run(self) -> None:
         self._loop.run_until_complete(self._serve())
@@ -162,7 +168,7 @@ class GrpcIngestServer(IngestServer):
             async for data in messages:
                 answer = self.take(received, lambda data=data: decoder.decode(data))
                 if answer is not None:
-                    await context.write(encode_response(answer))
+                    await self._write(context, encode_response(answer))
         finally:
             self._contexts.remove(context)
 
