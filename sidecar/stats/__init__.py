@@ -10,7 +10,7 @@ moves one onto other bins. Whatever was encoded comes back equal, and anything e
 ``CorruptState``.
 
 A feature takes at most 2,100 bytes in one store at 4 mantissa bits up to 2**32 - 1 rows, half of that
-up to 65,535, and 300 to 450 encoded; what a layer takes is set aside when it is registered, see
+up to 65,535, and at most 400 encoded with 65,536 values; what a layer takes is set aside when it is registered, see
 ``Budget``. Sparse layers have a bank of their own: 64 bytes a latent for each stretch of time. Nothing
 here reads a clock, a file or a socket. The inner loops are a value, ``Kernels``: ``NUMPY`` always,
 ``compiled()`` for who can wait for it.
