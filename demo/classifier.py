@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 
 from demo.lite0 import build, class_names
-from sidecar.features import Request, Slice
 from sidecar.hooks import current_requests
 
 TOP = 5
@@ -58,7 +57,7 @@ class Classifier:
     def answer(self, pictures: Sequence[Picture]) -> list[Verdict]:
         """Return the verdict on each picture, in order, from one forward pass."""
         batch = torch.from_numpy(np.stack([picture.pixels for picture in pictures]))
-        requests = [Request(p.request_id, Slice.of({"route": p.route})) for p in pictures]
+        requests = [{"id": p.request_id, "traffic": {"route": p.route}} for p in pictures]
         with torch.inference_mode(), current_requests(requests):
             logits = self.network(batch)  # (batch, class)
         probabilities, indices = logits.softmax(1).topk(TOP)

@@ -40,18 +40,19 @@ def sample_items(
     """Decide which items of a forward pass are sampled.
 
     By the requests' ids where the server tells them, else by chance; items beyond the requests are
-    padding and never sampled.
+    padding and never sampled, and fewer items than requests are anonymous.
 
     Args:
         sampler: Decides.
         rate: Probability of each item.
         items: Items of the model's input; 0: unknown, and the pass is sampled whole or not at all.
-        requests: Those of the first items, or empty.
+        requests: Those of the first items, or empty; ignored where there are more than items.
 
     Returns:
         What is sampled, or None.
     """
-    served = requests[:items]
+    # Of several passes over parts of the requests nobody says which part this one is.
+    served = requests if len(requests) <= items else ()
     ids = [request.id for request in served] if served else ()
     if any(ids):
         choice = sampler.choose_named(rate, ids)

@@ -1,14 +1,13 @@
 """Turns the rows of one forward pass into messages that fit the daemon's limits."""
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sidecar.errors import SidecarError
-from sidecar.features import NAME_LIMIT, WEIGHT_LIMIT, LayerKey, Request, Slice
+from sidecar.features import LayerKey, Request
 from sidecar.hooks.batch import ForwardBatch, TappedRows
+from sidecar.hooks.requests import clean
 from sidecar.wire import REQUEST_LIMIT
 
 ITEM_TYPES: dict[str, np.dtype[np.uint32] | np.dtype[np.uint16]] = {
@@ -21,8 +20,6 @@ ITEM_TYPES: dict[str, np.dtype[np.uint32] | np.dtype[np.uint16]] = {
 REPORT_BYTES = 1024
 """Room for the sequence number and the hook's report in a message; a report of all reasons with
 20-digit counts takes less than half of it."""
-
-_PLAIN = re.compile("[!-~]*")
 
 _TENSOR_BYTES = 48  # five varints of up to 5 bytes with their tags, twice a length
 _REQUEST_BYTES = 24  # tags, lengths, slice number, weight
@@ -114,8 +111,8 @@ def _requests(
     """Return whose rows they are, weighted by how much of the traffic the rows stand for."""
     whole = weight * batch.weight
     if named:
-        return tuple(_clean(request, whole) for request in batch.requests[:items])
-    return (_clean(Request(), whole),) * items
+        return tuple(clean(request, whole) for request in batch.requests[:items])
+    return (clean(Request(), whole),) * items
 
 
 def _merge(parts: list[TappedRows]) -> memoryview:
@@ -129,21 +126,6 @@ def _merge(parts: list[TappedRows]) -> memoryview:
         for part in parts
     ]
     return np.concatenate(arrays, axis=1).reshape(-1).view(np.uint8).data
-
-
-def _clean(request: Request, weight: float) -> Request:
-    """Return a request whose id and slice the daemon will not refuse."""
-    identifier = request.id[:NAME_LIMIT]
-    if not _PLAIN.fullmatch(identifier):
-        identifier = "".join(c if "!" <= c <= "~" else "_" for c in identifier)
-    traffic = request.traffic
-    if traffic.pairs:
-        try:
-            traffic = Slice.of(dict(traffic.pairs))
-        except (SidecarError, TypeError, ValueError):
-            traffic = Slice()
-    own = max(1.0, request.weight)  # in this order a NaN gives 1
-    return Request(identifier, traffic, min(own * weight, float(WEIGHT_LIMIT)))
 
 
 def split(group: Group, limit_bytes: int) -> Iterator[Group]:
