@@ -1,7 +1,9 @@
 """One decision per forward pass: which of its items are sampled?"""
 
 import hashlib
+import os
 import random
+import weakref
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -36,15 +38,25 @@ class Sampler:
     number of threads may ask at once; equal seeds give equal sequences.
 
     Args:
-        seed: Start of the random numbers, and key of the ids' hash.
+        seed: Start of the random numbers, and key of the ids' hash. None: drawn from the operating
+            system, and anew in each forked child, so that workers do not sample in step.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int | None) -> None:
+        self._start(_drawn() if seed is None else seed)
+        if seed is None:
+            _start_anew_in_children(weakref.ref(self))
+
+    def _start(self, seed: int) -> None:
         # Atomic and in C: no lock and no Python arithmetic in the forward pass.
         self._random = random.Random(seed).random  # noqa: S311 - nobody gains by guessing it
         self._key = (seed & (1 << 64) - 1).to_bytes(8)
         self._known: dict[str, int] = {}
         self._blocks = (1.0, 1, 1.0)
+
+    def start_anew(self) -> None:
+        """Go on with a seed of this process's own; called by the interpreter in a forked child."""
+        self._start(_drawn())
 
     def choose(self, rate: float, items: int) -> Choice | None:
         """Decide on the items of one forward pass of which nothing else is known.
@@ -119,6 +131,21 @@ class Sampler:
                 self._known = {}  # replaced, not cleared: another thread may be reading
             self._known[name] = value
         return value
+
+
+def _drawn() -> int:
+    return int.from_bytes(os.urandom(8))
+
+
+def _start_anew_in_children(reference: "weakref.ref[Sampler]") -> None:
+    """Tell a sampler of forks for as long as it lives; such handlers cannot be unregistered."""
+
+    def handler() -> None:
+        sampler = reference()
+        if sampler is not None:
+            sampler.start_anew()
+
+    os.register_at_fork(after_in_child=handler)
 
 
 def _runs(numbers: Iterable[int]) -> Iterable[tuple[int, int]]:

@@ -276,8 +276,7 @@ class Attachment:
         # By thread: a plain dict is read in a fifth of the time of a thread-local attribute.
         self.sampling: dict[int, _Sample] = {}
         self._passes: dict[int, _Forward] = {}
-        seed = int.from_bytes(os.urandom(8)) if plan.seed is None else plan.seed
-        self._sampler = Sampler(seed)
+        self._sampler = Sampler(plan.seed)
         self._governor = Governor(plan.overhead_budget, plan.sampling_rate)
         self._account = sink.account
         self._account.follow(self._governor)

@@ -226,6 +226,29 @@ assert all(os.waitpid(child, 0)[1] == 0 for child in children)
     assert {"worker-0", "worker-1", "worker-2"} == set(ids(server))
 
 
+def test_forked_workers_do_not_sample_in_step() -> None:
+    """Without a seed each child draws its own; with one all go on with the plan's."""
+    script = """
+import os
+from sidecar.hooks.sampler import Sampler
+samplers = [Sampler(None), Sampler(7)]
+for _ in range(2):
+    child = os.fork()
+    if not child:
+        names = [f"r{number}" for number in range(64)]
+        for sampler in samplers:
+            chosen = [sampler.choose(0.5, 1) is not None for _ in range(64)]
+            print(chosen, sampler.choose_named(0.5, names).runs, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+    drawn, planned, drawn_too, planned_too = run(script).stdout.splitlines()
+
+    assert drawn != drawn_too
+    assert drawn.partition("]")[2] != drawn_too.partition("]")[2]
+    assert planned == planned_too
+
+
 @lane_only
 def test_a_process_that_exits_delivers_its_last_batch(serve: Serve, wait_for: Wait) -> None:
     """Nobody closes the sink; the exit hook does."""
