@@ -28,7 +28,6 @@ from starlette.routing import Route
 from demo.batching import Batcher, Saturated
 from demo.classifier import Classifier, Picture, Verdict
 from demo.decoding import NotAnImage, decode
-from demo.lite0 import BLOCKS
 from sidecar.features import FeatureKind
 from sidecar.hooks import Plan, Tap, connect
 from sidecar.hooks.torch import attach
@@ -74,10 +73,9 @@ def _ignore(number: int, frame: FrameType | None) -> None:
 
 def plan() -> Plan:
     """Return what the sidecar watches: the channels of all sixteen blocks, and the class logits."""
-    channels = tuple(Tap(f"_blocks.{block}") for block in range(BLOCKS))
-    logits = Tap("_fc", kind=FeatureKind.LOGIT)
+    taps = (Tap("_blocks.*"), Tap("_fc", kind=FeatureKind.LOGIT))
     # A demonstration has few pictures, and every one of them counts: no overhead budget.
-    return Plan(MODEL, (*channels, logits), server="demo-server/1", overhead_budget=None)
+    return Plan(MODEL, taps, server="demo-server/1", overhead_budget=None)
 
 
 @contextmanager

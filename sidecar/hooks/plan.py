@@ -1,6 +1,8 @@
 """What is tapped, and how much of it: values only."""
 
+import fnmatch
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sidecar.errors import InvalidInput, UnsupportedDtype
@@ -24,16 +26,27 @@ class Tap:
     Outputs that are tuples or mappings are searched for the first tensor of a fitting shape.
 
     Attributes:
-        path: Module path, or a glob over module paths, as in ``_blocks.*``. Empty: the model's own
-            output.
-        kind: What the units are. ``channel``: outputs ``(N, C, *space)`` or ``(N, T, C)``, one row
-            an item. ``neuron``: ``(N, F)`` one row an item, ``(N, T, F)`` up to ``max_rows`` rows
+        path: Module path, or a glob over module paths: ``*``, ``?`` and ``[0-9]`` stand for
+            characters between two dots, so that ``blocks.*`` are the blocks and not their insides;
+            ``**`` for any number of parts, none included. Empty: the model's own output, which no
+            glob matches.
+        kind: What the units are. ``channel``: outputs ``(N, C, *space)`` or ``(N, T, C)``, see
+            ``channel_dim``, one row an item. ``neuron``: ``(N, F)`` one row an item, ``(N, T, F)`` up to ``max_rows`` rows
             of positions an item. ``head``: ``(N, T, heads * d)``, or attention ``(N, H, T, T)``
             with the view ``entropy``. ``logit``: ``(N, classes)``.
         view: How positions become one number; None: the kind's default. Channels take ``max`` or
             ``mean``; heads ``mean`` (of the L2 norm of the head's slice) or ``entropy`` (in nats).
         layer: Canonical name; empty: the module path.
         heads: Number of heads; needed for ``head`` with the view ``mean``.
+        channel_dim: Where the channels of a ``channel`` tap are: 1, or -1 for the last dimension.
+            None: 1 after torch's convolutions, batch, instance and group norms, and in outputs of
+            four or five dimensions; the last in other outputs of three, ``(N, T, C)``.
+
+    Example:
+        >>> Tap("layer*").matches("layer1"), Tap("layer*").matches("layer1.0")
+        (True, False)
+        >>> Tap("layer*.**.conv2").matches("layer1.0.conv2")
+        True
     """
 
     path: str
@@ -41,6 +54,7 @@ class Tap:
     view: View | None = None
     layer: str = ""
     heads: int = 0
+    channel_dim: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse taps that could never deliver."""
@@ -53,6 +67,12 @@ class Tap:
             )
         if self.kind is FeatureKind.HEAD and self.resolved_view is View.MEAN and self.heads < 1:
             raise InvalidInput(f"tap {self.path!r}: a head tap needs heads, such as heads=12")
+        if self.channel_dim is not None and self.kind is not FeatureKind.CHANNEL:
+            raise InvalidInput(
+                f"tap {self.path!r}: channel_dim is for channel taps, not {self.kind}"
+            )
+        if self.channel_dim not in (None, 1, -1):
+            raise InvalidInput(f"tap {self.path!r}: channel_dim {self.channel_dim}: use 1 or -1")
         if self.layer:
             check_name("layer", self.layer)
 
@@ -60,6 +80,22 @@ class Tap:
     def resolved_view(self) -> View:
         """The view asked for, or the kind's default."""
         return self.view or default_view(self.kind)
+
+    def matches(self, path: str) -> bool:
+        """Say whether a module path is this tap's, by its letters or as a glob."""
+        if path == self.path:
+            return True
+        return bool(path) and _matches(self.path.split("."), path.split("."))
+
+
+def _matches(glob: Sequence[str], path: Sequence[str]) -> bool:
+    """Compare part by part; ``**`` tries every number of parts."""
+    if not glob:
+        return not path
+    if glob[0] == "**":
+        return any(_matches(glob[1:], path[start:]) for start in range(len(path) + 1))
+    first = bool(path) and fnmatch.fnmatchcase(path[0], glob[0])
+    return first and _matches(glob[1:], path[1:])
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,11 +21,22 @@ _SEQUENCE = 3  # dimensions of (items, positions, features)
 _ATTENTION = 4  # dimensions of (items, heads, queries, keys)
 
 
-def reduction(tap: Tap, max_rows: int) -> Reduction:
-    """Return the function that turns outputs of a tap's modules into rows."""
+_CHANNELS_FIRST = (
+    torch.nn.modules.conv._ConvNd,  # noqa: SLF001 - the only name for all convolutions
+    torch.nn.modules.batchnorm._NormBase,  # noqa: SLF001 - batch and instance norms
+    torch.nn.GroupNorm,
+)
+"""Modules that say by their type where the channels are: in dimension 1."""
+
+
+def reduction(tap: Tap, max_rows: int, module: torch.nn.Module) -> Reduction:
+    """Return the function that turns outputs of a tapped module into rows."""
     view = tap.resolved_view
     if tap.kind is FeatureKind.CHANNEL:
-        return _channel_max if view is View.MAX else _channel_mean
+        positions = _positions(tap.channel_dim, module)
+        if view is View.MAX:
+            return lambda output, _: (_channel_max(output, positions), 1.0)
+        return lambda output, _: (_channel_mean(output, positions), 1.0)
     if tap.kind is FeatureKind.LOGIT:
         return _logit
     if tap.kind is FeatureKind.NEURON:
@@ -77,22 +88,30 @@ def _describe(output: object) -> str:
     return f"{type(output).__name__} of {', '.join(shapes[:4]) or 'no tensors'}"
 
 
-# For each number of dimensions those that are neither items nor channels.
-_POSITIONS = {2: (), 3: (1,), 4: (2, 3), 5: (2, 3, 4)}
+Positions = Mapping[int, tuple[int, ...]]
+"""For each number of dimensions those that are neither items nor channels."""
 
 
-def _channel_max(output: torch.Tensor, _: float) -> tuple[torch.Tensor, float]:
-    where = _POSITIONS[output.dim()]
-    return output.amax(where) if where else output.clone(), 1.0  # (items, channels)
+def _positions(channel_dim: int | None, module: torch.nn.Module) -> Positions:
+    first = {2: (), 3: (2,), 4: (2, 3), 5: (2, 3, 4)}
+    last = {2: (), 3: (1,), 4: (1, 2), 5: (1, 2, 3)}
+    if channel_dim is None:
+        return first if isinstance(module, _CHANNELS_FIRST) else first | {_SEQUENCE: (1,)}
+    return first if channel_dim == 1 else last
 
 
-def _channel_mean(output: torch.Tensor, _: float) -> tuple[torch.Tensor, float]:
-    where = _POSITIONS[output.dim()]
+def _channel_max(output: torch.Tensor, positions: Positions) -> torch.Tensor:
+    where = positions[output.dim()]
+    return output.amax(where) if where else output.clone()  # (items, channels)
+
+
+def _channel_mean(output: torch.Tensor, positions: Positions) -> torch.Tensor:
+    where = positions[output.dim()]
     if not where:
-        return output.clone(), 1.0  # (items, channels)
+        return output.clone()  # (items, channels)
     # float32 sums: half-precision ones lose the mean of a large feature map.
     wide = torch.float32 if output.dtype in (torch.float16, torch.bfloat16) else None
-    return output.mean(where, dtype=wide), 1.0  # (items, channels)
+    return output.mean(where, dtype=wide)  # (items, channels)
 
 
 def _logit(output: torch.Tensor, _: float) -> tuple[torch.Tensor, float]:

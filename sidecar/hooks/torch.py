@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import fnmatch
 import os
 import threading
 import time
@@ -179,7 +178,9 @@ class _End(_Hook):
 class _LayerHook(_Hook):
     """After a tapped module's forward: copies its rows if the pass is sampled."""
 
-    def __init__(self, attachment: "Attachment", layer: LayerKey, tap: Tap) -> None:
+    def __init__(
+        self, attachment: "Attachment", layer: LayerKey, tap: Tap, module: torch.nn.Module
+    ) -> None:
         super().__init__(attachment, layer.layer)
         self.layer = layer
         self._sampling = attachment.sampling
@@ -187,7 +188,7 @@ class _LayerHook(_Hook):
         self._dims = fitting_dims(tap)
         # Whether every position is a row of its own: (items, positions, width), and many bytes.
         self._unreduced = tap.kind is FeatureKind.NEURON
-        self._reduce = reduction(tap, attachment.plan.max_rows)
+        self._reduce = reduction(tap, attachment.plan.max_rows, module)
         self._shape: torch.Size | None = None
         self._dtype: torch.dtype | None = None
         self._width = 0
@@ -324,7 +325,7 @@ class Attachment:
                 model.register_forward_pre_hook(begin, prepend=True, with_kwargs=True)
             )
             for layer, (module, tap) in zip(self.layers, sites, strict=True):
-                tapping = _LayerHook(self, layer, tap)
+                tapping = _LayerHook(self, layer, tap, module)
                 self._hooks.append(tapping)
                 self._handles.append(module.register_forward_hook(tapping))
             end = _End(self, "forward_end")
@@ -502,7 +503,7 @@ def _find_sites(model: torch.nn.Module, plan: Plan) -> list[tuple[torch.nn.Modul
     modules = dict(model.named_modules())
     sites = []
     for tap in plan.taps:
-        paths = [path for path in modules if fnmatch.fnmatchcase(path, tap.path)]
+        paths = [path for path in modules if tap.matches(path)]
         if not paths:
             near = difflib.get_close_matches(tap.path, modules, n=5, cutoff=0.3)
             hint = f": did you mean {', '.join(near)}?" if near else ""

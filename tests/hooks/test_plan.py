@@ -72,3 +72,25 @@ def test_requests_belong_to_the_innermost_block() -> None:
             fail()
         assert active_requests() == (outer,)
     assert active_requests() == ()
+
+
+@pytest.mark.parametrize(
+    ("glob", "matched"),
+    [
+        ("", [""]),
+        ("layer*", ["layer1", "layer2"]),
+        ("*.*", ["layer1.0", "layer1.1"]),
+        ("layer?.[0-9].conv*", ["layer1.0.conv1", "layer1.1.conv2"]),
+        ("layer1.**", ["layer1", "layer1.0", "layer1.0.conv1", "layer1.1", "layer1.1.conv2"]),
+        ("**.conv?", ["layer1.0.conv1", "layer1.1.conv2"]),
+        ("layer1.**.conv2", ["layer1.1.conv2"]),
+        ("layer1.**.0", ["layer1.0"]),
+        ("layer1.0", ["layer1.0"]),
+        ("Layer1", []),
+    ],
+)
+def test_a_star_stays_between_two_dots(glob: str, matched: list[str]) -> None:
+    """One star stands for a part of the path, two for any number of parts, none for the root."""
+    paths = ["", "layer1", "layer1.0", "layer1.0.conv1", "layer1.1", "layer1.1.conv2", "layer2"]
+
+    assert matched == [path for path in paths if Tap(glob).matches(path)]
