@@ -16,6 +16,7 @@ class Drop(StrEnum):
 
     QUEUE_FULL = "queue_full"
     TOO_LARGE = "too_large"
+    NO_ROWS = "no_rows"
     DISCONNECTED = "disconnected"
     BREAKER_OPEN = "breaker_open"
     NO_CREDIT = "no_credit"

@@ -82,6 +82,7 @@ class _Sample:
         "draw",
         "held_bytes",
         "hook_seconds",
+        "others",
         "partial",
         "population",
         "rate",
@@ -100,6 +101,7 @@ class _Sample:
         self.held_bytes = 0  # of unreduced rows so far
         self.hook_seconds = 0.0
         self.too_large = False
+        self.others = False  # a module gave rows, but none of a sampled item
 
 
 class _Forward:
@@ -226,6 +228,7 @@ class _LayerHook(_Hook):
             sample.held_bytes += rows.nbytes
             if sample.held_bytes > self._limit_bytes:
                 sample.too_large = True
+                sample.others = True
                 sample.taken.clear()
                 self._sampling.pop(_thread(), None)  # the other layers need not try
                 return
@@ -410,6 +413,8 @@ class Attachment:
         weight = self.plan.sampling_rate / sample.rate
         requests = sample.population.requests
         self.sink.offer(ForwardBatch(capture.stage, requests, weight, held_bytes, capture.release))
+            if not sample.others:
+                self._account.refuse(Drop.NO_ROWS)
 
 
 def _register_always(model: torch.nn.Module, hook: _Hook) -> RemovableHandle:

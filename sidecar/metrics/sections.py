@@ -45,7 +45,15 @@ _REFUSALS = tuple(
     )
 )
 _DROPS = ("shutdown", errors.SidecarError.reason)
-_HOOK_DROPS = ("queue_full", "no_credit", "disconnected", "breaker_open", "too_large", "error")
+_HOOK_DROPS = (
+    "queue_full",
+    "no_credit",
+    "disconnected",
+    "breaker_open",
+    "too_large",
+    "no_rows",
+    "error",
+)
 
 _JOB_STATES = ("queued", "running", "done", "failed", "cancelled")
 
