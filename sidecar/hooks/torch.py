@@ -138,6 +138,13 @@ class _Hook:
         """Let servers copy and pickle a hooked model: the copy's hooks do nothing."""
         return _make_inert, ()
 
+    @property
+    def __name__(self) -> str:
+        """Never there; ``torch.jit.script`` asks for it, and shall say more than that."""
+        raise AttributeError(
+            "torch.jit.script compiles a module's hooks: detach() the sidecar's hooks before it"
+        )
+
     def __call__(self, *_: Any, **__: Any) -> None:
         """Do what the subclass is for."""
 
@@ -221,6 +228,7 @@ class _LayerHook(_Hook):
         if sample.partial:
             picked, stray = pick(sample.population, tensor)
             if picked is None:
+                sample.others = True
                 return
             tensor = picked
         rows, weight = self._reduce(tensor, sample.draw)
@@ -228,7 +236,6 @@ class _LayerHook(_Hook):
             sample.held_bytes += rows.nbytes
             if sample.held_bytes > self._limit_bytes:
                 sample.too_large = True
-                sample.others = True
                 sample.taken.clear()
                 self._sampling.pop(_thread(), None)  # the other layers need not try
                 return
@@ -406,6 +413,8 @@ class Attachment:
             self._account.refuse(Drop.TOO_LARGE)
             return
         if not taken:
+            if not sample.others:
+                self._account.refuse(Drop.NO_ROWS)
             return
         devices = {rows.device for _, rows, _, _ in taken if rows.is_cuda} if _has_cuda() else ()
         marks = self._streams.mark(devices) if devices else {}
@@ -413,8 +422,6 @@ class Attachment:
         weight = self.plan.sampling_rate / sample.rate
         requests = sample.population.requests
         self.sink.offer(ForwardBatch(capture.stage, requests, weight, held_bytes, capture.release))
-            if not sample.others:
-                self._account.refuse(Drop.NO_ROWS)
 
 
 def _register_always(model: torch.nn.Module, hook: _Hook) -> RemovableHandle:
@@ -465,16 +472,20 @@ def attach(
         env: Where the kill switch ``SIDECAR_HOOKS_DISABLED`` is looked up.
 
     Returns:
-        The attachment; with the kill switch set, one without hooks.
+        The attachment; with the kill switch set, one without layers and hooks, whatever the model
+        and the plan are.
 
     Raises:
         InvalidName: A path or glob matches no module, or a module's path is no layer name.
-        InvalidInput: The model or a tapped module is compiled or scripted, two taps measure the
-            same, a canonical name covers several modules, or the sink sends for another model.
+        InvalidInput: The model or a tapped module is compiled or scripted, its weights cannot be
+            hashed, two taps measure the same, a canonical name covers several modules, or the sink
+            sends for another model.
     """
+    if env.get(KILL_SWITCH, "0") not in ("", "0"):
+        return Attachment(plan, sink, ())
     _refuse_compiled(model)
     sites = _find_sites(model, plan)
-    revision = plan.revision or module_digest(model)
+    revision = plan.revision or _digest(model)
     layers = tuple(
         LayerKey(plan.model, revision, name, tap.kind, tap.resolved_view) for _, tap, name in sites
     )
@@ -482,13 +493,22 @@ def attach(
     if doubled:
         raise InvalidInput(f"tapped twice: {', '.join(doubled)}: remove one of the taps")
     attachment = Attachment(plan, sink, layers)
-    if env.get(KILL_SWITCH, "0") not in ("", "0"):
-        return attachment
     capture = Capture(plan.server, _dtype_name(model), tap=f"sidecar.hooks.torch/{__version__}")
     hello = Hello(plan.model, revision, capture, client_version=__version__)
     sink.announce(hello, plan.sampling_rate)
     attachment.hook(model, [(module, tap) for module, tap, _ in sites])
     return attachment
+
+
+def _digest(model: torch.nn.Module) -> str:
+    """Return the revision; say what to do about weights without values, or of a type all their own."""
+    try:
+        return module_digest(model)
+    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+        raise InvalidInput(
+            f"the model's weights cannot be hashed ({type(error).__name__}: {str(error)[:200]}): "
+            "attach once they are loaded, or name them yourself with Plan(revision=...)"
+        ) from error
 
 
 def _refuse_compiled(model: torch.nn.Module) -> None:

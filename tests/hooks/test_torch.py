@@ -483,7 +483,7 @@ class TestSampling:
 
     @pytest.mark.parametrize("value", ["1", "yes"])
     def test_the_kill_switch_attaches_nothing(self, memory_sink: Any, value: str) -> None:
-        """With the environment variable set there is not one hook, and no hello."""
+        """With the environment variable set there is no hook, no hello and no look at the model."""
         model = Mlp()
 
         with attach(model, Plan("m", (Tap("up"),)), memory_sink, env={KILL_SWITCH: value}) as found:
@@ -492,7 +492,10 @@ class TestSampling:
 
         assert hooks == 0
         assert memory_sink.hello is None
-        assert found.layers[0].layer == "up"
+        assert found.layers == ()
+        assert found.statistics().report.forwards == 0
+        unfit: nn.Module = torch.compile(nn.Linear(2, 2, device="meta"), backend="eager")
+        attach(unfit, Plan("m", (Tap("nowhere"),)), memory_sink, env={KILL_SWITCH: value})
 
     def test_a_pass_above_the_queues_size_is_dropped_whole(self, new_memory_sink: Any) -> None:
         """A capture that could never be queued is given up early and counted."""
@@ -677,6 +680,27 @@ class TestHarm:
         expected = torch.stack([shared(inputs), output], 1).reshape(4, 4).detach().numpy()
         assert np.array_equal(expected, sample.values)
 
+    def test_passes_whose_modules_run_elsewhere_are_counted(self, memory_sink: Any) -> None:
+        """Submodules in threads of their own are not sampled; the books say so, pass by pass."""
+
+        class Scattered(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.up = nn.Linear(4, 4)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                with ThreadPoolExecutor(1) as pool:
+                    return pool.submit(self.up, x).result()
+
+        model = Scattered()
+        with attach(model, Plan("m", (Tap("up", NEURON),)), memory_sink):
+            for _ in range(5):
+                model(torch.randn(1, 4))
+
+        report = memory_sink.report()
+        assert {"no_rows": 5} == report.dropped
+        assert memory_sink.account.offered == report.sampled_forwards == 5
+
     def test_not_finite_values_are_sent_as_they_are(self, memory_sink: Any) -> None:
         """NaN and infinities are the daemon's to count."""
         model = nn.Identity()
@@ -730,6 +754,11 @@ class TestAttaching:
         """A typing error is answered with what was probably meant."""
         with pytest.raises(InvalidName, match="did you mean mlp"):
             attach(Block(), Plan("m", (Tap("mpl.0"),)), memory_sink)
+
+    def test_weights_without_values_need_a_revision(self, memory_sink: Any) -> None:
+        """A model on the meta device cannot be hashed; the error says what can be done."""
+        with pytest.raises(InvalidInput, match="revision="):
+            attach(nn.Linear(2, 2, device="meta"), Plan("m", (Tap(""),)), memory_sink)
 
     def test_the_revision_is_the_digest_of_the_weights(self, memory_sink: Any) -> None:
         """Without a revision in the plan it is computed; hello and keys carry it."""
@@ -802,6 +831,19 @@ class TestAttaching:
 
         assert all(torch.equal(expected, output) for output in actual)
         assert memory_sink.offered == []
+
+    def test_scripting_afterwards_says_to_detach(self, memory_sink: Any) -> None:
+        """torch.jit.script compiles hooks, which ours are not made for; before and after it works."""
+        model = Mlp()
+        with (
+            attach(model, Plan("m", (Tap("up", NEURON),)), memory_sink) as attachment,
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")  # torch deprecates scripting with every call
+            with pytest.raises(AttributeError, match="detach"):
+                torch.jit.script(model)
+            attachment.detach()
+            torch.jit.script(model)
 
     def test_tracing_is_not_sampled(self, memory_sink: Any) -> None:
         """A trace made of an attached model holds none of the hooks' operations."""
