@@ -63,7 +63,7 @@ def check_config(path: Path) -> None:
 def _costs(config: SidecarConfig) -> Iterator[str]:
     """Yield what distributions cost, a line for each level of detail."""
     from sidecar.monitor import budget_of  # noqa: PLC0415 - numpy, for this command alone
-    from sidecar.stats import Binning, Detail  # noqa: PLC0415 - as above
+    from sidecar.stats import Binning, Detail, SparseBank  # noqa: PLC0415 - as above
 
     budget = budget_of(config.statistics)
     binning = Binning(mantissa_bits=config.statistics.mantissa_bits)
@@ -81,8 +81,14 @@ def _costs(config: SidecarConfig) -> Iterator[str]:
         f"  a flagged feature, {budget.flagged_windows} windows ({bits} mantissa bits): "
         f"{_megabytes(flagged)}; {fit:,} fit"
     )
+    latents = config.statistics.latent_limit
+    each = SparseBank.LATENT_BYTES
+    yield f"  1,000 latents of sparse layers: {_megabytes(1000 * each)} at most; {latents:,} fit"
     total = budget.memory_bytes + budget.flagged_memory_bytes
-    yield f"  distributions take at most {_megabytes(total)}"
+    yield (
+        f"  distributions take at most {_megabytes(total)}, and where there are sparse layers "
+        f"{_megabytes(latents * each)} more"
+    )
 
 
 def _megabytes(count: int) -> str:

@@ -183,7 +183,8 @@ def test_check_config_says_what_distributions_will_cost(tmp_path: Path) -> None:
     assert ["8.44 MB; 5,924 features fit", "1.64 MB; 152,625 features fit"] == [
         line.rpartition(": ")[2] for line in details
     ]
-    assert "317.11 MB" in lines[-1]
+    assert "0.34 MB at most; 1,048,576 fit" in lines[-2]
+    assert "317.11 MB, and where there are sparse layers 361.76 MB more" in lines[-1]
 
 
 def test_serve_lists_every_port_that_is_taken_and_exits_2(tmp_path: Path) -> None:
