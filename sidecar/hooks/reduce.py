@@ -34,9 +34,7 @@ def reduction(tap: Tap, max_rows: int, module: torch.nn.Module) -> Reduction:
     view = tap.resolved_view
     if tap.kind is FeatureKind.CHANNEL:
         positions = _positions(tap.channel_dim, module)
-        if view is View.MAX:
-            return lambda output, _: (_channel_max(output, positions), 1.0)
-        return lambda output, _: (_channel_mean(output, positions), 1.0)
+        return _channel_max(positions) if view is View.MAX else _channel_mean(positions)
     if tap.kind is FeatureKind.LOGIT:
         return _logit
     if tap.kind is FeatureKind.NEURON:
@@ -100,18 +98,24 @@ def _positions(channel_dim: int | None, module: torch.nn.Module) -> Positions:
     return first if channel_dim == 1 else last
 
 
-def _channel_max(output: torch.Tensor, positions: Positions) -> torch.Tensor:
-    where = positions[output.dim()]
-    return output.amax(where) if where else output.clone()  # (items, channels)
+def _channel_max(positions: Positions) -> Reduction:
+    def reduce(output: torch.Tensor, _: float) -> tuple[torch.Tensor, float]:
+        where = positions[output.dim()]
+        return (output.amax(where) if where else output.clone()), 1.0  # (items, channels)
+
+    return reduce
 
 
-def _channel_mean(output: torch.Tensor, positions: Positions) -> torch.Tensor:
-    where = positions[output.dim()]
-    if not where:
-        return output.clone()  # (items, channels)
-    # float32 sums: half-precision ones lose the mean of a large feature map.
-    wide = torch.float32 if output.dtype in (torch.float16, torch.bfloat16) else None
-    return output.mean(where, dtype=wide)  # (items, channels)
+def _channel_mean(positions: Positions) -> Reduction:
+    def reduce(output: torch.Tensor, _: float) -> tuple[torch.Tensor, float]:
+        where = positions[output.dim()]
+        if not where:
+            return output.clone(), 1.0  # (items, channels)
+        # float32 sums: half-precision ones lose the mean of a large feature map.
+        wide = torch.float32 if output.dtype in (torch.float16, torch.bfloat16) else None
+        return output.mean(where, dtype=wide), 1.0  # (items, channels)
+
+    return reduce
 
 
 def _logit(output: torch.Tensor, _: float) -> tuple[torch.Tensor, float]:
