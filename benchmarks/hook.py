@@ -55,7 +55,7 @@ def run() -> Sequence[Row]:
       ``PASSES`` passes. Caches are as cold as the model leaves them.
 
     A line says what sampling every pass costs at the least: hooks that call ``amax`` and keep what it
-    returns, measured in the same two ways. The same 16 calls take a third of that in a loop; between
+    returns, measured in the same two ways. The same 16 calls take about a third of that in a loop; between
     two layers of a model their code and data are out of the caches. Copies of small maps, to be
     reduced by the sender, are hardly cheaper, and hold 49 to 196 times the memory.
 
