@@ -24,7 +24,6 @@ REPORT_BYTES = 1024
 _TENSOR_BYTES = 48  # five varints of up to 5 bytes with their tags, twice a length
 _REQUEST_BYTES = 24  # tags, lengths, slice number, weight
 _PAIR_BYTES = 12  # tags and lengths of one slice pair
-_INDEX_BYTES = 5  # largest varint of a uint32
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,26 +53,18 @@ class Group:
     @property
     def payload_bytes(self) -> int:
         """Bytes of all payloads."""
-        return sum(item.payload.nbytes for item in self.rows)
+        return sum([item.payload.nbytes for item in self.rows])
 
     @property
     def bound_bytes(self) -> int:
         """Upper bound of the encoded message's length, report included."""
-        slices = {request.traffic for request in self.requests}
-        texts = sum(len(request.id) + _REQUEST_BYTES for request in self.requests)
+        slices = {request.traffic for request in self.requests if request.traffic.pairs}
+        texts = sum([len(request.id) + _REQUEST_BYTES for request in self.requests])
         pairs = sum(
             len(key) + len(value) + _PAIR_BYTES for s in slices for key, value in s.pairs
         ) + _PAIR_BYTES * len(slices)
-        index = _INDEX_BYTES * len(self.requests) * self.rows_per_request
-        overhead = texts + pairs + index + _TENSOR_BYTES * len(self.rows) + REPORT_BYTES
+        overhead = texts + pairs + _TENSOR_BYTES * len(self.rows) + REPORT_BYTES
         return self.payload_bytes + overhead
-
-    @property
-    def request_index(self) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
-        """For each row the index of its request; None where row i belongs to request i."""
-        if self.rows_per_request == 1:
-            return None
-        return np.repeat(np.arange(len(self.requests)), self.rows_per_request)
 
 
 def groups(batch: ForwardBatch, staged: Iterable[TappedRows]) -> tuple[Group, ...]:

@@ -98,14 +98,17 @@ def clean(request: Request, weight: float) -> Request:
         identifier = _NOT_IN_ID.sub("_", identifier)
     told = request.weight if isinstance(request.weight, int | float) else 1.0
     own = max(1.0, told)  # in this order a NaN gives 1
-    return Request(
-        identifier, _clean_slice(request.traffic), min(own * weight, float(WEIGHT_LIMIT))
-    )
+    traffic, whole = _clean_slice(request.traffic), min(own * weight, float(WEIGHT_LIMIT))
+    if identifier is request.id and traffic == request.traffic and whole == request.weight:
+        return request  # the usual case: named well, and sampled as planned
+    return Request(identifier, traffic, whole)
 
 
 def _clean_slice(traffic: object) -> Slice:
     """Return the first pairs of a slice, cleaned; none of what has no text at all."""
     if isinstance(traffic, Slice):
+        if not traffic.pairs:
+            return traffic
         traffic = traffic.pairs
     elif isinstance(traffic, Mapping):
         traffic = tuple(traffic.items())

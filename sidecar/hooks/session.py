@@ -352,7 +352,7 @@ class Session(Iterator[Sendable]):
             sequence=self._sequence,
             tensors=tuple(tensors),
             requests=group.requests,
-            request_index=group.request_index,
+            rows_per_request=group.rows_per_request,
             report=self._report(),
         )
 

@@ -236,9 +236,10 @@ class _Connection:
         whole = int(patience_seconds)
         patience = _TIMEVAL.pack(whole, int((patience_seconds - whole) * 1e6))
         accepted.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
-        # As many bytes as are asked for in one turn: the interpreter's lock changes hands once.
         self._frames = FrameReader(
-            lambda view: accepted.recv_into(view, 0, socket.MSG_WAITALL),
+            accepted.recv_into,
+            # As many bytes as are asked for in one turn: the interpreter's lock changes hands once.
+            fill=lambda view: accepted.recv_into(view, 0, socket.MSG_WAITALL),
             kind=FrameKind.REQUEST,
             limit_bytes=destination.limits.message_limit_bytes,
             lease=pool.lease,

@@ -117,6 +117,7 @@ def _report(value: HookReport) -> pb.HookReport:
 
 def _batch(value: OutgoingBatch, *, inline: bool) -> pb.ActivationBatch:
     slices = _slice_numbers(value.requests)
+    index = value.request_index
     tensors = (
         pb.LayerTensor(
             layer_id=tensor.layer_id,
@@ -134,7 +135,8 @@ def _batch(value: OutgoingBatch, *, inline: bool) -> pb.ActivationBatch:
         sequence=value.sequence,
         tensors=tensors,
         requests=requests,
-        request_index=() if value.request_index is None else value.request_index.tolist(),
+        request_index=None if index is None else index.tolist(),
+        rows_per_request=value.rows_per_request if index is None else 0,
         slices=(pb.TrafficSlice(pairs=dict(traffic.pairs)) for traffic in slices),
         report=None if value.report is None else _report(value.report),
         sparse=(encode_sparse(item, DTYPE_TO_WIRE[item.dtype]) for item in value.sparse),

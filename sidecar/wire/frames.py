@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from sidecar.errors import (
     BrokenFrame,
@@ -47,8 +48,12 @@ SKIP_FACTOR = 4
 """Frames up to this many times the limit are read and thrown away; beyond it the length is taken for
 a lie. The gRPC end draws the same line."""
 
+AHEAD_BYTES = 512
+"""Read at once where a frame begins: a header and most messages, so that both cost one system call."""
+
 _HEADER = struct.Struct("<4sBBHII")
 _CHECKSUM = struct.Struct("<I")
+_WHOLE = struct.Struct("<4sBBHIII")
 _SCRATCH_BYTES = 65_536
 _LENGTH_LIMIT = 1 << 32
 
@@ -144,8 +149,7 @@ def encode_frame(
     return [head + checksum, message, *pieces]
 
 
-@dataclass(frozen=True, slots=True)
-class _Header:
+class _Header(NamedTuple):
     kind: int
     flags: int
     message_bytes: int
@@ -159,7 +163,7 @@ class _Header:
 
 
 def _read_header(data: bytes) -> _Header:
-    magic, version, kind, flags, message_bytes, payload_bytes = _HEADER.unpack_from(data)
+    magic, version, kind, flags, message_bytes, payload_bytes, checksum = _WHOLE.unpack(data)
     if magic != MAGIC:
         hint = ": gRPC is served at listen.grpc" if data.startswith(b"PRI ") else ""
         raise BrokenFrame(f"a frame begins with {magic!r}, not with {MAGIC!r}{hint}")
@@ -168,7 +172,6 @@ def _read_header(data: bytes) -> _Header:
             f"a frame of version {version}, but this end reads version {VERSION}: update the older"
         )
     crc = zlib.crc32(data[: _HEADER.size])
-    (checksum,) = _CHECKSUM.unpack_from(data, _HEADER.size)
     return _Header(kind, flags, message_bytes, payload_bytes, crc, checksum)
 
 
@@ -178,6 +181,8 @@ class FrameReader:
     Args:
         receive: Reads some bytes into a view and returns how many; 0 at the end. It may raise
             BlockingIOError after a while without any, and another OSError when the stream broke.
+        fill: Like ``receive``, but waits until the view is full as long as it can: what is left of
+            a frame then comes in one call. None: ``receive``.
         kind: The only kind that is taken.
         limit_bytes: Largest message and payload together.
         lease: Lends memory for a payload.
@@ -191,18 +196,21 @@ class FrameReader:
         *,
         kind: FrameKind,
         limit_bytes: int,
+        fill: Callable[[memoryview], int] | None = None,
         lease: Callable[[int], Lease] = unpooled,
         clock: Callable[[], float] = time.monotonic,
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         self._receive = receive
+        self._fill = fill or receive
         self._kind = kind
         self._limit_bytes = limit_bytes
         self._lease = lease
         self._clock = clock
         self._patience_seconds = patience_seconds
         self._deadline = 0.0
-        self._head = memoryview(bytearray(HEADER_BYTES))
+        self._ahead = memoryview(bytearray(AHEAD_BYTES))
+        self._at = self._end = 0  # what of it was received and not yet looked at
 
     def read(self) -> Frame | None:
         """Wait for the next frame.
@@ -221,7 +229,7 @@ class FrameReader:
             return None
         if header.total_bytes > self._limit_bytes:
             raise self._pass_over(header)
-        message = bytes(self._filled(memoryview(bytearray(header.message_bytes))))
+        message = self._taken(header.message_bytes)
         _check_crc(header, zlib.crc32(message, header.crc))
         if header.kind != self._kind or header.flags:
             self._discard(header.payload_bytes)
@@ -238,29 +246,40 @@ class FrameReader:
         return Frame(message, lease.view.toreadonly(), lease.release)
 
     def _next_header(self) -> _Header | None:
-        got = self._wait_first()
-        if not got:
-            return None
+        if self._at == self._end:
+            self._at, self._end = 0, self._wait_first()
+            if not self._end:
+                return None
         self._deadline = self._clock() + self._patience_seconds
-        self._filled(self._head[got:])
-        return _read_header(bytes(self._head))
+        return _read_header(self._taken(HEADER_BYTES))
 
     def _wait_first(self) -> int:
         """Wait for however long the other side is silent between two frames."""
         while True:
             try:
-                return self._receive(self._head)
+                return self._receive(self._ahead)
             except BlockingIOError:
                 continue
             except OSError:  # reset by a peer that left answers unread: as good as an end
                 return 0
 
+    def _taken(self, size: int) -> bytes:
+        """Read so many bytes, which have mostly been received already."""
+        at, end = self._at, self._at + size
+        if end > self._end:
+            return bytes(self._filled(memoryview(bytearray(size))))
+        self._at = end
+        return bytes(self._ahead[at:end])
+
     def _filled(self, view: memoryview) -> memoryview:
         """Read exactly as many bytes as the view has."""
-        at, size = 0, view.nbytes
+        size = view.nbytes
+        at = min(self._end - self._at, size)
+        view[:at] = self._ahead[self._at : self._at + at]
+        self._at += at
         while at < size:
             try:
-                got = self._receive(view[at:])
+                got = self._fill(view[at:])
             except BlockingIOError:
                 got = 0
             except OSError as error:

@@ -132,9 +132,11 @@ class OutgoingBatch:
         tensors: One for each layer, all of the same number of rows.
         requests: The requests the rows belong to.
         request_index: For each row the index of its request, shape ``(rows,)``, never decreasing;
-            None: row i belongs to request i.
+            None: every request has ``rows_per_request`` of them.
         report: The hook's account, or None.
         sparse: One for each sparse layer, of the same rows as the tensors.
+        rows_per_request: Rows of each request, next to each other, where there is no
+            ``request_index``.
     """
 
     sequence: int
@@ -143,6 +145,7 @@ class OutgoingBatch:
     request_index: NDArray[np.integer] | None = None
     report: HookReport | None = None
     sparse: tuple[OutgoingSparse, ...] = ()
+    rows_per_request: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ from sidecar.wire.codec import (
 from sidecar.wire.frames import padding
 from sidecar.wire.messages import REQUEST_LIMIT, Batch, Hello, HookReport, RegisterLayer
 from sidecar.wire.sparse import decode_sparse
-from sidecar.wire.tensors import ITEM_BYTES, check_payload, read_tensor
+from sidecar.wire.tensors import ITEM_BYTES, read_tensor
 from sidecar.wire.v1 import ingest_pb2 as pb
 
 SPARSE_WIDTH_LIMIT = 1 << 20
@@ -56,6 +56,8 @@ DROP_REASON_LIMIT = 32
 """Most distinct drop reasons in one report; each becomes a label value of a metric."""
 
 _NOTHING = memoryview(b"")
+
+_NO_SLICE = Slice()
 
 _KINDS = {number: kind for kind, number in KIND_TO_WIRE.items()}
 _VIEWS = {number: view for view, number in VIEW_TO_WIRE.items()}
@@ -92,6 +94,8 @@ class StreamDecoder:
         self._layers: dict[int, RegisterLayer] = {}
         self._ids: dict[LayerKey, int] = {}
         self._sequence = 0
+        self._layout = (0, 1)
+        self._index = _regular(0, 1)
 
     @property
     def layers(self) -> Mapping[int, RegisterLayer]:
@@ -146,7 +150,7 @@ class StreamDecoder:
             self._announced()
             return _decode_report(request.report)
         try:
-            return self._decode_batch(request.batch, _Attachment(attached))
+            return self._decode_batch(request.batch, _Attachment(attached), size)
         except SidecarError as error:
             error.sequence = request.batch.sequence
             raise
@@ -215,31 +219,60 @@ class StreamDecoder:
         self._ids[new.layer] = new.layer_id
         return new
 
-    def _decode_batch(self, message: pb.ActivationBatch, attachment: "_Attachment") -> Batch:
+    def _decode_batch(
+        self, message: pb.ActivationBatch, attachment: "_Attachment", size: int
+    ) -> Batch:
         self._announced()
         if message.sequence <= self._sequence:
             raise MalformedMessage(
                 f"batch number {message.sequence} after {self._sequence}: numbers must grow"
             )
         requests = _decode_requests(message)
-        index = _decode_index(message, len(requests))
+        index = self._decode_index(message, len(requests), size)
         seen: set[int] = set()
         samples: list[LayerSample | SparseSample] = []
         payload_bytes = 0
         for sparse in message.sparse:
             registered = self._named(sparse.layer_id, seen)
-            sample, size = decode_sparse(sparse, registered, index, requests)
-            payload_bytes += size
+            sample, sample_bytes = decode_sparse(sparse, registered, index, requests)
+            payload_bytes += sample_bytes
             samples.append(sample)
         for tensor in message.tensors:
             registered = self._named(tensor.layer_id, seen)
-            values, size = self._decode_tensor(tensor, registered, attachment)
-            payload_bytes += size
+            values = self._decode_tensor(tensor, registered, attachment)
+            payload_bytes += values.nbytes
             samples.append(LayerSample(registered.layer, values, index, requests))
         attachment.check_empty()
         report = _decode_report(message.report) if message.HasField("report") else None
         self._sequence = message.sequence
         return Batch(message.sequence, tuple(samples), requests, report, payload_bytes)
+
+    def _decode_index(
+        self, message: pb.ActivationBatch, requests: int, size: int
+    ) -> NDArray[np.int32]:
+        """Return the rows' requests, after checking that every tensor has exactly these rows."""
+        if message.request_index:
+            index = _irregular(message, requests)
+        else:
+            layout = (requests, message.rows_per_request or 1)
+            # A row takes at least two bytes: what claims more than there are must not take memory.
+            if math.prod(layout) > size:
+                raise ShapeMismatch(
+                    f"rows_per_request is {layout[1]} for {requests} requests, but the whole message "
+                    f"has only {size} bytes"
+                )
+            if layout != self._layout:
+                self._layout, self._index = layout, _regular(*layout)
+            index = self._index
+        for tensor in message.tensors:
+            shape = tensor.shape
+            # Other shapes than (rows, width) are refused with the tensor.
+            if len(shape) == 2 and shape[0] != index.size:  # noqa: PLR2004
+                raise ShapeMismatch(
+                    f"layer id {tensor.layer_id} has {shape[0]} rows, but the batch says whose "
+                    f"{index.size} rows are"
+                )
+        return index
 
     def _named(self, layer_id: int, seen: set[int]) -> RegisterLayer:
         """Return the layer that a tensor names, and note that the batch has it."""
@@ -253,7 +286,7 @@ class StreamDecoder:
 
     def _decode_tensor(
         self, tensor: pb.LayerTensor, registered: RegisterLayer, attachment: "_Attachment"
-    ) -> tuple[NDArray[Any], int]:
+    ) -> NDArray[Any]:
         if registered.sparse:
             raise MalformedMessage(
                 f"layer {registered.layer.layer} was registered as sparse: send its rows so"
@@ -267,13 +300,13 @@ class StreamDecoder:
         shape = tuple(tensor.shape)
         # Read once: every access to a bytes field copies it.
         payload = tensor.payload or attachment.take(dtype, shape)
-        check_payload(len(payload), dtype, shape)
+        values = read_tensor(payload, dtype, shape)
         if shape[1] != registered.width:
             raise ShapeMismatch(
                 f"layer {registered.layer.layer}: tensor is {shape[1]} wide, but was registered "
                 f"with {registered.width}"
             )
-        return read_tensor(payload, dtype, shape), len(payload)
+        return values
 
 
 class _Attachment:
@@ -301,7 +334,7 @@ def _decode_requests(message: pb.ActivationBatch) -> tuple[Request, ...]:
             f"the batch has {count} requests and {len(message.slices)} slices: use at most "
             f"{REQUEST_LIMIT} requests, and no more slices than requests"
         )
-    slices = [Slice()]
+    slices = [_NO_SLICE]
     slices += [Slice.of(dict(item.pairs)) for item in message.slices]
     return tuple(_decode_request(item, slices) for item in message.requests)
 
@@ -319,21 +352,22 @@ def _decode_request(message: pb.SampledRequest, slices: list[Slice]) -> Request:
     return Request(_check_id(message.id), slices[message.slice], weight)
 
 
-def _decode_index(message: pb.ActivationBatch, requests: int) -> NDArray[np.int32]:
-    """Return the rows' requests, after checking that every tensor has exactly these rows."""
+def _irregular(message: pb.ActivationBatch, requests: int) -> NDArray[np.int32]:
+    """Return the rows' requests as the batch lists them."""
+    if message.rows_per_request:
+        raise MalformedMessage("request_index and rows_per_request: use one of them")
     given = np.fromiter(message.request_index, np.int64, len(message.request_index))  # (rows,)
-    if given.size and (given[-1] >= requests or bool((given[1:] < given[:-1]).any())):
+    if given[-1] >= requests or bool((given[1:] < given[:-1]).any()):
         raise MalformedMessage(
             f"request_index decreases or goes beyond the batch's {requests} requests"
         )
-    index = given.astype(np.int32) if given.size else np.arange(requests, dtype=np.int32)
-    for tensor in message.tensors:
-        # Other shapes than (rows, width) are refused with the tensor.
-        if len(tensor.shape) == 2 and tensor.shape[0] != index.size:  # noqa: PLR2004
-            raise ShapeMismatch(
-                f"layer id {tensor.layer_id} has {tensor.shape[0]} rows, but the batch says whose "
-                f"{index.size} rows are"
-            )
+    return given.astype(np.int32)
+
+
+def _regular(requests: int, rows: int) -> NDArray[np.int32]:
+    """Return the rows' requests where each has ``rows`` of them; shared, so it is read-only."""
+    index = np.repeat(np.arange(requests, dtype=np.int32), rows)  # (requests * rows,)
+    index.flags.writeable = False
     return index
 
 

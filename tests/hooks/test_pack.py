@@ -149,7 +149,9 @@ def length(part: Any) -> int:
         OutgoingTensor(2**32 - 1, rows.dtype, (count, rows.width), rows.payload)
         for rows in part.rows
     )
-    batch = OutgoingBatch(top, tensors, part.requests, part.request_index, report)
+    batch = OutgoingBatch(
+        top, tensors, part.requests, report=report, rows_per_request=part.rows_per_request
+    )
     return len(encode_request(batch))
 
 

@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csidecar/wire/v1/ingest.proto\x12\x0fsidecar.wire.v1\"\xdc\x01\n\rStreamRequest\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.sidecar.wire.v1.HelloH\x00\x12\x38\n\x0eregister_layer\x18\x02 \x01(\x0b\x32\x1e.sidecar.wire.v1.RegisterLayerH\x00\x12\x31\n\x05\x62\x61tch\x18\x03 \x01(\x0b\x32 .sidecar.wire.v1.ActivationBatchH\x00\x12-\n\x06report\x18\x04 \x01(\x0b\x32\x1b.sidecar.wire.v1.HookReportH\x00\x42\x06\n\x04\x62ody\"\xde\x01\n\x0eStreamResponse\x12+\n\x07welcome\x18\x01 \x01(\x0b\x32\x18.sidecar.wire.v1.WelcomeH\x00\x12;\n\x0f\x61\x63knowledgement\x18\x02 \x01(\x0b\x32 .sidecar.wire.v1.AcknowledgementH\x00\x12-\n\x08steering\x18\x03 \x01(\x0b\x32\x19.sidecar.wire.v1.SteeringH\x00\x12+\n\x07refusal\x18\x04 \x01(\x0b\x32\x18.sidecar.wire.v1.RefusalH\x00\x42\x06\n\x04\x62ody\"~\n\x05Hello\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12)\n\x07\x63\x61pture\x18\x03 \x01(\x0b\x32\x18.sidecar.wire.v1.Capture\x12\x11\n\tclient_id\x18\x04 \x01(\t\x12\x16\n\x0e\x63lient_version\x18\x05 \x01(\t\"G\n\x07\x43\x61pture\x12\x0e\n\x06server\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x10\n\x08\x63ompiled\x18\x03 \x01(\x08\x12\x0b\n\x03tap\x18\x04 \x01(\t\"S\n\x07Welcome\x12\x14\n\x0c\x63redit_bytes\x18\x01 \x01(\x04\x12\x1b\n\x13message_limit_bytes\x18\x02 \x01(\x04\x12\x15\n\rsampling_rate\x18\x03 \x01(\x01\"\xc7\x01\n\rRegisterLayer\x12\x10\n\x08layer_id\x18\x01 \x01(\r\x12\r\n\x05layer\x18\x02 \x01(\t\x12*\n\x04kind\x18\x03 \x01(\x0e\x32\x1c.sidecar.wire.v1.FeatureKind\x12#\n\x04view\x18\x04 \x01(\x0e\x32\x15.sidecar.wire.v1.View\x12%\n\x05scope\x18\x05 \x01(\x0e\x32\x16.sidecar.wire.v1.Scope\x12\r\n\x05width\x18\x06 \x01(\r\x12\x0e\n\x06sparse\x18\x07 \x01(\x08\"\xac\x02\n\x0f\x41\x63tivationBatch\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12-\n\x07tensors\x18\x02 \x03(\x0b\x32\x1c.sidecar.wire.v1.LayerTensor\x12\x31\n\x08requests\x18\x03 \x03(\x0b\x32\x1f.sidecar.wire.v1.SampledRequest\x12\x15\n\rrequest_index\x18\x04 \x03(\r\x12-\n\x06slices\x18\x05 \x03(\x0b\x32\x1d.sidecar.wire.v1.TrafficSlice\x12+\n\x06report\x18\x06 \x01(\x0b\x32\x1b.sidecar.wire.v1.HookReport\x12\x32\n\x06sparse\x18\x07 \x03(\x0b\x32\".sidecar.wire.v1.SparseLayerTensor\"f\n\x0bLayerTensor\x12\x10\n\x08layer_id\x18\x01 \x01(\r\x12%\n\x05\x64type\x18\x02 \x01(\x0e\x32\x16.sidecar.wire.v1.Dtype\x12\r\n\x05shape\x18\x03 \x03(\r\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\"\x81\x01\n\x11SparseLayerTensor\x12\x10\n\x08layer_id\x18\x01 \x01(\r\x12%\n\x05\x64type\x18\x02 \x01(\x0e\x32\x16.sidecar.wire.v1.Dtype\x12\x12\n\nrow_splits\x18\x03 \x01(\x0c\x12\x0f\n\x07latents\x18\x04 \x01(\x0c\x12\x0e\n\x06values\x18\x05 \x01(\x0c\";\n\x0eSampledRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05slice\x18\x02 \x01(\r\x12\x0e\n\x06weight\x18\x03 \x01(\x02\"u\n\x0cTrafficSlice\x12\x37\n\x05pairs\x18\x01 \x03(\x0b\x32(.sidecar.wire.v1.TrafficSlice.PairsEntry\x1a,\n\nPairsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc2\x02\n\nHookReport\x12\x10\n\x08\x66orwards\x18\x01 \x01(\x04\x12\x18\n\x10sampled_forwards\x18\x02 \x01(\x04\x12\x14\n\x0c\x62\x61tches_sent\x18\x03 \x01(\x04\x12\x39\n\x07\x64ropped\x18\x04 \x03(\x0b\x32(.sidecar.wire.v1.HookReport.DroppedEntry\x12\x0e\n\x06\x65rrors\x18\x05 \x01(\x04\x12\x14\n\x0chook_seconds\x18\x06 \x01(\x01\x12\x17\n\x0f\x66orward_seconds\x18\x07 \x01(\x01\x12\x15\n\rsampling_rate\x18\x08 \x01(\x01\x12\x19\n\x11governed_forwards\x18\t \x01(\x04\x12\x16\n\x0eoverhead_ratio\x18\n \x01(\x01\x1a.\n\x0c\x44roppedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"9\n\x0f\x41\x63knowledgement\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x14\n\x0c\x63redit_bytes\x18\x02 \x01(\x04\"1\n\x08Steering\x12\x15\n\rsampling_rate\x18\x01 \x01(\x01\x12\x0e\n\x06reason\x18\x02 \x01(\t\"I\n\x07Refusal\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t*\xd9\x01\n\x0b\x46\x65\x61tureKind\x12\x1c\n\x18\x46\x45\x41TURE_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x46\x45\x41TURE_KIND_NEURON\x10\x01\x12\x18\n\x14\x46\x45\x41TURE_KIND_CHANNEL\x10\x02\x12\x15\n\x11\x46\x45\x41TURE_KIND_HEAD\x10\x03\x12\x17\n\x13\x46\x45\x41TURE_KIND_LATENT\x10\x04\x12\x1a\n\x16\x46\x45\x41TURE_KIND_DIRECTION\x10\x05\x12\x16\n\x12\x46\x45\x41TURE_KIND_LOGIT\x10\x06\x12\x15\n\x11\x46\x45\x41TURE_KIND_NORM\x10\x07*v\n\x04View\x12\x14\n\x10VIEW_UNSPECIFIED\x10\x00\x12\x0c\n\x08VIEW_RAW\x10\x01\x12\x0c\n\x08VIEW_ABS\x10\x02\x12\r\n\tVIEW_RELU\x10\x03\x12\x0c\n\x08VIEW_MAX\x10\x04\x12\r\n\tVIEW_MEAN\x10\x05\x12\x10\n\x0cVIEW_ENTROPY\x10\x06*c\n\x05Scope\x12\x15\n\x11SCOPE_UNSPECIFIED\x10\x00\x12\r\n\tSCOPE_ALL\x10\x01\x12\r\n\tSCOPE_BOS\x10\x02\x12\x10\n\x0cSCOPE_PROMPT\x10\x03\x12\x13\n\x0fSCOPE_GENERATED\x10\x04*L\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\r\n\tDTYPE_F32\x10\x01\x12\r\n\tDTYPE_F16\x10\x02\x12\x0e\n\nDTYPE_BF16\x10\x03\x32^\n\rIngestService\x12M\n\x06Stream\x12\x1e.sidecar.wire.v1.StreamRequest\x1a\x1f.sidecar.wire.v1.StreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csidecar/wire/v1/ingest.proto\x12\x0fsidecar.wire.v1\"\xdc\x01\n\rStreamRequest\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.sidecar.wire.v1.HelloH\x00\x12\x38\n\x0eregister_layer\x18\x02 \x01(\x0b\x32\x1e.sidecar.wire.v1.RegisterLayerH\x00\x12\x31\n\x05\x62\x61tch\x18\x03 \x01(\x0b\x32 .sidecar.wire.v1.ActivationBatchH\x00\x12-\n\x06report\x18\x04 \x01(\x0b\x32\x1b.sidecar.wire.v1.HookReportH\x00\x42\x06\n\x04\x62ody\"\xde\x01\n\x0eStreamResponse\x12+\n\x07welcome\x18\x01 \x01(\x0b\x32\x18.sidecar.wire.v1.WelcomeH\x00\x12;\n\x0f\x61\x63knowledgement\x18\x02 \x01(\x0b\x32 .sidecar.wire.v1.AcknowledgementH\x00\x12-\n\x08steering\x18\x03 \x01(\x0b\x32\x19.sidecar.wire.v1.SteeringH\x00\x12+\n\x07refusal\x18\x04 \x01(\x0b\x32\x18.sidecar.wire.v1.RefusalH\x00\x42\x06\n\x04\x62ody\"~\n\x05Hello\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12)\n\x07\x63\x61pture\x18\x03 \x01(\x0b\x32\x18.sidecar.wire.v1.Capture\x12\x11\n\tclient_id\x18\x04 \x01(\t\x12\x16\n\x0e\x63lient_version\x18\x05 \x01(\t\"G\n\x07\x43\x61pture\x12\x0e\n\x06server\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\x10\n\x08\x63ompiled\x18\x03 \x01(\x08\x12\x0b\n\x03tap\x18\x04 \x01(\t\"S\n\x07Welcome\x12\x14\n\x0c\x63redit_bytes\x18\x01 \x01(\x04\x12\x1b\n\x13message_limit_bytes\x18\x02 \x01(\x04\x12\x15\n\rsampling_rate\x18\x03 \x01(\x01\"\xc7\x01\n\rRegisterLayer\x12\x10\n\x08layer_id\x18\x01 \x01(\r\x12\r\n\x05layer\x18\x02 \x01(\t\x12*\n\x04kind\x18\x03 \x01(\x0e\x32\x1c.sidecar.wire.v1.FeatureKind\x12#\n\x04view\x18\x04 \x01(\x0e\x32\x15.sidecar.wire.v1.View\x12%\n\x05scope\x18\x05 \x01(\x0e\x32\x16.sidecar.wire.v1.Scope\x12\r\n\x05width\x18\x06 \x01(\r\x12\x0e\n\x06sparse\x18\x07 \x01(\x08\"\xc6\x02\n\x0f\x41\x63tivationBatch\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12-\n\x07tensors\x18\x02 \x03(\x0b\x32\x1c.sidecar.wire.v1.LayerTensor\x12\x31\n\x08requests\x18\x03 \x03(\x0b\x32\x1f.sidecar.wire.v1.SampledRequest\x12\x15\n\rrequest_index\x18\x04 \x03(\r\x12-\n\x06slices\x18\x05 \x03(\x0b\x32\x1d.sidecar.wire.v1.TrafficSlice\x12+\n\x06report\x18\x06 \x01(\x0b\x32\x1b.sidecar.wire.v1.HookReport\x12\x32\n\x06sparse\x18\x07 \x03(\x0b\x32\".sidecar.wire.v1.SparseLayerTensor\x12\x18\n\x10rows_per_request\x18\x08 \x01(\r\"f\n\x0bLayerTensor\x12\x10\n\x08layer_id\x18\x01 \x01(\r\x12%\n\x05\x64type\x18\x02 \x01(\x0e\x32\x16.sidecar.wire.v1.Dtype\x12\r\n\x05shape\x18\x03 \x03(\r\x12\x0f\n\x07payload\x18\x04 \x01(\x0c\"\x81\x01\n\x11SparseLayerTensor\x12\x10\n\x08layer_id\x18\x01 \x01(\r\x12%\n\x05\x64type\x18\x02 \x01(\x0e\x32\x16.sidecar.wire.v1.Dtype\x12\x12\n\nrow_splits\x18\x03 \x01(\x0c\x12\x0f\n\x07latents\x18\x04 \x01(\x0c\x12\x0e\n\x06values\x18\x05 \x01(\x0c\";\n\x0eSampledRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05slice\x18\x02 \x01(\r\x12\x0e\n\x06weight\x18\x03 \x01(\x02\"u\n\x0cTrafficSlice\x12\x37\n\x05pairs\x18\x01 \x03(\x0b\x32(.sidecar.wire.v1.TrafficSlice.PairsEntry\x1a,\n\nPairsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xc2\x02\n\nHookReport\x12\x10\n\x08\x66orwards\x18\x01 \x01(\x04\x12\x18\n\x10sampled_forwards\x18\x02 \x01(\x04\x12\x14\n\x0c\x62\x61tches_sent\x18\x03 \x01(\x04\x12\x39\n\x07\x64ropped\x18\x04 \x03(\x0b\x32(.sidecar.wire.v1.HookReport.DroppedEntry\x12\x0e\n\x06\x65rrors\x18\x05 \x01(\x04\x12\x14\n\x0chook_seconds\x18\x06 \x01(\x01\x12\x17\n\x0f\x66orward_seconds\x18\x07 \x01(\x01\x12\x15\n\rsampling_rate\x18\x08 \x01(\x01\x12\x19\n\x11governed_forwards\x18\t \x01(\x04\x12\x16\n\x0eoverhead_ratio\x18\n \x01(\x01\x1a.\n\x0c\x44roppedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"9\n\x0f\x41\x63knowledgement\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x14\n\x0c\x63redit_bytes\x18\x02 \x01(\x04\"1\n\x08Steering\x12\x15\n\rsampling_rate\x18\x01 \x01(\x01\x12\x0e\n\x06reason\x18\x02 \x01(\t\"I\n\x07Refusal\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t*\xd9\x01\n\x0b\x46\x65\x61tureKind\x12\x1c\n\x18\x46\x45\x41TURE_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x46\x45\x41TURE_KIND_NEURON\x10\x01\x12\x18\n\x14\x46\x45\x41TURE_KIND_CHANNEL\x10\x02\x12\x15\n\x11\x46\x45\x41TURE_KIND_HEAD\x10\x03\x12\x17\n\x13\x46\x45\x41TURE_KIND_LATENT\x10\x04\x12\x1a\n\x16\x46\x45\x41TURE_KIND_DIRECTION\x10\x05\x12\x16\n\x12\x46\x45\x41TURE_KIND_LOGIT\x10\x06\x12\x15\n\x11\x46\x45\x41TURE_KIND_NORM\x10\x07*v\n\x04View\x12\x14\n\x10VIEW_UNSPECIFIED\x10\x00\x12\x0c\n\x08VIEW_RAW\x10\x01\x12\x0c\n\x08VIEW_ABS\x10\x02\x12\r\n\tVIEW_RELU\x10\x03\x12\x0c\n\x08VIEW_MAX\x10\x04\x12\r\n\tVIEW_MEAN\x10\x05\x12\x10\n\x0cVIEW_ENTROPY\x10\x06*c\n\x05Scope\x12\x15\n\x11SCOPE_UNSPECIFIED\x10\x00\x12\r\n\tSCOPE_ALL\x10\x01\x12\r\n\tSCOPE_BOS\x10\x02\x12\x10\n\x0cSCOPE_PROMPT\x10\x03\x12\x13\n\x0fSCOPE_GENERATED\x10\x04*L\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\r\n\tDTYPE_F32\x10\x01\x12\r\n\tDTYPE_F16\x10\x02\x12\x0e\n\nDTYPE_BF16\x10\x03\x32^\n\rIngestService\x12M\n\x06Stream\x12\x1e.sidecar.wire.v1.StreamRequest\x1a\x1f.sidecar.wire.v1.StreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -25,14 +25,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAFFICSLICE_PAIRSENTRY']._serialized_options = b'8\001'
   _globals['_HOOKREPORT_DROPPEDENTRY']._loaded_options = None
   _globals['_HOOKREPORT_DROPPEDENTRY']._serialized_options = b'8\001'
-  _globals['_FEATUREKIND']._serialized_start=2215
-  _globals['_FEATUREKIND']._serialized_end=2432
-  _globals['_VIEW']._serialized_start=2434
-  _globals['_VIEW']._serialized_end=2552
-  _globals['_SCOPE']._serialized_start=2554
-  _globals['_SCOPE']._serialized_end=2653
-  _globals['_DTYPE']._serialized_start=2655
-  _globals['_DTYPE']._serialized_end=2731
+  _globals['_FEATUREKIND']._serialized_start=2241
+  _globals['_FEATUREKIND']._serialized_end=2458
+  _globals['_VIEW']._serialized_start=2460
+  _globals['_VIEW']._serialized_end=2578
+  _globals['_SCOPE']._serialized_start=2580
+  _globals['_SCOPE']._serialized_end=2679
+  _globals['_DTYPE']._serialized_start=2681
+  _globals['_DTYPE']._serialized_end=2757
   _globals['_STREAMREQUEST']._serialized_start=50
   _globals['_STREAMREQUEST']._serialized_end=270
   _globals['_STREAMRESPONSE']._serialized_start=273
@@ -46,27 +46,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTERLAYER']._serialized_start=784
   _globals['_REGISTERLAYER']._serialized_end=983
   _globals['_ACTIVATIONBATCH']._serialized_start=986
-  _globals['_ACTIVATIONBATCH']._serialized_end=1286
-  _globals['_LAYERTENSOR']._serialized_start=1288
-  _globals['_LAYERTENSOR']._serialized_end=1390
-  _globals['_SPARSELAYERTENSOR']._serialized_start=1393
-  _globals['_SPARSELAYERTENSOR']._serialized_end=1522
-  _globals['_SAMPLEDREQUEST']._serialized_start=1524
-  _globals['_SAMPLEDREQUEST']._serialized_end=1583
-  _globals['_TRAFFICSLICE']._serialized_start=1585
-  _globals['_TRAFFICSLICE']._serialized_end=1702
-  _globals['_TRAFFICSLICE_PAIRSENTRY']._serialized_start=1658
-  _globals['_TRAFFICSLICE_PAIRSENTRY']._serialized_end=1702
-  _globals['_HOOKREPORT']._serialized_start=1705
-  _globals['_HOOKREPORT']._serialized_end=2027
-  _globals['_HOOKREPORT_DROPPEDENTRY']._serialized_start=1981
-  _globals['_HOOKREPORT_DROPPEDENTRY']._serialized_end=2027
-  _globals['_ACKNOWLEDGEMENT']._serialized_start=2029
-  _globals['_ACKNOWLEDGEMENT']._serialized_end=2086
-  _globals['_STEERING']._serialized_start=2088
-  _globals['_STEERING']._serialized_end=2137
-  _globals['_REFUSAL']._serialized_start=2139
-  _globals['_REFUSAL']._serialized_end=2212
-  _globals['_INGESTSERVICE']._serialized_start=2733
-  _globals['_INGESTSERVICE']._serialized_end=2827
+  _globals['_ACTIVATIONBATCH']._serialized_end=1312
+  _globals['_LAYERTENSOR']._serialized_start=1314
+  _globals['_LAYERTENSOR']._serialized_end=1416
+  _globals['_SPARSELAYERTENSOR']._serialized_start=1419
+  _globals['_SPARSELAYERTENSOR']._serialized_end=1548
+  _globals['_SAMPLEDREQUEST']._serialized_start=1550
+  _globals['_SAMPLEDREQUEST']._serialized_end=1609
+  _globals['_TRAFFICSLICE']._serialized_start=1611
+  _globals['_TRAFFICSLICE']._serialized_end=1728
+  _globals['_TRAFFICSLICE_PAIRSENTRY']._serialized_start=1684
+  _globals['_TRAFFICSLICE_PAIRSENTRY']._serialized_end=1728
+  _globals['_HOOKREPORT']._serialized_start=1731
+  _globals['_HOOKREPORT']._serialized_end=2053
+  _globals['_HOOKREPORT_DROPPEDENTRY']._serialized_start=2007
+  _globals['_HOOKREPORT_DROPPEDENTRY']._serialized_end=2053
+  _globals['_ACKNOWLEDGEMENT']._serialized_start=2055
+  _globals['_ACKNOWLEDGEMENT']._serialized_end=2112
+  _globals['_STEERING']._serialized_start=2114
+  _globals['_STEERING']._serialized_end=2163
+  _globals['_REFUSAL']._serialized_start=2165
+  _globals['_REFUSAL']._serialized_end=2238
+  _globals['_INGESTSERVICE']._serialized_start=2759
+  _globals['_INGESTSERVICE']._serialized_end=2853
 # @@protoc_insertion_point(module_scope)

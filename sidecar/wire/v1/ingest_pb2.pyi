@@ -301,15 +301,20 @@ class ActivationBatch(google.protobuf.message.Message):
     SLICES_FIELD_NUMBER: builtins.int
     REPORT_FIELD_NUMBER: builtins.int
     SPARSE_FIELD_NUMBER: builtins.int
+    ROWS_PER_REQUEST_FIELD_NUMBER: builtins.int
     sequence: builtins.int
     """Strictly increasing in a stream; acknowledged by number."""
+    rows_per_request: builtins.int
+    """Every request has so many rows, next to each other, in the order of the requests; 0 reads as 1.
+    Where it is given request_index is empty.
+    """
     @property
     def tensors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___LayerTensor]: ...
     @property
     def requests(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___SampledRequest]: ...
     @property
     def request_index(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """For each row the index of its request. Empty: row i belongs to request i."""
+        """For each row the index of its request. Empty: rows_per_request says whose they are."""
 
     @property
     def slices(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___TrafficSlice]: ...
@@ -327,9 +332,10 @@ class ActivationBatch(google.protobuf.message.Message):
         slices: collections.abc.Iterable[global___TrafficSlice] | None = ...,
         report: global___HookReport | None = ...,
         sparse: collections.abc.Iterable[global___SparseLayerTensor] | None = ...,
+        rows_per_request: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["report", b"report"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["report", b"report", "request_index", b"request_index", "requests", b"requests", "sequence", b"sequence", "slices", b"slices", "sparse", b"sparse", "tensors", b"tensors"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["report", b"report", "request_index", b"request_index", "requests", b"requests", "rows_per_request", b"rows_per_request", "sequence", b"sequence", "slices", b"slices", "sparse", b"sparse", "tensors", b"tensors"]) -> None: ...
 
 global___ActivationBatch = ActivationBatch
 
