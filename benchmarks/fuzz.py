@@ -202,6 +202,7 @@ class Sender:
             batch.requests.add,
             batch.requests.pop,
             lambda: batch.request_index.extend([rng.choice(NUMBERS)]),
+            lambda: setattr(batch, "rows_per_request", rng.choice(NUMBERS)),
             lambda: batch.slices.add(pairs={rng.choice(TEXTS): rng.choice(TEXTS)}),
             lambda: batch.slices.add(pairs={f"k{i}": "v" for i in range(rng.choice((1, 9, 40)))}),
             lambda: batch.tensors.add().CopyFrom(tensor),

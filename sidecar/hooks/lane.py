@@ -87,7 +87,7 @@ class _Answers:
         if not data:
             self._session.end()
         self._arrived += data
-        while self._arrived and (frame := self._frames.read()) is not None:
+        while (self._arrived or self._frames.begun) and (frame := self._frames.read()) is not None:
             self._session.receive(frame.message)
 
     def _receive(self, view: memoryview) -> int:

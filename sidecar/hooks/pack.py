@@ -87,12 +87,14 @@ def groups(batch: ForwardBatch, staged: Iterable[TappedRows]) -> tuple[Group, ..
     layouts: dict[tuple[int, int, bool, float], list[Rows]] = {}
     for (layer, items, named, weight), parts in runs.items():
         first = parts[0]
-        rows_per_item = sum(part.rows_per_item for part in parts)
+        rows_per_item = sum([part.rows_per_item for part in parts])
         rows = Rows(layer, first.dtype, first.width, _merge(parts))
         layouts.setdefault((items, rows_per_item, named, weight), []).append(rows)
     return tuple(
-        Group(tuple(rows), _requests(batch, items, weight, named=named), per_item)
-        for (items, per_item, named, weight), rows in layouts.items()
+        [
+            Group(tuple(rows), _requests(batch, items, weight, named=named), per_item)
+            for (items, per_item, named, weight), rows in layouts.items()
+        ]
     )
 
 
@@ -102,7 +104,7 @@ def _requests(
     """Return whose rows they are, weighted by how much of the traffic the rows stand for."""
     whole = weight * batch.weight
     if named:
-        return tuple(clean(request, whole) for request in batch.requests[:items])
+        return tuple([clean(request, whole) for request in batch.requests[:items]])
     return (clean(Request(), whole),) * items
 
 

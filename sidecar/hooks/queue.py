@@ -26,7 +26,8 @@ class ByteQueue:
 
     def reset(self) -> None:
         """Forget everything with fresh locks, as a forked child must."""
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._items: deque[tuple[float, ForwardBatch]] = deque()
         self._held_bytes = 0
         self._in_hand = 0
@@ -35,7 +36,7 @@ class ByteQueue:
     @property
     def pending(self) -> int:
         """Batches that are neither sent nor dropped yet."""
-        with self._changed:
+        with self._lock:
             return len(self._items) + self._in_hand
 
     @property
@@ -55,12 +56,14 @@ class ByteQueue:
             Whether the batch is in the queue.
         """
         self._account.offer()
-        with self._changed:
+        with self._lock:
             reason = self._refusal(batch.held_bytes, when_full)
             if reason is None:
+                # Whoever waits found the queue empty; waking nobody costs as much as taking in.
+                if not self._items:
+                    self._changed.notify_all()
                 self._items.append((now, batch))
                 self._held_bytes += batch.held_bytes
-                self._changed.notify_all()
                 return True
         batch.release()
         self._account.drop(reason)
@@ -87,8 +90,11 @@ class ByteQueue:
             When it was offered, and the batch; None after the timeout, or when the consumer has
             ended or the queue is closed and empty.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: self._items or ended() or self._closed, timeout_seconds)
+        with self._lock:
+            if not self._items:
+                self._changed.wait_for(
+                    lambda: self._items or ended() or self._closed, timeout_seconds
+                )
             if ended() or not self._items:
                 return None
             offered_at, batch = self._items.popleft()
@@ -101,15 +107,14 @@ class ByteQueue:
             self._account.sent()
         else:
             self._account.drop(reason)
-        with self._changed:
+        with self._lock:
             self._in_hand -= 1
             self._held_bytes -= batch.held_bytes
-            self._changed.notify_all()
         batch.release()
 
     def clear(self, reason: Drop) -> None:
         """Drop everything that waits."""
-        with self._changed:
+        with self._lock:
             gone = [batch for _, batch in self._items]
             self._items.clear()
             self._held_bytes -= sum(batch.held_bytes for batch in gone)
@@ -119,11 +124,11 @@ class ByteQueue:
 
     def close(self) -> None:
         """Take nothing more in; what waits may still be taken."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._changed.notify_all()
 
     def wake(self) -> None:
         """Let consumers look at their ``ended`` again."""
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()

@@ -76,8 +76,12 @@ class Registry:
 
 
 LISTEN_SECONDS = 0.25
-"""How often an idle session asks for answers, where no thread receives them: how late it may learn of
-another sampling rate, or that the daemon is gone."""
+"""How often a session asks for answers, where no thread receives them: how late it may learn of another
+sampling rate, or that the daemon is gone. One that is short of credit asks at once."""
+
+REPORT_SECONDS = 0.1
+"""Least time between two reports in batches: a busy stream needs no account of itself with each, and
+Prometheus asks a hundred times less often."""
 
 
 def _nothing() -> None:
@@ -146,7 +150,10 @@ class Session(Iterator[Sendable]):
         self._unsettled: deque[tuple[int, int, float]] = deque()  # number, bytes, when sent
         self._unsettled_bytes = 0
         self._sequence = 0
-        self._reported_at = clock()
+        # The first batch has a report, so that the daemon knows what was sent to it and what was not.
+        self._reported_at = clock() - REPORT_SECONDS
+        self._report_owed = False
+        self._hear_at = clock()
 
     @property
     def refusals(self) -> Mapping[str, int]:
@@ -234,35 +241,54 @@ class Session(Iterator[Sendable]):
         return message
 
     def _next(self) -> Sendable | None:
-        if self._outbox:
-            return self._outbox.popleft()
-        self._settle(None)
-        if not self._greeted:
+        if not self._outbox:
+            self._settle(None)
+        if not self._greeted and not self._outbox:
             self._greeted = True
             if not self._wait_welcome():
                 self.end()
-                return None
-        while not self._outbox:
-            if self.ended:
-                return None
-            if self._stalled():
-                self.end()
-                return None
-            taken = self._take()
-            if taken is not None:
-                self._send(*taken)
-            elif self._report_due() and not self.ended:
-                self._outbox.append(self._report())
-            elif self._queue.closed:
-                return None
-        return self._outbox.popleft()
+        while not self._outbox and self._turn():
+            pass
+        return self._outbox.popleft() if self._outbox else None
 
-    def _take(self) -> tuple[float, ForwardBatch] | None:
-        """Wait for a batch, then hear what has come in by now: it counts before credit is spent."""
-        taken = self._queue.take(self._patience(), self._ended.is_set)
+    def _turn(self) -> bool:
+        """Wait for something to send and put it into the outbox; return whether to go on."""
+        if self.ended:
+            return False
+        now = self._clock()
+        stalls_at = self._stalls_at(now)
+        if now >= stalls_at:
+            self.end()
+            return False
+        taken = self._take(now, stalls_at)
+        if taken is not None:
+            self._send(*taken)
+        elif not self.ended and self._report_due():
+            self._outbox.append(self._report())
+        elif self._queue.closed:
+            return False
+        return True
+
+    def _take(self, now: float, stalls_at: float) -> tuple[float, ForwardBatch] | None:
+        """Wait for a batch until something else is due; hear what has come in meanwhile."""
+        patience = min(self._report_at(), stalls_at) - now
         if self._listen is not None:
-            self._listen(0.0)
+            patience = min(patience, LISTEN_SECONDS)
+        taken = self._queue.take(max(patience, 0.001), self._ended.is_set)
+        if taken is None or now >= self._hear_at:
+            self._hear()
+            self._hear_at = now + LISTEN_SECONDS
         return taken
+
+    def _hear(self) -> None:
+        """Take in what answers there are, where no thread does; a broken connection ends the stream."""
+        if self._listen is None:
+            return
+        try:
+            self._listen(0.0)
+        except Exception:  # noqa: BLE001 - whatever it is, nothing more can be read
+            self._account.error()
+            self.end()
 
     def _wait_welcome(self) -> bool:
         """Wait for the daemon's limits, then announce every layer known so far."""
@@ -281,27 +307,33 @@ class Session(Iterator[Sendable]):
             self._announced.add(registration.layer_id)
             self._outbox.append(registration)
 
-    def _patience(self) -> float:
-        """Seconds until a report is due or the oldest batch counts as stalled; at least a little."""
-        now = self._clock()
-        deadline = self._reported_at + self._timing.report
+    def _stalls_at(self, now: float) -> float:
+        """Return when the oldest batch will have waited too long for its acknowledgement."""
         with self._lock:
-            if self._unsettled:
-                deadline = min(deadline, self._unsettled[0][2] + self._timing.stall)
-        longest = LISTEN_SECONDS if self._listen is not None else deadline - now
-        return max(min(deadline - now, longest), 0.001)
+            oldest = self._unsettled[0][2] if self._unsettled else now
+        return oldest + self._timing.stall
 
-    def _stalled(self) -> bool:
-        with self._lock:
-            oldest = self._unsettled[0][2] if self._unsettled else self._clock()
-        return self._clock() - oldest >= self._timing.stall
+    def _report_at(self) -> float:
+        """Return when a report is due even if there is no batch."""
+        wait_seconds = self._timing.report
+        if self._report_owed:
+            wait_seconds = min(wait_seconds, REPORT_SECONDS)
+        return self._reported_at + wait_seconds
 
     def _report_due(self) -> bool:
-        return self._clock() - self._reported_at >= self._timing.report
+        last = self._queue.closed and self._report_owed
+        return last or self._clock() >= self._report_at()
 
     def _report(self) -> HookReport:
-        self._reported_at = self._clock()
+        self._reported_at, self._report_owed = self._clock(), False
         return self._account.report(self._rate())
+
+    def _report_with(self, now: float) -> HookReport | None:
+        """Return the report of a batch; none if the last is so fresh that this one can wait."""
+        if now - self._reported_at >= REPORT_SECONDS:
+            return self._report()
+        self._report_owed = True
+        return None
 
     def _send(self, offered_at: float, batch: ForwardBatch) -> None:
         """Put a batch's messages into the outbox and keep it in hand, or drop it whole."""
@@ -333,6 +365,12 @@ class Session(Iterator[Sendable]):
         return None
 
     def _spend(self, size: int) -> bool:
+        """Say whether there is credit for so much; ask for acknowledgements before denying it."""
+        if not self._has_credit(size):
+            self._hear()
+        return self._has_credit(size)
+
+    def _has_credit(self, size: int) -> bool:
         with self._lock:
             return self._unsettled_bytes + size <= self._credit_bytes
 
@@ -345,15 +383,16 @@ class Session(Iterator[Sendable]):
             shape = (count, rows.width)
             tensors.append(OutgoingTensor(registration.layer_id, rows.dtype, shape, rows.payload))
         self._sequence += 1
+        now, size = self._clock(), group.payload_bytes
         with self._lock:
-            self._unsettled.append((self._sequence, group.payload_bytes, self._clock()))
-            self._unsettled_bytes += group.payload_bytes
+            self._unsettled.append((self._sequence, size, now))
+            self._unsettled_bytes += size
         return OutgoingBatch(
             sequence=self._sequence,
             tensors=tuple(tensors),
             requests=group.requests,
             rows_per_request=group.rows_per_request,
-            report=self._report(),
+            report=self._report_with(now),
         )
 
     def receive(self, data: bytes) -> None:

@@ -199,12 +199,13 @@ class QueuedSink:
 
     def offer(self, batch: ForwardBatch) -> bool:
         """Take a batch, or drop it and count why; never waits and never raises."""
-        if not self.accepting:
+        connected = self.connected
+        if self._breaker.open and not connected:
             self._account.refuse(Drop.BREAKER_OPEN)
             batch.release()
             return False
         # A queue that fills while nobody empties it means something else than a slow daemon.
-        full = Drop.QUEUE_FULL if self.connected else Drop.DISCONNECTED
+        full = Drop.QUEUE_FULL if connected else Drop.DISCONNECTED
         taken = self._queue.offer(batch, self._clock(), full)
         if taken and self._thread is None:
             self._start()

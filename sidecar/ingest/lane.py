@@ -1,6 +1,7 @@
 """The node-local lane: ingest streams as frames on unix sockets, one reader thread a connection."""
 
 import contextlib
+import select
 import selectors
 import socket
 import struct
@@ -31,6 +32,14 @@ LOG_SECONDS = 60.0
 
 JOIN_SECONDS = 5.0
 """Longest wait for the threads at a stop; they are only ever a lock or a batch away from their end."""
+
+REST_MILLISECONDS = 2
+"""Silence after which a peer is taken to have sent what it has: it then waits for acknowledgements at
+most this long, and one that sends steadily does not cost one for each batch."""
+
+UNSENT_LIMIT_BYTES = 65_536
+"""Answers kept for a peer that does not read; beyond it they wait in the stream, which leaves out old
+ones."""
 
 _TOLD_LIMIT = 256
 _TIMEVAL = struct.Struct("@ll")
@@ -233,11 +242,13 @@ class _Connection:
         self._open = True
         self._unsent = b""
         accepted.setblocking(True)  # noqa: FBT003 - the socket's own signature
+        self._arrival = select.poll()
+        self._arrival.register(accepted, select.POLLIN)
         whole = int(patience_seconds)
         patience = _TIMEVAL.pack(whole, int((patience_seconds - whole) * 1e6))
         accepted.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
         self._frames = FrameReader(
-            accepted.recv_into,
+            self._receive,
             # As many bytes as are asked for in one turn: the interpreter's lock changes hands once.
             fill=lambda view: accepted.recv_into(view, 0, socket.MSG_WAITALL),
             kind=FrameKind.REQUEST,
@@ -255,12 +266,19 @@ class _Connection:
         take_all(self._frames, self._stream)
         self.flush()
 
+    def _receive(self, view: memoryview) -> int:
+        """Take what has arrived; where nothing does for a while, let the stream know and wait."""
+        self._stream.busy()
+        if not self._arrival.poll(REST_MILLISECONDS):
+            self._stream.rest()
+        return self._socket.recv_into(view)
+
     def flush(self) -> None:
         """Send what the stream has to say, as far as the peer takes it; from any thread."""
         with self._sending, contextlib.suppress(OSError):  # the reader finds out why
             while self._open:
-                if not self._unsent:
-                    self._unsent = b"".join(map(encode_response_frame, self._stream.answers()))
+                if len(self._unsent) < UNSENT_LIMIT_BYTES:
+                    self._unsent += b"".join(map(encode_response_frame, self._stream.answers()))
                 if not self._unsent:
                     return
                 self._unsent = self._unsent[self._socket.send(self._unsent, _NEVER_WAIT) :]

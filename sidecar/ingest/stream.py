@@ -26,6 +26,10 @@ from sidecar.wire import (
 STEER_SECONDS = 1.0
 """How often a transport asks for answers unasked, to learn of another sampling rate."""
 
+ACKNOWLEDGE_SHARE = 8
+"""Part of its credit that a busy stream has to have used before it is acknowledged; one that rests is
+at once."""
+
 ANSWER_LIMIT = 1024
 """Answers waiting for a client that does not read; beyond it the oldest are left out."""
 
@@ -80,6 +84,9 @@ class Stream:
         self._answers: deque[Answer] = deque(maxlen=ANSWER_LIMIT)
         self._order = _InOrder()
         self._acknowledged = 0
+        self._finished_bytes = 0
+        self._resting = True
+        self._woken = False
         self._rate = destination.ledger.sampling_rate
 
     def take(
@@ -157,11 +164,11 @@ class Stream:
         return False
 
     def _offer(self, batch: Batch, release: Callable[[], None]) -> bool:
-        sequence = batch.sequence
+        sequence, size = batch.sequence, batch.payload_bytes
 
         def done() -> None:
             release()
-            self._finish(sequence)
+            self._finish(sequence, size)
 
         # Begun first: the writer may be done with it before ``offer`` returns.
         with self._lock:
@@ -210,15 +217,33 @@ class Stream:
                 self._order.finish(sequence)
         self._wake()
 
-    def _finish(self, sequence: int) -> None:
+    def _finish(self, sequence: int, size: int) -> None:
         """Called from the writer thread when a batch left the queue."""
         with self._lock:
-            quiet = self._order.done == self._acknowledged
             self._order.finish(sequence)
-            due = quiet and self._order.done > self._acknowledged
+            self._finished_bytes += size
+            used = self._finished_bytes * ACKNOWLEDGE_SHARE >= self._to.limits.credit_bytes
+            due = (used or self._resting) and self._acknowledgement_due()
         if due:
-            # One wake-up for all batches finished since: the acknowledgement names the newest.
             self._wake()
+
+    def busy(self) -> None:
+        """Say that more messages are at hand: acknowledgements may wait until they are worth it."""
+        self._resting = False
+
+    def rest(self) -> None:
+        """Say that no message is at hand: from now on every batch is acknowledged when it is done."""
+        with self._lock:
+            self._resting = True
+            due = self._acknowledgement_due()
+        if due:
+            self._wake()
+
+    def _acknowledgement_due(self) -> bool:
+        """Say whether to wake the transport: once for all batches finished since it last asked."""
+        due = self._order.done > self._acknowledged and not self._woken
+        self._woken |= due
+        return due
 
     def answers(self) -> list[Answer]:
         """Return what is to be sent now, each answer once.
@@ -229,8 +254,10 @@ class Stream:
         with self._lock:
             due = list(self._answers)
             self._answers.clear()
+            self._woken = False
             if self._order.done > self._acknowledged:
                 self._acknowledged = self._order.done
+                self._finished_bytes = 0
                 due.append(Acknowledgement(self._acknowledged, self._to.limits.credit_bytes))
         rate = self._to.ledger.sampling_rate
         if self._hello and rate != self._rate:

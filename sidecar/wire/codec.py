@@ -63,13 +63,15 @@ def encode_request_frame(value: Sendable) -> list[bytes | memoryview]:
 
 
 def _request(value: Sendable, *, inline: bool) -> pb.StreamRequest:
+    if isinstance(value, OutgoingBatch):
+        request = pb.StreamRequest()
+        _fill(request.batch, value, inline=inline)
+        return request
     if isinstance(value, Hello):
         return pb.StreamRequest(hello=_hello(value))
     if isinstance(value, RegisterLayer):
         return pb.StreamRequest(register_layer=_register(value))
-    if isinstance(value, HookReport):
-        return pb.StreamRequest(report=_report(value))
-    return pb.StreamRequest(batch=_batch(value, inline=inline))
+    return pb.StreamRequest(report=_report(value))
 
 
 def _hello(value: Hello) -> pb.Hello:
@@ -115,37 +117,37 @@ def _report(value: HookReport) -> pb.HookReport:
     )
 
 
-def _batch(value: OutgoingBatch, *, inline: bool) -> pb.ActivationBatch:
+def _fill(message: pb.ActivationBatch, value: OutgoingBatch, *, inline: bool) -> None:
+    """Write a batch where it belongs: one that is built elsewhere is copied there, payload and all."""
+    message.sequence = value.sequence
+    for tensor in value.tensors:
+        entry = message.tensors.add()
+        entry.layer_id = tensor.layer_id
+        entry.dtype = DTYPE_TO_WIRE[tensor.dtype]
+        entry.shape.extend(tensor.shape)
+        if inline:
+            entry.payload = bytes(tensor.payload)
+    for item in value.sparse:
+        message.sparse.append(encode_sparse(item, DTYPE_TO_WIRE[item.dtype]))
     slices = _slice_numbers(value.requests)
-    index = value.request_index
-    tensors = (
-        pb.LayerTensor(
-            layer_id=tensor.layer_id,
-            dtype=DTYPE_TO_WIRE[tensor.dtype],
-            shape=tensor.shape,
-            payload=bytes(tensor.payload) if inline else b"",
-        )
-        for tensor in value.tensors
-    )
-    requests = (
-        pb.SampledRequest(id=r.id, slice=slices.get(r.traffic, 0), weight=r.weight)
-        for r in value.requests
-    )
-    return pb.ActivationBatch(
-        sequence=value.sequence,
-        tensors=tensors,
-        requests=requests,
-        request_index=None if index is None else index.tolist(),
-        rows_per_request=value.rows_per_request if index is None else 0,
-        slices=(pb.TrafficSlice(pairs=dict(traffic.pairs)) for traffic in slices),
-        report=None if value.report is None else _report(value.report),
-        sparse=(encode_sparse(item, DTYPE_TO_WIRE[item.dtype]) for item in value.sparse),
-    )
+    for request in value.requests:
+        sampled = message.requests.add()
+        sampled.id = request.id
+        sampled.weight = request.weight
+        sampled.slice = slices.get(request.traffic, 0) if slices else 0
+    for traffic in slices:
+        message.slices.add(pairs=dict(traffic.pairs))
+    if value.request_index is None:
+        message.rows_per_request = value.rows_per_request
+    else:
+        message.request_index.extend(value.request_index.tolist())
+    if value.report is not None:
+        message.report.CopyFrom(_report(value.report))
 
 
 def _slice_numbers(requests: Iterable[Request]) -> dict[Slice, int]:
     """Number the distinct slices from 1; the empty slice is 0 on the wire and not listed."""
-    distinct = dict.fromkeys(r.traffic for r in requests if r.traffic.pairs)
+    distinct = dict.fromkeys([r.traffic for r in requests if r.traffic.pairs])
     return {traffic: number for number, traffic in enumerate(distinct, start=1)}
 
 

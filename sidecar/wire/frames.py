@@ -212,6 +212,11 @@ class FrameReader:
         self._ahead = memoryview(bytearray(AHEAD_BYTES))
         self._at = self._end = 0  # what of it was received and not yet looked at
 
+    @property
+    def begun(self) -> bool:
+        """Whether a part of the next frame, or all of it, was received with the one before."""
+        return self._at < self._end
+
     def read(self) -> Frame | None:
         """Wait for the next frame.
 

@@ -335,8 +335,9 @@ def _decode_requests(message: pb.ActivationBatch) -> tuple[Request, ...]:
             f"{REQUEST_LIMIT} requests, and no more slices than requests"
         )
     slices = [_NO_SLICE]
-    slices += [Slice.of(dict(item.pairs)) for item in message.slices]
-    return tuple(_decode_request(item, slices) for item in message.requests)
+    if message.slices:
+        slices += [Slice.of(dict(item.pairs)) for item in message.slices]
+    return tuple([_decode_request(item, slices) for item in message.requests])
 
 
 def _decode_request(message: pb.SampledRequest, slices: list[Slice]) -> Request:

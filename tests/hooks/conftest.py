@@ -339,7 +339,9 @@ def as_decoded(batch: ForwardBatch, limit_bytes: int = 4 << 20) -> list[LayerSam
                 decoder.decode(encode_request(RegisterLayer(number, rows.layer, rows.width)))
                 shape = (rows_count, rows.width)
                 tensors.append(OutgoingTensor(number, rows.dtype, shape, rows.payload))
-            outgoing = OutgoingBatch(sequence, tuple(tensors), part.requests, rows_per_request=part.rows_per_request)
+            outgoing = OutgoingBatch(
+                sequence, tuple(tensors), part.requests, rows_per_request=part.rows_per_request
+            )
             value = decoder.decode(encode_request(outgoing))
             assert isinstance(value, Batch)
             samples += value.samples

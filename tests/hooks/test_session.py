@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sidecar.hooks.account import Account
 from sidecar.hooks.batch import ForwardBatch, TappedRows
 from sidecar.hooks.queue import ByteQueue
-from sidecar.hooks.session import Registry, Session, Timing
+from sidecar.hooks.session import REPORT_SECONDS, Registry, Session, Timing
 from sidecar.wire import (
     Acknowledgement,
     Batch,
@@ -90,7 +90,7 @@ def test_a_stream_says_hello_registers_and_sends(tapped: Rows, forward_batch: Ma
     assert [RegisterLayer, RegisterLayer, Batch, Batch] == [type(m) for m in messages]
     assert ["a", "b"] == [message.layer.layer for message in messages[:2]]
     assert [1, 2] == [message.sequence for message in messages[2:]]
-    assert [1, 2] == [message.report.batches_sent + 1 for message in messages[2:]]
+    assert messages[2].report.batches_sent == 0
 
 
 def test_a_new_stream_registers_everything_again(tapped: Rows, forward_batch: Make) -> None:
@@ -121,9 +121,9 @@ def test_without_credit_batches_are_dropped_and_counted(tapped: Rows, forward_ba
     stream.queue.close()
 
     assert [RegisterLayer, Batch, Batch] == [type(message) for message in sent]
+    assert stream.next().dropped == {"no_credit": 1}  # the last word, owed since the second batch
     with pytest.raises(StopIteration):
         next(stream.session)
-    assert stream.account.dropped == {"no_credit": 1}
     assert stream.queue.pending == 0
 
 
@@ -283,6 +283,38 @@ def test_reports_are_sent_when_there_are_no_batches() -> None:
         report.hook_seconds,
         report.sampling_rate,
     )
+
+
+def test_a_busy_stream_gives_an_account_of_itself_now_and_then(
+    tapped: Rows, forward_batch: Make
+) -> None:
+    """The first batch has a report and the next ones none, until the last report is old enough."""
+    stream = Stream()
+    stream.greet()
+    for _ in range(4):
+        stream.offer(forward_batch(tapped()))
+
+    batches = [stream.next() for _ in range(3)][1:]
+    stream.now += REPORT_SECONDS
+    batches += [stream.next(), stream.next()]
+
+    sent = [batch.report and batch.report.batches_sent for batch in batches]
+    assert [0, None, 2, None] == sent
+
+
+def test_what_went_without_a_report_is_reported_when_no_batch_follows(
+    tapped: Rows, forward_batch: Make
+) -> None:
+    """A burst's last batches do not wait for the long interval, nor for another burst."""
+    stream = Stream()
+    stream.greet()
+    for _ in range(2):
+        stream.offer(forward_batch(tapped()))
+    for _ in range(3):
+        stream.next()
+    stream.now += REPORT_SECONDS
+
+    assert stream.next().batches_sent == 2
 
 
 def test_a_daemon_that_never_answers_ends_the_stream() -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,18 @@ import pytest
 from sidecar.errors import ConfigError
 from sidecar.features import LayerSample, Request
 from sidecar.ingest import Destination, LaneServer
+from sidecar.ingest.stream import Stream
 from sidecar.monitor import IngestCounts, Window
 from sidecar.testing import RunningDaemon, running_daemon, wait_until
 from sidecar.wire import (
+    Acknowledgement,
+    Answer,
     FrameKind,
     Hello,
     OutgoingBatch,
     OutgoingTensor,
     Refusal,
+    RegisterLayer,
     Steering,
     Welcome,
     encode_request,
@@ -428,6 +433,54 @@ def test_memory_comes_back_whatever_happens_to_a_frame(
 
     wait_until(lambda: counts(running).refused.get("truncated_frame"), what="the refusal")
     assert once <= pool.kept_bytes <= 2 * once
+
+
+def stream_of(destination: Destination, credit_bytes: int) -> tuple[Stream, list[Answer]]:
+    """Return a busy stream that has said hello, and what it answers from then on."""
+    ingest = destination.limits.model_copy(update={"credit_bytes": credit_bytes})
+    config = destination.config.model_copy(update={"ingest": ingest})
+    answers: list[Answer] = []
+    stream = Stream(replace(destination, config=config), lambda: answers.extend(stream.answers()))
+    stream.take(HELLO)
+    stream.take(encode_request(RegisterLayer(1, LAYER, WIDTH)))
+    answers.clear()
+    stream.busy()
+    return stream, answers
+
+
+def send_rows(stream: Stream, running: RunningDaemon, batches: int) -> None:
+    """Lead batches of one row into a stream, and wait until the writer has taken all of them."""
+    before = counts(running).processed
+    for sequence in range(1, batches + 1):
+        rows = OutgoingTensor(1, "f32", (1, WIDTH), bytes(4 * WIDTH))
+        stream.take(encode_request(OutgoingBatch(sequence, (rows,), (Request("a"),))))
+    wait_until(lambda: counts(running).processed == before + batches, what="the writer")
+
+
+def test_a_busy_stream_is_acknowledged_when_it_rests(
+    running: RunningDaemon, destination: Destination
+) -> None:
+    """One acknowledgement settles all batches of a burst, as soon as nothing more is at hand."""
+    stream, answers = stream_of(destination, 1 << 20)
+    send_rows(stream, running, 5)
+    before = list(answers)
+
+    stream.rest()
+
+    wait_until(lambda: answers and answers[-1].sequence == 5, what="the acknowledgement")
+    assert not before
+
+
+def test_a_busy_stream_gets_its_credit_back_in_time(
+    running: RunningDaemon, destination: Destination
+) -> None:
+    """A hook that never pauses is acknowledged before it has used up what it may send."""
+    stream, answers = stream_of(destination, 16 * 4 * WIDTH)
+
+    send_rows(stream, running, 15)
+
+    assert answers
+    assert all(isinstance(answer, Acknowledgement) for answer in answers)
 
 
 def test_a_lane_is_off_unless_configured(tmp_path: Path) -> None:

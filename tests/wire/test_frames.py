@@ -31,7 +31,7 @@ from sidecar.wire import (
     encode_request_frame,
     encode_response_frame,
 )
-from sidecar.wire.frames import ALIGNMENT, HEADER_BYTES, MAGIC, encode_frame
+from sidecar.wire.frames import AHEAD_BYTES, ALIGNMENT, HEADER_BYTES, MAGIC, encode_frame
 
 pytestmark = pytest.mark.unit
 
@@ -213,6 +213,24 @@ def test_a_dripping_peer_is_given_up() -> None:
 
     with pytest.raises(TruncatedFrame):
         source.read()
+
+
+@pytest.mark.parametrize("most", [1, 7, AHEAD_BYTES, 1 << 20])
+def test_what_was_read_ahead_is_not_lost(most: int) -> None:
+    """Small frames that come together, and the beginning of a payload, are read in one call."""
+    frames = [(bytes(n), bytes([n]) * (3 * n)) for n in (0, 1, 200, 3, 240)]
+    source = io.BytesIO(b"".join(joined(message, payload) for message, payload in frames))
+    pieces = FrameReader(
+        lambda view: source.readinto(view[:most]), kind=FrameKind.REQUEST, limit_bytes=LIMIT
+    )
+
+    for message, payload in frames:
+        frame = pieces.read()
+        assert frame is not None
+        assert message == frame.message
+        assert payload == bytes(frame.payload[: len(payload)])
+    assert not pieces.begun
+    assert pieces.read() is None
 
 
 def test_answers_travel_in_frames_too() -> None:

@@ -104,14 +104,17 @@ requests = st.builds(
 )
 slices = st.builds(lambda p: pb.TrafficSlice(pairs=p), st.dictionaries(texts, texts, max_size=3))
 batches = st.builds(
-    lambda n, t, r, i, s: pb.StreamRequest(
-        batch=pb.ActivationBatch(sequence=n, tensors=t, requests=r, request_index=i, slices=s)
+    lambda n, t, r, i, s, each: pb.StreamRequest(
+        batch=pb.ActivationBatch(
+            sequence=n, tensors=t, requests=r, request_index=i, slices=s, rows_per_request=each
+        )
     ),
     numbers,
     st.lists(tensors, max_size=3),
     st.lists(requests, max_size=4),
     st.lists(st.integers(0, 4), max_size=4),
     st.lists(slices, max_size=2),
+    st.sampled_from([0, 0, 1, 2, 2**32 - 1]),
 )
 registers = st.builds(
     lambda i, n, k, v, s, w: pb.StreamRequest(

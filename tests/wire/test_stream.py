@@ -118,6 +118,39 @@ def test_rows_without_an_index_belong_to_the_request_of_their_number() -> None:
     assert [1.0, 1.0] == [request.weight for request in batch.requests]
 
 
+def test_requests_with_equally_many_rows_need_no_index() -> None:
+    """One number says whose rows they are, and one layout after another is understood."""
+    stream = decoder()
+    found = []
+    for sequence, rows in enumerate((3, 3, 1, 2), start=1):
+        tensor = OutgoingTensor(1, "f32", (2 * rows, 3), bytes(24 * rows))
+        sent = OutgoingBatch(
+            sequence, (tensor,), (Request("a"), Request("b")), rows_per_request=rows
+        )
+        found.append(stream.decode(encode_request(sent)).samples[0].request_index)
+
+    expected = [[0] * rows + [1] * rows for rows in (3, 3, 1, 2)]
+    assert expected == [index.tolist() for index in found]
+    assert {np.dtype(np.int32)} == {index.dtype for index in found}
+
+
+def test_a_layout_that_is_shared_cannot_be_written_to() -> None:
+    """Batches of one layout have one index, which nobody may change for the others."""
+    index = decoder().decode(message()).samples[0].request_index
+
+    with pytest.raises(ValueError, match="read-only"):
+        index[0] = 1
+
+
+def test_a_claim_of_many_rows_takes_no_memory() -> None:
+    """A number in a few bytes must not make the daemon build an index of gigabytes."""
+    tensor = pb.LayerTensor(layer_id=1, dtype=1, shape=(2**32 - 2, 3))
+    claim = message(tensors=[tensor], rows_per_request=2**31 - 1)
+
+    with pytest.raises(errors.ShapeMismatch, match="rows_per_request"):
+        decoder().decode(claim)
+
+
 def test_views_and_scopes_left_out_have_their_defaults() -> None:
     """A client that names neither view nor scope gets the kind's."""
     stream = StreamDecoder()
@@ -184,6 +217,9 @@ def test_reports_need_no_batch() -> None:
         ({"request_index": [0, 2]}, errors.MalformedMessage),
         ({"request_index": [1, 0]}, errors.MalformedMessage),
         ({"request_index": [0]}, errors.ShapeMismatch),
+        ({"rows_per_request": 2}, errors.ShapeMismatch),
+        ({"rows_per_request": 2**32 - 1}, errors.ShapeMismatch),
+        ({"rows_per_request": 1, "request_index": [0, 1]}, errors.MalformedMessage),
         ({"requests": []}, errors.ShapeMismatch),
         ({"requests": [pb.SampledRequest(weight=0.5)] * 2}, errors.MalformedMessage),
         ({"requests": [pb.SampledRequest(weight=float("nan"))] * 2}, errors.MalformedMessage),
