@@ -31,7 +31,7 @@ from sidecar.ingest.pool import BufferPool
 from sidecar.ingest.stream import Stream
 from sidecar.monitor import Monitor
 from sidecar.wire import Batch, Frame, FrameKind, FrameReader, Lease, Refusal
-from sidecar.wire.frames import padding
+from sidecar.wire.frames import PAYLOAD_ALIGNMENT, padding
 from sidecar.wire.v1 import ingest_pb2 as pb
 
 LIMIT = 4096
@@ -117,7 +117,9 @@ class Sender:
         checksum = zlib.crc32(item.message, zlib.crc32(head))
         if self._chance(0.005):
             checksum ^= 1 << rng.randrange(32)
-        return head + struct.pack("<I", checksum) + item.message + item.payload
+        data = head + struct.pack("<I", checksum) + item.message
+        gap = bytes(-len(data) % PAYLOAD_ALIGNMENT if item.payload else 0)
+        return data + gap + item.payload
 
     def bytes_of(self, items: Iterator[Item]) -> bytes:
         """Return a stream as it may lie in a socket: with garbage in it, or cut off."""

@@ -3,7 +3,9 @@
 import threading
 from functools import partial
 
-from sidecar.wire import Lease
+import numpy as np
+
+from sidecar.wire import PAYLOAD_ALIGNMENT, Lease
 
 SMALLEST_BYTES = 4096
 """Smallest buffer: below a page nothing is saved."""
@@ -23,7 +25,7 @@ class BufferPool:
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._lock = threading.Lock()
-        self._free: dict[int, list[bytearray]] = {}
+        self._free: dict[int, list[memoryview]] = {}
         self._kept_bytes = 0
 
     @property
@@ -40,10 +42,10 @@ class BufferPool:
             buffer = found.pop() if found else None
             self._kept_bytes -= room if buffer is not None else 0
         if buffer is None:
-            buffer = bytearray(room)
-        return Lease(memoryview(buffer)[:size], partial(self._give_back, buffer))
+            buffer = _aligned(room)
+        return Lease(buffer[:size], partial(self._give_back, buffer))
 
-    def _give_back(self, buffer: bytearray) -> None:
+    def _give_back(self, buffer: memoryview) -> None:
         with self._lock:
             if self._kept_bytes + len(buffer) <= self._limit_bytes:
                 self._kept_bytes += len(buffer)
@@ -52,6 +54,13 @@ class BufferPool:
                 # Sizes that nobody asks for any more must not keep out those that are in use.
                 self._free.clear()
                 self._kept_bytes = 0
+
+
+def _aligned(size: int) -> memoryview:
+    """Return fresh memory that begins at a multiple of ``PAYLOAD_ALIGNMENT``, as payloads do."""
+    memory = np.empty(size + PAYLOAD_ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % PAYLOAD_ALIGNMENT
+    return memory.data[start : start + size]
 
 
 def rounded(size: int) -> int:

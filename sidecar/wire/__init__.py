@@ -21,7 +21,7 @@ from sidecar.wire.codec import (
     encode_response,
     encode_response_frame,
 )
-from sidecar.wire.frames import Frame, FrameKind, FrameReader, Lease
+from sidecar.wire.frames import PAYLOAD_ALIGNMENT, Frame, FrameKind, FrameReader, Lease
 from sidecar.wire.messages import (
     METHOD,
     REQUEST_LIMIT,
@@ -43,6 +43,7 @@ from sidecar.wire.stream import StreamDecoder
 
 __all__ = [
     "METHOD",
+    "PAYLOAD_ALIGNMENT",
     "REQUEST_LIMIT",
     "SERVICE",
     "Acknowledgement",

@@ -22,6 +22,7 @@ from sidecar.ingest.stream import Stream
 from sidecar.monitor import IngestCounts, Window
 from sidecar.testing import RunningDaemon, running_daemon, wait_until
 from sidecar.wire import (
+    PAYLOAD_ALIGNMENT,
     Acknowledgement,
     Answer,
     FrameKind,
@@ -61,11 +62,12 @@ def counts(running: RunningDaemon) -> IngestCounts:
 def header(
     message: bytes, payload_bytes: int, *, magic: bytes = MAGIC, version: int = VERSION, **lies: int
 ) -> bytes:
-    """Return a frame's header and message, with a checksum that is right for the lie."""
+    """Return what precedes a frame's payload, with a checksum that is right for the lie."""
     size = lies.get("message_bytes", len(message))
     kind, flags = lies.get("kind", int(FrameKind.REQUEST)), lies.get("flags", 0)
     head = struct.pack("<4sBBHII", magic, version, kind, flags, size, payload_bytes)
-    return head + struct.pack("<I", zlib.crc32(head + message)) + message
+    data = head + struct.pack("<I", zlib.crc32(head + message)) + message
+    return data + bytes(-len(data) % PAYLOAD_ALIGNMENT if payload_bytes else 0)
 
 
 def flipped(data: bytes, at: int) -> bytes:
@@ -145,7 +147,8 @@ def test_a_payload_of_another_length_than_the_tensors_is_refused(
 ) -> None:
     """Bytes that no tensor claims, or that are missing, cost the batch and not the stream."""
     client.hello()
-    message = bytes(encode_request_frame(OutgoingBatch(1, (tensor(),), (Request(),) * 2))[1])
+    empty = OutgoingTensor(1, "f32", (2, WIDTH), b"")
+    message = encode_request(OutgoingBatch(1, (empty,), (Request(),) * 2))
     payload = bytes(2 * WIDTH * 4 + more - less)
     client.sequence = 1
     client.write(header(message, len(payload)) + payload)

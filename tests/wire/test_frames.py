@@ -31,7 +31,14 @@ from sidecar.wire import (
     encode_request_frame,
     encode_response_frame,
 )
-from sidecar.wire.frames import AHEAD_BYTES, ALIGNMENT, HEADER_BYTES, MAGIC, encode_frame
+from sidecar.wire.frames import (
+    AHEAD_BYTES,
+    ALIGNMENT,
+    HEADER_BYTES,
+    MAGIC,
+    PAYLOAD_ALIGNMENT,
+    encode_frame,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -68,10 +75,20 @@ def test_frames_come_out_as_they_went_in(frames: list[tuple[bytes, list[bytes]]]
 
 def test_the_layout_is_what_the_document_says() -> None:
     """The bytes of a frame are part of the protocol: a change of them is a new version."""
-    expected = "53434c4e010100000200000008000000ed14ce8868690102030000000000"
+    expected = "53434c4e010100000200000008000000ed14ce886869" + 42 * "00" + "0102030000000000"
 
     assert expected == joined(b"hi", b"\1\2\3").hex()
     assert 20 == HEADER_BYTES
+
+
+@given(st.binary(max_size=300), st.binary(min_size=1, max_size=9))
+def test_a_payload_begins_where_copies_are_fast(message: bytes, payload: bytes) -> None:
+    """Its place in the frame is aligned; a frame without a payload is not filled up."""
+    whole, without = joined(message, payload), joined(message)
+
+    assert whole.endswith(payload + bytes(-len(payload) % ALIGNMENT))
+    assert (len(whole) - len(payload) - (-len(payload) % ALIGNMENT)) % PAYLOAD_ALIGNMENT == 0
+    assert len(without) == HEADER_BYTES + len(message)
 
 
 @given(st.binary(min_size=1, max_size=40), st.data())
@@ -296,11 +313,11 @@ def test_both_forms_of_a_batch_decode_to_equal_values(
 @pytest.mark.parametrize("size", [0, 8, 15, 24])
 def test_a_payload_that_does_not_fit_the_tensors_is_refused(size: int) -> None:
     """Missing bytes and bytes that belong to nothing are both lies about a length."""
-    tensor = OutgoingTensor(0, "f32", (2, 2), bytes(16))
-    message = encode_request_frame(OutgoingBatch(1, (tensor,), (Request(), Request())))[1]
+    tensor = OutgoingTensor(0, "f32", (2, 2), b"")
+    message = encode_request(OutgoingBatch(1, (tensor,), (Request(), Request())))
 
     with pytest.raises(PayloadMismatch) as caught:
-        ready([2]).decode(bytes(message), memoryview(bytes(size)))
+        ready([2]).decode(message, memoryview(bytes(size)))
     assert 1 == caught.value.sequence
 
 
