@@ -11,7 +11,11 @@ from sidecar.errors import PayloadMismatch, ShapeMismatch, UnsupportedDtype
 ITEM_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 """Bytes of one value of each dtype a tensor may have."""
 
-_LITTLE = {"f32": "<f4", "f16": "<f2", "bf16": "<u2"}
+_LITTLE: dict[str, np.dtype[Any]] = {
+    "f32": np.dtype("<f4"),
+    "f16": np.dtype("<f2"),
+    "bf16": np.dtype("<u2"),
+}
 
 
 def check_payload(length: int, dtype: str, shape: tuple[int, ...]) -> None:
@@ -58,6 +62,7 @@ def read_tensor(payload: bytes | memoryview, dtype: str, shape: tuple[int, ...])
         PayloadMismatch: The length of the payload does not fit the shape.
     """
     check_payload(memoryview(payload).nbytes, dtype, shape)
-    values = np.frombuffer(payload, dtype=_LITTLE[dtype])
-    native = values if sys.byteorder == "little" else values.astype(values.dtype.newbyteorder("="))
-    return native.reshape(shape)
+    values = np.ndarray(shape, _LITTLE[dtype], payload)
+    if sys.byteorder == "little":
+        return values
+    return values.astype(values.dtype.newbyteorder("="))
