@@ -2,7 +2,7 @@
 
 Two processes on one machine, batches of 1 MiB (64 rows of 4,096 float32 values, of 2 requests).
 Counted is all CPU time, user and system, of both whole processes, from the first batch offered to the
-last one taken:
+last one taken, reports and acknowledgements included, which come a few times a second:
 
 - sender: ``Sink.offer``, the queue, the sender thread, ``Session``, encoding, sending, reading answers;
 - receiver: reading, ``StreamDecoder``, admission, the ledger, acknowledging, giving the memory back.
@@ -36,10 +36,10 @@ from sidecar.wire import Hello
 
 ROWS_PER_REQUEST, REQUESTS, WIDTH = 32, 2, 4096
 BATCH_BYTES = ROWS_PER_REQUEST * REQUESTS * WIDTH * 4
-BATCHES = 256
-"""A quarter of a GB a round."""
+BATCHES = 1024
+"""A GB a round: long enough that what happens a few times a second happens in every round."""
 
-ROUNDS = 12
+ROUNDS = 8
 RING = 8
 """Buffers the batches lie in, one after another: the hooks' own pool reuses its buffers likewise."""
 

@@ -366,8 +366,9 @@ class Session(Iterator[Sendable]):
 
     def _spend(self, size: int) -> bool:
         """Say whether there is credit for so much; ask for acknowledgements before denying it."""
-        if not self._has_credit(size):
-            self._hear()
+        if self._has_credit(size):
+            return True
+        self._hear()
         return self._has_credit(size)
 
     def _has_credit(self, size: int) -> bool:
