@@ -62,9 +62,9 @@ class _Release:
 
     def offer(self, batch: Batch, done: Callable[[], None]) -> None:
         """Count the batch in and out."""
-        if not self._ledger.accept(batch.payload_bytes):
+        if not self._ledger.accept(batch.payload_bytes, batch.held_bytes):
             raise QueueFull("one batch at a time always fits")
-        self._ledger.finish(batch.payload_bytes)
+        self._ledger.finish(batch.held_bytes)
         done()
         self._counted.add()
 

@@ -347,7 +347,8 @@ class IngestConfig(_Section):
     """Bounds on what the hooks may send."""
 
     queue_bytes: Bytes = Field(
-        default=64 << 20, description="Payload waiting for the statistics; beyond it batches drop."
+        default=64 << 20,
+        description="Batches waiting for the statistics, their requests included; beyond it they drop.",
     )
     message_limit_bytes: Bytes = Field(
         default=4 << 20, description="Largest message read from a stream."

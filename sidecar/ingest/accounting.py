@@ -24,7 +24,7 @@ class Ledger:
         """Start at zero.
 
         Args:
-            queue_limit_bytes: Payload that may be in flight.
+            queue_limit_bytes: Bytes of batches that may be in flight.
             sampling_rate: Share of forward passes hooks are asked for at first.
         """
         self._lock = threading.Lock()
@@ -36,18 +36,22 @@ class Ledger:
         self._hooks = _HookTotals()
         self._sampling_rate = sampling_rate
 
-    def accept(self, payload_bytes: int) -> bool:
-        """Count a batch in and into the queue if its bytes fit; say whether.
+    def accept(self, payload_bytes: int, held_bytes: int) -> bool:
+        """Count a batch in and into the queue if it fits; say whether.
 
         One that does not fit is not counted here: the caller refuses it.
+
+        Args:
+            payload_bytes: Of its tensors.
+            held_bytes: What it takes in the queue.
         """
         with self._lock:
-            fits = self._queue_bytes + payload_bytes <= self._limit
+            fits = self._queue_bytes + held_bytes <= self._limit
             if fits:
                 self._received += 1
                 self._accepted += 1
                 self._in_flight += 1
-                self._queue_bytes += payload_bytes
+                self._queue_bytes += held_bytes
                 self._payload_bytes += payload_bytes
             return fits
 
@@ -57,11 +61,11 @@ class Ledger:
             self._received += 1
             self._refused[reason] += 1
 
-    def finish(self, payload_bytes: int, dropped: str = "") -> None:
+    def finish(self, held_bytes: int, dropped: str = "") -> None:
         """Count an accepted batch out of the queue: processed, or dropped for a reason."""
         with self._lock:
             self._in_flight -= 1
-            self._queue_bytes -= payload_bytes
+            self._queue_bytes -= held_bytes
             if dropped:
                 self._dropped[dropped] += 1
             else:

@@ -108,11 +108,11 @@ class Pipeline:
         Raises:
             QueueFull: The queue has no room for it; the caller counts the refusal.
         """
-        size, limit = batch.payload_bytes, self._config.queue_bytes
+        size, limit = batch.held_bytes, self._config.queue_bytes
         with self._wake:
             # Under the lock with which ``stop`` begins: what is accepted is written or dropped there.
             open_ = not self._stopping and len(self._queue) < ENTRY_LIMIT
-            if open_ and self._ledger.accept(size):
+            if open_ and self._ledger.accept(batch.payload_bytes, size):
                 self._queue.append(_Entry(batch, done))
                 self._wake.notify()
                 return
@@ -155,7 +155,7 @@ class Pipeline:
         return ""
 
     def _finish(self, entry: _Entry, dropped: str) -> None:
-        self._ledger.finish(entry.batch.payload_bytes, dropped)
+        self._ledger.finish(entry.batch.held_bytes, dropped)
         entry.done()
 
     def _turn(self) -> None:

@@ -17,8 +17,11 @@ SERVICE = "sidecar.wire.v1.IngestService"
 METHOD = "Stream"
 """Name of its bidirectional method; a client calls ``/{SERVICE}/{METHOD}``."""
 
-REQUEST_LIMIT = 65_536
-"""Most requests in one batch; an empty one takes 2 bytes on the wire but 50 times that in memory."""
+REQUEST_LIMIT = 8192
+"""Most requests in one batch: reading them takes a tenth of a second, in which no other is served."""
+
+REQUEST_BYTES = 256
+"""What a request takes in memory, whatever little it took on the wire."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +169,11 @@ class Batch:
     requests: tuple[Request, ...]
     report: HookReport | None
     payload_bytes: int
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes it takes while it waits: what the ingest queue is charged with."""
+        return self.payload_bytes + REQUEST_BYTES * len(self.requests)
 
 
 @dataclass(frozen=True, slots=True)

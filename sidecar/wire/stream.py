@@ -153,6 +153,8 @@ class StreamDecoder:
             return self._decode_batch(request.batch, _Attachment(attached), size)
         except SidecarError as error:
             error.sequence = request.batch.sequence
+            # A refused number is used: its client waits for what comes after it.
+            self._sequence = max(self._sequence, error.sequence)
             raise
 
     def _announced(self) -> Hello:

@@ -50,7 +50,7 @@ def test_overload_and_garbage_are_conserved_in_the_metrics(tmp_path: Path, trans
     """After a flood with bad batches in it, the counters of a scrape add up to what was sent."""
     settings = {
         "models": [{"name": "tiny"}],
-        "ingest": {"queue_bytes": 8192},
+        "ingest": {"queue_bytes": 3 * 200 * 300},
         "statistics": {"warmup_rows": 8},
     }
     with running_daemon(tmp_path, settings) as running:
@@ -101,7 +101,7 @@ def test_a_full_queue_lowers_the_sampling_rate_and_an_empty_one_restores_it(
 ) -> None:
     """Back-pressure reaches the hook as a smaller share, and goes away again."""
     monkeypatch.setattr("sidecar.ingest.pipeline.CALM_SECONDS", STEER_SECONDS)
-    settings = {"models": [{"name": "tiny"}], "ingest": {"queue_bytes": 4096}}
+    settings = {"models": [{"name": "tiny"}], "ingest": {"queue_bytes": 5 * 50 * 300}}
     with running_daemon(tmp_path, settings) as running:
         client = open_client(running, transport)
         client.hello()
@@ -118,6 +118,24 @@ def test_a_full_queue_lowers_the_sampling_rate_and_an_empty_one_restores_it(
         client.close()
 
     assert low < 1.0
+
+
+def test_requests_are_charged_though_their_payload_is_tiny(tmp_path: Path) -> None:
+    """Thousands of ids with a value each take memory, and the queue is bounded in that."""
+    settings = {"models": [{"name": "tiny"}], "ingest": {"queue_bytes": 1 << 20}}
+    with running_daemon(tmp_path, settings) as running:
+        client = open_client(running, "grpc")
+        client.hello()
+        client.read_until_settled(client.batch(np.ones((1, WIDTH))))
+        with running.daemon.monitor._lock:  # noqa: SLF001 - a writer that cannot go on
+            for _ in range(6):
+                client.batch(np.ones((2000, WIDTH)))
+            wait_until(lambda: running.daemon.ledger.counts().received == 7)
+            counts = running.daemon.ledger.counts()
+        client.close()
+
+    assert counts.refused["queue_full"] >= 4
+    assert counts.queue_bytes <= counts.queue_limit_bytes
 
 
 def test_one_hook_within_its_credit_is_slowed_down_too(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def batch(dtype: str = "f32", values: bytes = VALUES.tobytes()) -> bytes:
     return encode_request(OutgoingBatch(1, (tensor,), requests, sparse=(sparse,)))
 
 
-def message(**changes: Any) -> bytes:
+def message(number: int = 5, **changes: Any) -> bytes:
     """Return a valid batch of three sparse rows, with some fields of the tensor changed."""
     tensor = pb.SparseLayerTensor(
         layer_id=1,
@@ -60,7 +60,7 @@ def message(**changes: Any) -> bytes:
     for name, value in changes.items():
         setattr(tensor, name, value)
     requests = [pb.SampledRequest(id=name) for name in "abc"]
-    body = pb.ActivationBatch(sequence=5, requests=requests, sparse=[tensor])
+    body = pb.ActivationBatch(sequence=number, requests=requests, sparse=[tensor])
     return pb.StreamRequest(batch=body).SerializeToString()
 
 
@@ -131,7 +131,7 @@ def test_sparse_rows_that_lie_are_refused(changes: Any, error: type[errors.Sidec
         stream.decode(message(**changes))
 
     assert 5 == refusal.value.sequence
-    assert isinstance(stream.decode(message()), Batch)
+    assert isinstance(stream.decode(message(number=6)), Batch)
 
 
 def test_a_sparse_layer_is_of_latents_and_bounded() -> None:

@@ -247,7 +247,7 @@ def test_a_broken_batch_is_refused_and_changes_nothing(
         stream.decode(message(**changes))
 
     assert changes.get("sequence", 1) == caught.value.sequence
-    assert stream.decode(message()).sequence == 1
+    assert stream.decode(message(sequence=2)).sequence == 2
 
 
 @pytest.mark.parametrize(
@@ -337,6 +337,16 @@ def test_batch_numbers_grow() -> None:
         with pytest.raises(errors.MalformedMessage):
             stream.decode(message(sequence=old))
     assert stream.decode(message(sequence=8)).sequence == 8
+
+
+def test_the_number_of_a_refused_batch_is_used() -> None:
+    """Else what follows a refused 2**63 would be taken in and never be acknowledged."""
+    stream = decoder()
+    with pytest.raises(errors.MalformedMessage):
+        stream.decode(message(sequence=2**63, slices=[pb.TrafficSlice()] * 3))
+
+    with pytest.raises(errors.MalformedMessage, match="numbers must grow"):
+        stream.decode(message(sequence=1))
 
 
 def test_large_messages_are_not_even_parsed() -> None:
