@@ -117,6 +117,7 @@ def test_an_unknown_model_is_named_with_the_known_ones(
 def test_a_layer_with_another_width_is_a_conflict(client: RawClient, opened: Open) -> None:
     """Two processes cannot give one layer two meanings."""
     client.hello()
+    client.read_until_settled(client.batch(np.ones((1, WIDTH))))  # so the layer is registered
     other = opened()
     other.say(Hello("tiny", REVISION))
     other.say(RegisterLayer(1, LAYER, WIDTH + 1))
