@@ -29,7 +29,9 @@ def test_a_short_soak_loses_no_batch() -> None:
     assert report.conserved
     assert 0 == counts.in_flight
     assert {"payload_mismatch", "malformed", "queue_full"} == set(counts.refused)
-    assert {"unregistered_layer": 8} == dict(counts.dropped)
+    # In a burst a stranger may find the queue full, and is refused for that.
+    assert {"unregistered_layer"} == set(counts.dropped)
+    assert counts.dropped["unregistered_layer"] in (7, 8)
     assert (8, 8) == (counts.refused["payload_mismatch"], counts.refused["malformed"])
     assert counts.processed > 70
     assert np.isfinite(report.growth)
