@@ -22,6 +22,7 @@ CACHE_VARIABLE = "NUMBA_CACHE_DIR"
 
 _PROGRAM = """
 import os, threading
+os.nice(19)  # the model server on the same cores comes first
 from sidecar.compilation import load_compiled
 # The daemon holds the other end: whatever ends it, kill -9 too, ends this.
 threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
