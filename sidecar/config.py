@@ -20,13 +20,11 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
 
 from sidecar.errors import ConfigError, SidecarError
-from sidecar.features import FeatureSelector, check_name
+from sidecar.features import FeatureSelector, Slice, check_name
 from sidecar.recipes import Recipe
 
 _ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9_.\-]+|\[[0-9a-fA-F:]+\]):(?P<port>\d{1,5})")
@@ -112,6 +110,14 @@ def _check_selector(value: str) -> str:
     return value
 
 
+def _check_slice(value: dict[str, str]) -> dict[str, str]:
+    try:
+        Slice.of(value)
+    except SidecarError as error:
+        raise ValueError(error.message) from error
+    return value
+
+
 def _check_model_name(value: str) -> str:
     try:
         return check_name("model", value)
@@ -132,6 +138,7 @@ SocketAddress = Annotated[str, AfterValidator(_check_socket)]
 WebAddress = Annotated[str, AfterValidator(_check_web_address)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Windows = Annotated[int, Field(ge=1, le=8640)]  # a day of the default length
 Bytes = Annotated[int, Field(ge=1024)]
 
 
@@ -230,6 +237,22 @@ class FlagConfig(_Section):
     owner: Annotated[str, Field(max_length=80)] = Field(
         default="", description="Who is told; label of the alert."
     )
+    factor: Annotated[float, Field(gt=1.0)] | None = Field(
+        default=None,
+        description="Least factor over its recent level that can raise an alarm; default: spike.factor.",
+    )
+    direction: Literal["above", "below", "both"] = Field(
+        default="above", description="On which side of its baseline it is watched."
+    )
+    slice: Annotated[dict[str, str], AfterValidator(_check_slice)] = Field(
+        default={}, description="Only requests with all these key: value pairs count. Default: all."
+    )
+    detectors: list[Literal["spike", "conditions", "drift"]] = Field(
+        default=["spike", "conditions", "drift"],
+        min_length=1,
+        description="What looks at it: spike pages, conditions are certain (never seen, not finite, silent, "
+        "saturated), drift is slow and asks for a ticket.",
+    )
 
 
 class StatisticsConfig(_Section):
@@ -298,28 +321,38 @@ class SpikeConfig(_Section):
 
     quantile: Annotated[float, Field(ge=0.5, lt=1.0)] = Field(
         default=0.999,
-        description="A request exceeds when one of its values is above this baseline quantile.",
+        description="A request exceeds when one of its values is beyond this baseline quantile.",
     )
     factor: Annotated[float, Field(gt=1.0)] = Field(
-        default=5.0, description="Exceedance rate over the baseline's at which a window is suspect."
+        default=4.0,
+        description="The sensitivity: the least factor over the recent level that can raise an alarm. "
+        "Lower finds smaller spikes, and takes bursts of like traffic for spikes.",
     )
-    short_windows: Count = Field(default=2, description="Windows of the fast rate.")
-    long_windows: Count = Field(default=12, description="Windows of the slow rate.")
-    long_factor: Annotated[float, Field(gt=1.0)] = Field(
-        default=2.0, description="Factor the slow rate must exceed as well."
+    baseline_factor: Annotated[float, Field(gt=1.0)] = Field(
+        default=1.5,
+        description="Factor over the baseline's rate that is always tolerated: no baseline is exact.",
     )
-    min_exceedances: Count = Field(
-        default=5, description="Exceeding requests below which nothing is suspected."
+    level_windows: Count = Field(
+        default=30,
+        description="Windows over which the recent level forgets: 5 minutes, about as long as a topic lasts.",
     )
-    false_alarm_probability: Annotated[float, Field(gt=0, lt=0.1)] = Field(
-        default=1e-6,
-        description="Binomial tail probability of the fast rate below which a window is suspect.",
+    lag_windows: Windows = Field(
+        default=6,
+        description="Windows until a window counts for the recent level, lest a spike excuse itself.",
     )
-    pending_windows: Count = Field(
-        default=1, description="Suspect windows in a row after which a pending feature fires."
+    false_alarms_per_1000_days: Positive = Field(
+        default=1.0,
+        description="Expected of all flagged features together, while requests exceed within what is "
+        "tolerated; it sets the evidence that an alarm takes.",
+    )
+    short_windows: Windows = Field(
+        default=2,
+        description="Windows of the rate that is shown and that must fall for an alert to end.",
     )
     clear_factor: Annotated[float, Field(gt=1.0)] = Field(
-        default=2.0, description="Below this factor of the baseline rate a window is calm."
+        default=2.0,
+        description="Below this factor of the baseline's rate, or of the level at the onset if that was "
+        "higher, a window is calm.",
     )
     clear_windows: Count = Field(
         default=6, description="Calm windows in a row after which a firing feature resolves."
@@ -330,17 +363,6 @@ class SpikeConfig(_Section):
     unsampled_windows: Count = Field(
         default=6, description="Windows without a sample after which the state is unknown."
     )
-
-    @field_validator("long_windows")
-    @classmethod
-    def _windows_nest(cls, value: int, info: ValidationInfo) -> int:
-        short = info.data.get("short_windows", value)
-        if short > value:
-            raise ValueError(
-                f"short_windows {short} is above long_windows {value}: the slow rate needs at least "
-                "as many windows as the fast one"
-            )
-        return value
 
 
 class IngestConfig(_Section):

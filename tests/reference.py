@@ -77,73 +77,79 @@ class SpikeMachine:
     policy: SpikePolicy
     state: str = "unknown"
     windows: list[tuple[int, int]] = field(default_factory=list)
-    suspect: int = 0
+    waiting: list[float] = field(default_factory=list)
+    level: float | None = None
+    sums: list[float] = field(default_factory=lambda: [0.0] * 5)
+    onset: float | None = None
     calm: int = 0
     resolved: int = 0
     unsampled: int = 10**9
 
-    def step(self, requests: int, exceedances: int, baseline: float) -> str:
+    def step(
+        self, requests: int, exceedances: int, baseline: float, flagged: int, factor: float = 4.0
+    ) -> str:
         """Take in one window and return the state."""
-        policy = self.policy
         self.unsampled = 0 if requests else self.unsampled + 1
-        self.windows.append((requests, exceedances))
+        before = self.state
         if math.isnan(baseline):
-            self.windows = []
-        if math.isnan(baseline) or self.unsampled >= policy.unsampled_windows:
-            self.state, self.suspect, self.calm = "unknown", 0, 0
-            return self.state
-        if requests:
-            self.suspect = self.suspect + 1 if self._is_suspect(baseline) else 0
-            self.calm = self.calm + 1 if self._is_calm(baseline) else 0
-        is_suspect = bool(requests) and self.suspect > 0
-        before, self.state = self.state, self._next(is_suspect, bool(requests))
-        if before != self.state:
+            self.windows, self.waiting, self.level = [], [], None
+        elif requests:
+            self.windows = [*self.windows, (requests, exceedances)][-self.policy.short_windows :]
+            tolerated = self._tolerated(baseline, factor)
+            self.waiting.append(min(exceedances / requests, 3 * tolerated))
+        if self.unsampled >= self.policy.unsampled_windows:
+            self.state, self.windows = "unknown", []
+        if math.isnan(baseline) or self.policy.baseline_factor * baseline > 0.5:
+            self.state, self.sums, self.onset = "unknown", [0.0] * 5, None
+        elif requests:
+            self._judge(requests, exceedances, baseline, tolerated, flagged)
+        if self.state != before:
             self.calm = self.resolved = 0
         return self.state
 
-    def _next(self, is_suspect: bool, sampled: bool) -> str:
-        policy = self.policy
-        if self.state == "firing":
-            return "resolved" if self.calm >= policy.clear_windows else "firing"
+    def _tolerated(self, baseline: float, factor: float) -> float:
+        self.level = baseline if self.level is None else self.level
+        if len(self.waiting) >= self.policy.lag_windows:
+            share = 1 / self.policy.level_windows
+            self.level = (1 - share) * self.level + share * self.waiting.pop(0)
+        return min(0.5, max(self.policy.baseline_factor * max(baseline, 1e-4), factor * self.level))
+
+    def _judge(
+        self, requests: int, exceedances: int, baseline: float, tolerated: float, flagged: int
+    ) -> None:
+        """Grow the evidence where no alarm is held, and move on."""
+        policy, alarm = self.policy, 10 ** self.policy.threshold_log10(flagged)
+        total = self.evidence()
+        if self.onset is None:
+            for at, multiple in enumerate((1.5, 2, 3, 5, 10)):
+                q = min(0.95, multiple * tolerated)
+                hits, misses = q / tolerated, (1 - q) / (1 - tolerated)
+                ratio = hits**exceedances * misses ** (requests - exceedances)
+                self.sums[at] = (1 + self.sums[at]) * ratio
+            total = self.evidence()
+        self.calm = self.calm + 1 if self._is_calm(baseline) else 0
+        self.resolved += 1
+        if self.onset is not None and self.state == "unknown":
+            self.state = "resolved" if self.calm else "firing"
+        elif self.onset is not None:
+            self.state = "resolved" if self.calm >= policy.clear_windows else "firing"
+        elif 1 + total >= alarm:
+            self.state, self.onset, self.sums = "firing", self.level, [0.0] * 5
+        elif self.state == "resolved":
+            self.state = "normal" if self.resolved >= policy.resolved_windows else "resolved"
+        else:
+            self.state = "pending" if 1 + total >= alarm**0.5 else "normal"
         if self.state == "resolved":
-            self.resolved += 1
-            if is_suspect:
-                return "firing"
-            return "normal" if self.resolved >= policy.resolved_windows else "resolved"
-        if self.state == "pending" and not sampled:
-            return "pending"
-        if self.state == "pending" and self.suspect > policy.pending_windows:
-            return "firing"
-        return "pending" if is_suspect else "normal"
+            self.onset = None
 
-    def _rate(self, windows: int) -> tuple[int, int, float]:
-        kept = self.windows[-windows:]
-        requests, exceedances = sum(r for r, _ in kept), sum(e for _, e in kept)
-        return requests, exceedances, exceedances / requests if requests else math.nan
-
-    def _is_suspect(self, baseline: float) -> bool:
-        policy = self.policy
-        requests, exceedances, short = self._rate(policy.short_windows)
-        _, _, long = self._rate(policy.long_windows)
-        _, _, newest = self._rate(1)
-        return (
-            newest >= required(baseline, policy.clear_factor)
-            and short >= required(baseline, policy.factor)
-            and long >= required(baseline, policy.long_factor)
-            and exceedances >= policy.min_exceedances
-            and binomial_log_tail(exceedances, requests, baseline)
-            <= math.log(policy.false_alarm_probability)
-        )
+    def evidence(self) -> float:
+        """Return the mean of the sums."""
+        return math.fsum(self.sums) / 5
 
     def _is_calm(self, baseline: float) -> bool:
-        _, exceedances, short = self._rate(self.policy.short_windows)
-        low = not exceedances or short < required(baseline, self.policy.clear_factor)
-        return low and not self._is_suspect(baseline)
-
-
-def required(baseline: float, factor: float) -> float:
-    """Return the rate that counts as ``factor`` times the baseline's."""
-    return min(factor * baseline, 1 - (1 - baseline) / factor)
+        requests, exceedances = (sum(column) for column in zip(*self.windows, strict=True))
+        usual = max(baseline, self.onset or 0.0, 1e-4)
+        return exceedances / requests < min(self.policy.clear_factor * usual, 0.5)
 
 
 def sparse_counts(

@@ -173,7 +173,10 @@ def test_a_feature_that_is_flagged_twice_is_named(tmp_path: Path) -> None:
     [
         ({"jobs": {"device": "tpu:9"}}, "jobs.device"),
         ({"jobs": {"python_path": ["/nowhere/at/all"]}}, "/nowhere/at/all is not a folder"),
-        ({"spike": {"short_windows": 5, "long_windows": 2}}, "short_windows 5 is above"),
+        ({"spike": {"false_alarms_per_1000_days": 0}}, "spike.false_alarms_per_1000_days"),
+        ({"spike": {"factor": 1.0}}, "spike.factor"),
+        ({"spike": {"lag_windows": 0}}, "spike.lag_windows"),
+        ({"spike": {"long_windows": 12}}, "spike.long_windows: unknown key"),
     ],
 )
 def test_settings_no_job_or_window_could_work_with_are_found_at_start_up(
@@ -182,3 +185,22 @@ def test_settings_no_job_or_window_could_work_with_are_found_at_start_up(
     """They would otherwise show in the first alert."""
     with pytest.raises(ConfigError, match=message):
         load(write(tmp_path, yaml.safe_dump(settings)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"factor": 1}, "factor"),
+        ({"direction": "up"}, "direction"),
+        ({"detectors": []}, "detectors"),
+        ({"detectors": ["spikes"]}, "detectors"),
+        ({"slice": {"route": "a b"}}, "slice route='a b': use 1 to"),
+        ({"slice": {str(i): "x" for i in range(40)}}, "slice has 40 keys"),
+    ],
+)
+def test_how_a_flag_is_watched_is_checked(tmp_path: Path, settings: dict, message: str) -> None:
+    """A flag that could never be told apart or counted is found at start-up."""
+    document = {"models": [{"name": "m"}], "flags": [{"feature": "m/a/channel/1"} | settings]}
+
+    with pytest.raises(ConfigError, match=message):
+        load(write(tmp_path, yaml.safe_dump(document)))

@@ -1,23 +1,37 @@
-"""Decides which watched features spike, from counts of requests, and says why.
+"""Decides what of the watched features is unusual, from what closed windows held, and says why.
 
 Promises: pure and replayable, for equal inputs give equal outputs and no clock is read; every feature is
-judged at once; a feature fires only on at least ``min_exceedances`` requests that are improbable
-under its baseline, twice in a row; one that is not sampled, or has no baseline, is ``unknown`` and
-never silently ``normal``; every change of state carries the numbers that made it. The false-alarm
-probability holds for requests that are independent of each other; bursts of like traffic raise it.
+judged at once, and apart from the others. The spike test holds for any dependence between requests:
+while the chance of the next one to exceed stays within the tolerated rate, the flagged features together
+raise no more false alarms than the policy says. A feature that is not sampled, has no baseline, or cannot
+be judged is ``unknown`` and never silently ``normal``; every change of state carries the numbers that
+made it.
 """
 
-from sidecar.detect.machine import step
-from sidecar.detect.policy import Observation, SpikePolicy, State, Transition
-from sidecar.detect.state import SpikeState, initial, rates
+from sidecar.detect.eprocess import tolerated_rate
+from sidecar.detect.machine import blindness, step
+from sidecar.detect.policy import (
+    Detector,
+    Direction,
+    Observation,
+    SpikePolicy,
+    State,
+    Transition,
+)
+from sidecar.detect.state import SpikeState, evidence, initial, rates
 
 __all__ = [
+    "Detector",
+    "Direction",
     "Observation",
     "SpikePolicy",
     "SpikeState",
     "State",
     "Transition",
+    "blindness",
+    "evidence",
     "initial",
     "rates",
     "step",
+    "tolerated_rate",
 ]

@@ -1,102 +1,93 @@
-"""One step of the detector: a closed window goes in, changes of state come out."""
+"""One step of the spike test: a closed window goes in, changes of state come out."""
 
-import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sidecar.detect.chance import log_tail
+from sidecar.detect.eprocess import beyond_judging, grown, in_tens, tolerated_rate, winsorised
 from sidecar.detect.policy import STATES, Observation, SpikePolicy, State, Transition
-from sidecar.detect.state import NEVER, SpikeState, rates, shifted, sums
+from sidecar.detect.state import NEVER, SpikeState, fitted, rates, sums
 from sidecar.errors import InvalidInput, ShapeMismatch
-
-_LOG_LEAST = -708.0
-"""Natural logarithm of the least chance a float still holds."""
-
-_TEN = math.log(10.0)
 
 UNKNOWN, NORMAL, PENDING, FIRING, RESOLVED = (state.code for state in STATES)
 
+_PENDING_SHARE = 0.5
+"""Share of an alarm's evidence, as a power of ten, from which a feature is pending."""
+
+_CALM_TOP = 0.5
+"""Nobody calls it calm when most requests exceed; it is also the greatest tolerated rate."""
+
+_LEAST_CALM = 1e-4
+"""Stands in for a baseline rate and a level of 0, below which nothing could be."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Evidence:
+class _Seen:
     """What a window says of each feature; all arrays have shape ``(n,)``."""
 
-    requests: NDArray[np.int64]
-    exceedances: NDArray[np.int64]
-    short: NDArray[np.float64]
-    long: NDArray[np.float64]
     baseline: NDArray[np.float64]
-    log_chance: NDArray[np.float64]
+    tolerated: NDArray[np.float64]
+    evidence: NDArray[np.float64]
+    threshold: float
     sampled: NDArray[np.bool_]
-    suspect: NDArray[np.bool_]
+    asked: NDArray[np.bool_]
+    closed: NDArray[np.bool_]
+    silent: NDArray[np.bool_]
+    held: NDArray[np.bool_]
+    alarm: NDArray[np.bool_]
+    raised: NDArray[np.bool_]
     calm: NDArray[np.bool_]
 
 
 def step(
-    state: SpikeState, observation: Observation, policy: SpikePolicy, now: float
+    state: SpikeState, observation: Observation, policy: SpikePolicy, now: float, *, flagged: int
 ) -> tuple[SpikeState, tuple[Transition, ...]]:
     """Take in one closed window.
 
-    A feature is ``unknown`` exactly while it has no baseline or had no request for
-    ``unsampled_windows`` windows. Otherwise a suspect window makes it ``pending``, and after
-    ``pending_windows`` suspect windows in a row the next one ``firing``; a window that is not
-    suspect takes it back to ``normal``. A window that is itself as quiet as ``clear_factor`` asks is
-    never suspect, however loud the one before it was. After ``clear_windows`` calm windows in a row a firing
-    feature is ``resolved``, and after ``resolved_windows`` more ``normal``; a suspect window before
-    that fires it again at once. Windows without a request are evidence of nothing: they neither add
-    to a row of windows nor break it.
+    A feature is ``unknown`` while it has no baseline, is not judged, exceeds in the baseline so often
+    that ``baseline_factor`` times that is above 1/2, or had no request for ``unsampled_windows``
+    windows. Otherwise it is ``pending`` from half of an alarm's evidence on (as powers of ten) and
+    ``firing`` from all of it on. An alarm is held: the evidence starts over at 0 when it ends, so it
+    neither flaps nor depends on how many features are flagged by then. After ``clear_windows`` calm
+    windows in a row it is ``resolved``, and after ``resolved_windows`` more ``normal``; a new alarm
+    fires it again. A held alarm that becomes ``unknown`` for want of samples is not forgotten: the
+    first sampled window brings it back as ``firing``, or as ``resolved`` if it is calm.
+
+    Windows without a request are evidence of nothing: they neither add to anything nor break it.
 
     Args:
         state: As returned by the last step, or ``initial``.
         observation: The window, of the same features.
         policy: When a feature counts as spiking.
         now: Unix seconds of the window's end.
+        flagged: Features flagged in all layers, these among them: they share the false alarms.
 
     Returns:
         The new state and what changed, in the order of the features; ``state`` is not changed.
 
     Raises:
         ShapeMismatch: The observation is of another number of features.
-        InvalidInput: A count is negative, or more requests exceed than there are.
+        InvalidInput: A count is negative, or more requests exceed than there are; a factor is not
+            above 1.
     """
     _check(observation, len(state))
-    blind = ~((observation.baseline_rate >= 0) & (observation.baseline_rate <= 1))
-    requests, exceedances = shifted(
-        state, observation.requests, observation.exceedances, policy.kept_windows
-    )
-    # Counts without a baseline were made against another threshold, or none.
-    requests, exceedances = np.where(blind, 0, requests), np.where(blind, 0, exceedances)
-    before = SpikeState(
-        codes=state.codes,
-        since=state.since,
-        requests=requests,
-        exceedances=exceedances,
-        suspect=state.suspect,
-        calm=state.calm,
-        resolved=state.resolved,
-        unsampled=np.where(observation.requests > 0, 0, np.minimum(state.unsampled + 1, NEVER)),
-    )
-    evidence = _weigh(before, observation, policy)
-    after = _advance(before, evidence, blind, policy, now)
+    before = fitted(state, policy.short_windows, policy.lag_windows)
+    counted, seen = _weigh(before, observation, policy, flagged)
+    after = _advance(counted, seen, policy, now)
     changed = np.flatnonzero(after.codes != state.codes)
-    return after, tuple(_explain(int(i), before, after, evidence, policy, now) for i in changed)
-
-
-def required_rate(baseline: NDArray[np.float64], factor: float) -> NDArray[np.float64]:
-    """Return the rate that counts as ``factor`` times the baseline's.
-
-    That is the multiple itself while it can be reached. A baseline rate near or above
-    ``1 / factor`` has no such multiple; there, the share of requests that do *not* exceed must be
-    ``factor`` times smaller than the baseline's. Of the two the lower rate counts, so no feature is
-    silently beyond detection.
-    """
-    return np.minimum(factor * baseline, 1.0 - (1.0 - baseline) / factor)
+    return after, tuple(_explain(int(i), counted, after, seen, policy, now) for i in changed)
 
 
 def _check(observation: Observation, n: int) -> None:
-    arrays = (observation.requests, observation.exceedances, observation.baseline_rate)
+    arrays = (
+        observation.requests,
+        observation.exceedances,
+        observation.baseline_rate,
+        observation.factor,
+        observation.judged,
+    )
     if any(array.shape != (n,) for array in arrays):
         raise ShapeMismatch(
             f"observation of shapes {[array.shape for array in arrays]}, need ({n},): resize the "
@@ -105,76 +96,118 @@ def _check(observation: Observation, n: int) -> None:
     requests, exceedances = observation.requests, observation.exceedances
     if np.any(exceedances < 0) or np.any(exceedances > requests):
         raise InvalidInput("a window has fewer than no exceedances, or more than requests")
+    if not np.all((observation.factor > 1) & np.isfinite(observation.factor)):
+        raise InvalidInput("a factor over the recent level is not a number above 1")
 
 
-def _weigh(state: SpikeState, observation: Observation, policy: SpikePolicy) -> _Evidence:
-    """Compare the short and long rates with the baseline's."""
-    requests, exceedances = sums(state, policy.short_windows)
-    _, short, long = rates(state, policy)
-    baseline = observation.baseline_rate
-    sampled = observation.requests > 0
-    log_chance = log_tail(exceedances, requests, baseline)
-    log_chance = np.where(requests > 0, log_chance, np.nan)
-    newest = observation.exceedances / np.maximum(observation.requests, 1)
-    suspect = (
-        sampled
-        # One loud window stays in the short rate of the next; alone it must not look like two.
-        & (newest >= required_rate(baseline, policy.clear_factor))
-        & (short >= required_rate(baseline, policy.factor))
-        & (long >= required_rate(baseline, policy.long_factor))
-        & (exceedances >= policy.min_exceedances)
-        & (log_chance <= math.log(policy.false_alarm_probability))
+def _weigh(
+    state: SpikeState, window: Observation, policy: SpikePolicy, flagged: int
+) -> tuple[SpikeState, _Seen]:
+    """Count the window in, and say what it means; alarms are still as they were."""
+    blind = ~((window.baseline_rate >= 0) & (window.baseline_rate <= 1))
+    baseline = np.where(blind, np.nan, window.baseline_rate)
+    closed = blind | ~window.judged | beyond_judging(baseline, policy.baseline_factor)
+    sampled = (window.requests > 0) & ~blind
+    unsampled = np.where(window.requests > 0, 0, np.minimum(state.unsampled + 1, NEVER))
+    silent = unsampled >= policy.unsampled_windows
+    level = _learned(state, baseline, sampled, policy)
+    tolerated = tolerated_rate(baseline, level, window.factor, policy.baseline_factor)
+    counts = np.where(sampled, window.requests, 0), np.where(sampled, window.exceedances, 0)
+    free = sampled & ~closed & np.isnan(state.onset)
+    evidence = np.where(
+        free, grown(state.evidence, *counts, np.where(free, tolerated, 0.5)), state.evidence
     )
-    # Nothing is below a multiple of a baseline rate of 0, so no exceedance at all is calm as well.
-    low = (exceedances == 0) | (short < required_rate(baseline, policy.clear_factor))
-    calm = sampled & ~suspect & low
-    return _Evidence(
-        requests, exceedances, short, long, baseline, log_chance, sampled, suspect, calm
+    counted = SpikeState(
+        codes=state.codes,
+        since=state.since,
+        # Counts without a baseline were made against another threshold, or none.
+        requests=np.where(blind | silent, 0, _pushed(state.requests, counts[0], sampled)),
+        exceedances=np.where(blind | silent, 0, _pushed(state.exceedances, counts[1], sampled)),
+        recent=np.where(
+            blind, np.nan, _pushed(state.recent, winsorised(*counts, tolerated), sampled)
+        ),
+        level=level,
+        evidence=np.where(closed, 0.0, evidence),
+        onset=np.where(closed, np.nan, state.onset),
+        calm=state.calm,
+        resolved=state.resolved,
+        unsampled=unsampled,
     )
+    strength, threshold = in_tens(counted.evidence), policy.threshold_log10(flagged)
+    _, short, _ = rates(counted)
+    usual = np.fmax(np.fmax(baseline, counted.onset), _LEAST_CALM)
+    seen = _Seen(
+        baseline=baseline,
+        tolerated=np.where(closed, np.nan, tolerated),
+        evidence=strength,
+        threshold=threshold,
+        sampled=sampled & ~closed,
+        asked=window.judged,
+        closed=closed,
+        silent=silent,
+        held=~np.isnan(counted.onset),
+        alarm=free & (strength >= threshold),
+        raised=strength >= _PENDING_SHARE * threshold,
+        calm=short < np.minimum(policy.clear_factor * usual, _CALM_TOP),
+    )
+    return counted, seen
 
 
-def _advance(
+def _learned(
     state: SpikeState,
-    seen: _Evidence,
-    blind: NDArray[np.bool_],
+    baseline: NDArray[np.float64],
+    sampled: NDArray[np.bool_],
     policy: SpikePolicy,
-    now: float,
-) -> SpikeState:
-    """Return the state after the window whose counts ``state`` already holds."""
-    lost = blind | (state.unsampled >= policy.unsampled_windows)
-    suspect = np.where(seen.sampled, np.where(seen.suspect, state.suspect + 1, 0), state.suspect)
+) -> NDArray[np.float64]:
+    """Return the level with the oldest waiting window in it; it starts at the baseline's rate."""
+    level = np.where(np.isnan(baseline), np.nan, state.level)
+    level = np.where(np.isnan(level) & sampled, baseline, level)
+    share = 1.0 / policy.level_windows
+    oldest = state.recent[0]
+    learns = sampled & ~np.isnan(oldest)
+    return np.where(learns, (1 - share) * level + share * oldest, level)
+
+
+def _pushed(ring: NDArray[Any], newest: NDArray[Any], where: NDArray[np.bool_]) -> NDArray[Any]:
+    """Return the ring with the oldest window dropped for a new one, for the features ``where``."""
+    return np.where(where, np.concatenate([ring[1:], newest[None]]), ring)
+
+
+def _advance(state: SpikeState, seen: _Seen, policy: SpikePolicy, now: float) -> SpikeState:
+    """Return the state after the window whose counts and evidence ``state`` already holds."""
+    was, lost = state.codes, seen.closed | seen.silent
     calm = np.where(seen.sampled, np.where(seen.calm, state.calm + 1, 0), state.calm)
-    resolved = state.resolved + 1
-    was = state.codes
-    rising = np.where(seen.suspect, PENDING, NORMAL)
-    fires = seen.suspect & (suspect > policy.pending_windows)
+    resolved = state.resolved + seen.sampled
     codes = np.select(
         [
             lost,
-            (was == UNKNOWN) | (was == NORMAL),
-            (was == PENDING) & ~seen.sampled,
-            was == PENDING,
-            was == FIRING,
-            (was == RESOLVED) & seen.suspect,
+            ~seen.sampled,
+            seen.held & (was == UNKNOWN),
+            seen.held,
+            seen.alarm,
+            was == RESOLVED,
         ],
         [
             UNKNOWN,
-            rising,
-            PENDING,
-            np.where(fires, FIRING, rising),
+            was,
+            np.where(seen.calm, RESOLVED, FIRING),
             np.where(calm >= policy.clear_windows, RESOLVED, FIRING),
             FIRING,
+            np.where(resolved >= policy.resolved_windows, NORMAL, RESOLVED),
         ],
-        np.where(resolved >= policy.resolved_windows, NORMAL, RESOLVED),
+        np.where(seen.raised, PENDING, NORMAL),
     ).astype(np.int8)
     changed = codes != was
+    onset = np.where(seen.alarm, state.level, state.onset)
     return SpikeState(
         codes=codes,
         since=np.where(changed, now, state.since),
         requests=state.requests,
         exceedances=state.exceedances,
-        # A row of windows is counted within one state only, except suspicion, which builds up.
-        suspect=np.where(lost, 0, np.minimum(suspect, NEVER)),
+        recent=state.recent,
+        level=state.level,
+        evidence=np.where(seen.alarm, 0.0, state.evidence),
+        onset=np.where(codes == RESOLVED, np.nan, onset),
         calm=np.where(changed, 0, np.minimum(calm, NEVER)),
         resolved=np.where(codes == RESOLVED, np.where(changed, 0, resolved), 0),
         unsampled=state.unsampled,
@@ -183,38 +216,60 @@ def _advance(
 
 def _explain(
     index: int,
-    before: SpikeState,
+    counted: SpikeState,
     after: SpikeState,
-    seen: _Evidence,
+    seen: _Seen,
     policy: SpikePolicy,
     now: float,
 ) -> Transition:
-    old, new = before.state(index), after.state(index)
+    old, new = counted.state(index), after.state(index)
+    _, short, level = rates(counted)
     return Transition(
         index=index,
         before=old,
         after=new,
         at=now,
-        reason=_reason(index, old, new, before, seen, policy),
-        short_rate=float(seen.short[index]),
-        long_rate=float(seen.long[index]),
+        reason=_reason(index, old, new, counted, seen, policy),
+        evidence_log10=float(seen.evidence[index]),
+        threshold_log10=seen.threshold,
+        short_rate=float(short[index]),
+        level=float(level[index]),
         baseline_rate=float(seen.baseline[index]),
-        probability=_chance(float(seen.log_chance[index])),
+        tolerated=float(seen.tolerated[index]),
     )
 
 
 def _reason(
-    index: int, old: State, new: State, before: SpikeState, seen: _Evidence, policy: SpikePolicy
+    index: int, old: State, new: State, counted: SpikeState, seen: _Seen, policy: SpikePolicy
 ) -> str:
     was = f" (was {old})" if old in (State.PENDING, State.FIRING, State.RESOLVED) else ""
     if new is State.UNKNOWN:
-        if not math.isfinite(seen.baseline[index]):
-            return f"no baseline to compare with{was}"
-        return f"no request sampled for {before.unsampled[index]} windows{was}"
-    return _occasion(old, new, policy) + _numbers(index, seen, policy)
+        baseline, judged = float(seen.baseline[index]), bool(seen.asked[index])
+        silence = f"no request sampled for {counted.unsampled[index]} windows"
+        return (blindness(baseline, policy, judged=judged) or silence) + was
+    occasion = _occasion(old, new, policy, held=bool(seen.held[index]))
+    return occasion + _numbers(index, counted, seen, policy)
 
 
-def _occasion(old: State, new: State, policy: SpikePolicy) -> str:
+def blindness(baseline_rate: float, policy: SpikePolicy, *, judged: bool) -> str:
+    """Return in words why a feature cannot be judged however much it is sampled; empty if it can."""
+    if not 0 <= baseline_rate <= 1:
+        return "no baseline to compare with"
+    if not judged:
+        return "its flag does not ask for the spike test"
+    if beyond_judging(np.array(baseline_rate), policy.baseline_factor):
+        return (
+            f"{100 * baseline_rate:.3g} % of the baseline's requests are beyond its "
+            f"{100 * policy.quantile:.6g} % quantile, too many to tell a spike from them: raise "
+            "spike.quantile"
+        )
+    return ""
+
+
+def _occasion(old: State, new: State, policy: SpikePolicy, *, held: bool) -> str:
+    if old is State.UNKNOWN and held:
+        calm = "and calm" if new is State.RESOLVED else "and not calm"
+        return f"sampled again {calm}, after an alarm that was held: "
     if new is State.RESOLVED:
         return f"calm for {policy.clear_windows} windows; "
     if old is State.RESOLVED and new is State.FIRING:
@@ -226,33 +281,20 @@ def _occasion(old: State, new: State, policy: SpikePolicy) -> str:
     return ""
 
 
-def _numbers(index: int, seen: _Evidence, policy: SpikePolicy) -> str:
-    """Return, such as, "41 of 64 requests above the baseline's 99.9 % quantile, 641 times ..."."""
-    requests = int(seen.requests[index])
-    if not requests:
-        return f"no request in the last {policy.short_windows} windows"
-    exceedances, baseline = int(seen.exceedances[index]), float(seen.baseline[index])
-    counted = (
-        f"{exceedances} of {requests} requests above the baseline's "
-        f"{100 * policy.quantile:.6g} % quantile"
-    )
-    times = (
-        f"{seen.short[index] / baseline:.3g} times the baseline rate"
-        if baseline
-        else ("which the baseline never passed")
-    )
-    if not exceedances:
-        return counted
-    return f"{counted}, {times}; chance {_chance_in_words(float(seen.log_chance[index]))}"
+def _numbers(index: int, counted: SpikeState, seen: _Seen, policy: SpikePolicy) -> str:
+    """Return, such as, "41 of 64 requests beyond the baseline's 99.9 % quantile, 641 times ..."."""
+    requests, exceedances = (int(found[index]) for found in sums(counted))
+    quantile = f"{100 * policy.quantile:.6g} % quantile"
+    parts = [f"{exceedances} of {requests} requests beyond the baseline's {quantile}"]
+    if exceedances:
+        parts += [_times(exceedances / requests, float(seen.baseline[index]), "baseline rate")]
+        parts += [_times(exceedances / requests, float(counted.level[index]), "recent level")]
+    words = f"{', '.join(parts)}; tolerated {100 * seen.tolerated[index]:.3g} %"
+    if seen.held[index]:  # no evidence is gathered meanwhile
+        return words
+    proof = f"evidence 10^{seen.evidence[index]:.1f}, an alarm takes 10^{seen.threshold:.1f}"
+    return f"{words}; {proof}"
 
 
-def _chance(log_chance: float) -> float:
-    return 0.0 if log_chance < _LOG_LEAST else math.exp(log_chance)
-
-
-def _chance_in_words(log_chance: float) -> str:
-    """Return two digits while they mean something, then the power of ten, however small."""
-    if math.isinf(log_chance):
-        return "0"
-    tens = log_chance / _TEN
-    return f"{math.exp(log_chance):.2g}" if tens > -4 else f"1e{round(tens)}"  # noqa: PLR2004 - where .2g turns to powers
+def _times(rate: float, usual: float, of_what: str) -> str:
+    return f"{rate / usual:.3g} times the {of_what}" if usual > 0 else f"a {of_what} of 0"

@@ -1,10 +1,13 @@
-"""What goes into the detector and what comes out of it."""
+"""What goes into the spike test and what comes out of it."""
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
+
+_SECONDS_PER_DAY = 86_400.0
 
 
 class State(StrEnum):
@@ -26,49 +29,70 @@ STATES = (State.UNKNOWN, State.NORMAL, State.PENDING, State.FIRING, State.RESOLV
 """States by their code."""
 
 
+class Direction(StrEnum):
+    """On which side of its baseline a feature is watched."""
+
+    ABOVE = "above"
+    BELOW = "below"
+    BOTH = "both"
+
+
+class Detector(StrEnum):
+    """What a flag may ask for."""
+
+    SPIKE = "spike"
+    CONDITIONS = "conditions"
+    DRIFT = "drift"
+
+
 @dataclass(frozen=True, slots=True)
 class SpikePolicy:
     """When a feature counts as spiking; names and defaults are those of the ``spike`` settings.
 
-    A window is *suspect* when, together, the rate of the short windows is at least ``factor`` times
-    the baseline's, that of the long windows at least ``long_factor`` times, at least
-    ``min_exceedances`` requests of the short windows exceed, and so many or more would by chance
-    have at most ``false_alarm_probability``. It is *calm* when the short rate is below
-    ``clear_factor`` times the baseline's. See ``required_rate`` for baselines whose multiple would
-    not be a rate.
+    A request exceeds with some chance. The test tolerates any chance up to the *tolerated rate*, the
+    greater of ``baseline_factor`` times the baseline's and ``factor`` times the recent level, at most
+    1/2, and counts evidence against it. As long as the chance of the next request, whatever came
+    before it, stays within that, the expected time to a false alarm of one feature is at least
+    ``10**threshold_log10`` windows. Nothing else is assumed: neither independence nor a shape.
 
     Attributes:
-        quantile: The baseline quantile above which a request exceeds.
-        factor: Of the short rate over the baseline's.
-        short_windows: Windows of the short rate.
-        long_windows: Windows of the long rate.
-        long_factor: Of the long rate over the baseline's.
-        min_exceedances: Exceeding requests in the short windows.
-        false_alarm_probability: Largest binomial tail probability of those.
-        pending_windows: Suspect windows in a row a feature is pending for; the next one fires.
-        clear_factor: Of the short rate over the baseline's.
+        quantile: The baseline quantile beyond which a request exceeds.
+        factor: The least factor over the recent level that can raise an alarm: the sensitivity.
+        baseline_factor: Of the baseline's rate that is always tolerated.
+        level_windows: Windows over which the recent level forgets.
+        lag_windows: Windows after which a window counts for the recent level, so that a spike is not
+            compared with itself.
+        false_alarms_per_1000_days: Expected of all flagged features together.
+        window_seconds: Length of a window.
+        short_windows: Windows of the rate that is shown, and that must fall for an alert to end.
+        clear_factor: A window is calm while that rate is below so many times the greater of the
+            baseline's and the level at the onset.
         clear_windows: Calm windows in a row after which a firing feature resolves.
         resolved_windows: Windows a feature stays resolved.
         unsampled_windows: Windows in a row without a request after which nothing is known.
     """
 
     quantile: float = 0.999
-    factor: float = 5.0
+    factor: float = 4.0
+    baseline_factor: float = 1.5
+    level_windows: int = 30
+    lag_windows: int = 6
+    false_alarms_per_1000_days: float = 1.0
+    window_seconds: float = 10.0
     short_windows: int = 2
-    long_windows: int = 12
-    long_factor: float = 2.0
-    min_exceedances: int = 5
-    false_alarm_probability: float = 1e-6
-    pending_windows: int = 1
     clear_factor: float = 2.0
     clear_windows: int = 6
     resolved_windows: int = 6
     unsampled_windows: int = 6
 
-    @property
-    def kept_windows(self) -> int:
-        """Windows that must be remembered."""
-        return max(self.short_windows, self.long_windows)
+    def threshold_log10(self, flagged: int) -> float:
+        """Return the evidence that raises an alarm, as a power of ten.
+
+        Args:
+            flagged: Features watched in all layers; they share the expected false alarms.
+        """
+        windows = 1000 * _SECONDS_PER_DAY / self.window_seconds
+        return math.log10(windows * max(flagged, 1) / self.false_alarms_per_1000_days)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,14 +101,18 @@ class Observation:
 
     Attributes:
         requests: Requests compared with each threshold, shape ``(n,)``; 0: not sampled.
-        exceedances: Those that passed it, shape ``(n,)``.
-        baseline_rate: Share of requests that pass it in the baseline, shape ``(n,)``; NaN: there is
+        exceedances: Those beyond it, shape ``(n,)``.
+        baseline_rate: Share of requests beyond it in the baseline, shape ``(n,)``; NaN: there is
             no baseline.
+        factor: Each feature's least factor over its recent level, more than 1, shape ``(n,)``.
+        judged: Whether the feature is tested at all, shape ``(n,)``; where not it stays unknown.
     """
 
     requests: NDArray[np.int64]
     exceedances: NDArray[np.int64]
     baseline_rate: NDArray[np.float64]
+    factor: NDArray[np.float64]
+    judged: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +125,12 @@ class Transition:
         after: Its state now.
         at: Unix seconds.
         reason: Why, in words, with the numbers.
+        evidence_log10: Evidence in this window, before an alarm resets it, as a power of ten; 0: none.
+        threshold_log10: Evidence that raises an alarm.
         short_rate: Exceeding share of the short windows' requests; NaN without requests.
-        long_rate: The same of the long windows.
-        baseline_rate: The same of the baseline; NaN without one.
-        probability: Chance of so many exceeding requests in the short windows, or more, under the
-            baseline rate; 0 below 1e-308; NaN where it cannot be said.
+        level: Recent level of that share; NaN while nothing is known of it.
+        baseline_rate: That share in the baseline; NaN without one.
+        tolerated: The rate that was tolerated; NaN where nothing could be judged.
     """
 
     index: int
@@ -109,7 +138,9 @@ class Transition:
     after: State
     at: float
     reason: str
+    evidence_log10: float
+    threshold_log10: float
     short_rate: float
-    long_rate: float
+    level: float
     baseline_rate: float
-    probability: float
+    tolerated: float

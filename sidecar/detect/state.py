@@ -1,5 +1,6 @@
-"""The detector's memory: the last windows of every watched feature and where it stands."""
+"""The spike test's memory: recent windows, level and evidence of every watched feature."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -7,27 +8,36 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from sidecar.detect.eprocess import MULTIPLES, in_tens
 from sidecar.detect.policy import STATES, SpikePolicy, State
 from sidecar.errors import CorruptState, ShapeMismatch
 
-_VERSION = 1
+_VERSION = 2
 
 NEVER = np.iinfo(np.int32).max
 """Windows without a sample, of a feature that never had one; counters stop here."""
 
-_STREAKS = ("suspect", "calm", "resolved", "unsampled")
+_STREAKS = ("calm", "resolved", "unsampled")
+_RATES = ("level", "onset")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SpikeState:
     """What the detector knows of ``n`` watched features.
 
+    Windows here are those in which the feature was sampled; others leave everything but ``unsampled``
+    as it was.
+
     Attributes:
         codes: State of each feature, see ``State.code``, shape ``(n,)``, int8.
         since: Unix seconds of its last change, shape ``(n,)``.
-        requests: Requests of the last windows, newest last, shape ``(windows, n)``.
-        exceedances: Those above the threshold, shape ``(windows, n)``.
-        suspect: Suspect windows in a row, shape ``(n,)``.
+        requests: Requests of the short windows, newest last, shape ``(short windows, n)``.
+        exceedances: Those beyond the threshold, shape ``(short windows, n)``.
+        recent: Rates that the level has not learned yet, newest last, shape ``(lag windows, n)``; NaN
+            where there is none.
+        level: Recent level of the rate, shape ``(n,)``; NaN while nothing is known of it.
+        evidence: Natural logarithm of 1 + S of each alternative, shape ``(5, n)``; 0 while it fires.
+        onset: Level when the alarm was raised, shape ``(n,)``; NaN where none is held.
         calm: Calm windows in a row, shape ``(n,)``.
         resolved: Windows since it resolved, shape ``(n,)``.
         unsampled: Windows in a row without a request, shape ``(n,)``.
@@ -37,7 +47,10 @@ class SpikeState:
     since: NDArray[np.float64]
     requests: NDArray[np.int64]
     exceedances: NDArray[np.int64]
-    suspect: NDArray[np.int64]
+    recent: NDArray[np.float64]
+    level: NDArray[np.float64]
+    evidence: NDArray[np.float64]
+    onset: NDArray[np.float64]
     calm: NDArray[np.int64]
     resolved: NDArray[np.int64]
     unsampled: NDArray[np.int64]
@@ -71,9 +84,9 @@ class SpikeState:
         keep = np.asarray(keep, np.int64)
         if len(keep) and not -1 <= keep.min() <= keep.max() < len(self):
             raise ShapeMismatch(f"places {keep.min()} to {keep.max()} of {len(self)} features")
-        windows = policy.kept_windows if policy else len(self.requests)
-        fresh = _fresh(1, windows, now)
-        mine = _fitted(self, windows)
+        short = policy.short_windows if policy else len(self.requests)
+        lag = policy.lag_windows if policy else len(self.recent)
+        fresh, mine = _fresh(1, short, lag, now), fitted(self, short, lag)
         joined = {
             name: np.concatenate([getattr(mine, name), getattr(fresh, name)], axis=-1)
             for name in self.__slots__
@@ -85,7 +98,7 @@ class SpikeState:
         return {
             "version": _VERSION,
             "states": [STATES[code].value for code in self.codes],
-            **{name: getattr(self, name).tolist() for name in self.__slots__ if name != "codes"},
+            **{name: _plain(getattr(self, name)) for name in self.__slots__ if name != "codes"},
         }
 
     @classmethod
@@ -99,107 +112,127 @@ class SpikeState:
             if saved["version"] != _VERSION:
                 raise CorruptState(f"spike state version {saved['version']!r}, need {_VERSION}")
             codes = np.array([State(name).code for name in saved["states"]], np.int8)
-            since = np.array(saved["since"], np.float64)
-            rings = {name: _ring(saved[name], len(codes)) for name in ("requests", "exceedances")}
-            streaks = {name: _whole(saved[name]) for name in _STREAKS}
+            n, whole = len(codes), ("requests", "exceedances", *_STREAKS)
+            reals = ("since", "recent", "evidence", *_RATES)
+            found = cls(
+                codes=codes,
+                **{name: _whole(saved[name], n) for name in whole},
+                **{name: _real(saved[name], n) for name in reals},
+            )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CorruptState(f"spike state cannot be read back: {error!r}") from error
-        found = cls(codes=codes, since=since, **rings, **streaks)
         _check(found)
         return found
 
 
 def initial(n: int, policy: SpikePolicy, now: float) -> SpikeState:
     """Return the state of ``n`` features of which nothing is known yet."""
-    return _fresh(n, policy.kept_windows, now)
+    return _fresh(n, policy.short_windows, policy.lag_windows, now)
 
 
 def rates(
-    state: SpikeState, policy: SpikePolicy
+    state: SpikeState,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
     """Return how often requests exceed, lately.
 
     Returns:
-        Requests of the short windows, exceeding share of the short windows, and of the long ones;
-        shape ``(n,)`` each, shares NaN where there were no requests.
+        Requests of the last short windows with a sample, the exceeding share of them, and the recent
+        level; shape ``(n,)`` each, NaN where nothing is known.
     """
-    short, _ = sums(state, policy.short_windows)
-    return (
-        short,
-        _share(state, policy.short_windows),
-        _share(state, policy.long_windows),
-    )
+    requests, exceedances = sums(state)
+    share = np.where(requests > 0, exceedances, np.nan) / np.maximum(requests, 1)
+    return requests, share, state.level
 
 
-def sums(state: SpikeState, windows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the requests and the exceeding requests of the last windows, shape ``(n,)`` each."""
-    return state.requests[-windows:].sum(axis=0), state.exceedances[-windows:].sum(axis=0)
+def evidence(state: SpikeState) -> NDArray[np.float64]:
+    """Return the evidence against the tolerated rate, as a power of ten, shape ``(n,)``.
+
+    It is log10 of 1 + S: 0 without any, and while an alarm is held.
+    """
+    return in_tens(state.evidence)
 
 
-def shifted(
-    state: SpikeState, requests: NDArray[np.int64], exceedances: NDArray[np.int64], windows: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the remembered windows with the oldest dropped and a new one added."""
-    fitted = _fitted(state, windows)
-    return (
-        np.concatenate([fitted.requests[1:], requests[None]]),
-        np.concatenate([fitted.exceedances[1:], exceedances[None]]),
-    )
+def sums(state: SpikeState) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the requests and exceeding requests of the short windows, shape ``(n,)`` each."""
+    return state.requests.sum(axis=0), state.exceedances.sum(axis=0)
 
 
-def _share(state: SpikeState, windows: int) -> NDArray[np.float64]:
-    requests, exceedances = sums(state, windows)
-    return np.where(requests > 0, exceedances, np.nan) / np.maximum(requests, 1)
+def fitted(state: SpikeState, short: int, lag: int) -> SpikeState:
+    """Return the state with so many remembered windows; older ones than known held nothing."""
+    if (len(state.requests), len(state.recent)) == (short, lag):
+        return state
+    rings: dict[str, NDArray[Any]] = {
+        "requests": _cut(state.requests, short, 0),
+        "exceedances": _cut(state.exceedances, short, 0),
+        "recent": _cut(state.recent, lag, math.nan),
+    }
+    rest = {name: getattr(state, name) for name in state.__slots__ if name not in rings}
+    return SpikeState(**rings, **rest)
 
 
-def _fresh(n: int, windows: int, now: float) -> SpikeState:
+def _cut(ring: NDArray[Any], windows: int, nothing: float) -> NDArray[Any]:
+    missing = max(0, windows - len(ring))
+    return np.pad(ring, ((missing, 0), (0, 0)), constant_values=nothing)[-windows:]
+
+
+def _fresh(n: int, short: int, lag: int, now: float) -> SpikeState:
     return SpikeState(
         codes=np.full(n, State.UNKNOWN.code, np.int8),
         since=np.full(n, now, np.float64),
-        requests=np.zeros((windows, n), np.int64),
-        exceedances=np.zeros((windows, n), np.int64),
-        suspect=np.zeros(n, np.int64),
+        requests=np.zeros((short, n), np.int64),
+        exceedances=np.zeros((short, n), np.int64),
+        recent=np.full((lag, n), np.nan),
+        level=np.full(n, np.nan),
+        evidence=np.zeros((len(MULTIPLES), n)),
+        onset=np.full(n, np.nan),
         calm=np.zeros(n, np.int64),
         resolved=np.zeros(n, np.int64),
         unsampled=np.full(n, NEVER, np.int64),
     )
 
 
-def _fitted(state: SpikeState, windows: int) -> SpikeState:
-    """Return the state with so many remembered windows; older ones than known held nothing."""
-    missing = max(0, windows - len(state.requests))
-    rings = {
-        name: np.pad(getattr(state, name), ((missing, 0), (0, 0)))[-windows:]
-        for name in ("requests", "exceedances")
-    }
-    rest = {name: getattr(state, name) for name in state.__slots__ if name not in rings}
-    return SpikeState(**rings, **rest)
+def _plain(array: NDArray[Any]) -> list[Any]:
+    """Return lists of numbers; JSON has no NaN, so None stands for it."""
+    if array.dtype.kind == "f":
+        known = array.astype(object)
+        known[np.isnan(array)] = None
+        return list(known.tolist())
+    return list(array.tolist())
 
 
-def _whole(values: Any) -> NDArray[np.int64]:
+def _whole(values: Any, n: int) -> NDArray[Any]:
     """Return whole numbers, and nothing that merely could be read as such."""
     found = np.array(values)
     if found.size and found.dtype.kind != "i":
         raise ValueError(f"numbers of type {found.dtype} where whole ones belong")
-    return found.astype(np.int64)
+    return _ringed(found.astype(np.int64), values, n)
 
 
-def _ring(values: Any, n: int) -> NDArray[np.int64]:
-    found = _whole(values)
+def _real(values: Any, n: int) -> NDArray[Any]:
+    return _ringed(np.array(values, np.float64), values, n)
+
+
+def _ringed(found: NDArray[Any], values: Any, n: int) -> NDArray[Any]:
     # Without features every window is an empty list, which numpy cannot tell from no windows.
-    return found.reshape(len(values), n) if not n else found
+    return found.reshape(len(values), n) if not n and len(values) else found
 
 
 def _check(state: SpikeState) -> None:
     n = len(state)
-    per_feature = [state.since, *(getattr(state, name) for name in _STREAKS)]
+    per_feature = [state.since, *(getattr(state, name) for name in (*_RATES, *_STREAKS))]
     windows = state.requests.shape
     if (
         any(array.shape != (n,) for array in per_feature)
         or windows != state.exceedances.shape
-        or windows[1:] != (n,)
-        or not windows[0]
+        or any(ring.ndim != 2 or ring.shape[1] != n for ring in (state.requests, state.recent))  # noqa: PLR2004 - (windows, n)
+        or not (len(state.requests) and len(state.recent))
+        or state.evidence.shape != (len(MULTIPLES), n)
     ):
         raise CorruptState(f"spike state of {n} features has arrays of other shapes")
     if np.any(state.exceedances > state.requests) or np.any(state.exceedances < 0):
         raise CorruptState("spike state has windows with more exceedances than requests")
+    shares = np.concatenate([state.recent.ravel(), state.level, state.onset])
+    if np.any((shares < 0) | (shares > 1)):
+        raise CorruptState("spike state has rates that are not between 0 and 1")
+    if not np.all((state.evidence >= 0) & np.isfinite(state.evidence)):
+        raise CorruptState("spike state has evidence that is no finite number of at least 0")

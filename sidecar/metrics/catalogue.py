@@ -97,7 +97,7 @@ FEATURE_EXCEEDANCE = _gauge(
 FEATURE_LONG_EXCEEDANCE = _gauge(
     "sidecar_feature_long_exceedance_ratio",
     "ratio",
-    "The same share over the long window; absent while nothing is sampled.",
+    "Recent level of that share, over some minutes; absent while nothing is sampled.",
     *FEATURE,
 )
 FEATURE_BASELINE_EXCEEDANCE = _gauge(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sidecar.config import SpikeConfig, StatisticsConfig
-from sidecar.detect import SpikePolicy, State
+from sidecar.detect import SpikePolicy, State, Transition
 from sidecar.errors import (
     BaselineNotReady,
     CorruptState,
@@ -116,7 +116,7 @@ class Monitor:
         """
         self._activation_limit = activation_limit
         self._settings = statistics
-        self._policy = SpikePolicy(**spike.model_dump())
+        self._policy = SpikePolicy(**spike.model_dump(), window_seconds=statistics.window_seconds)
         self._lock = threading.RLock()
         self._bank = Bank(**_bank_settings(statistics))
         self._sparse = SparseBank(**_sparse_settings(statistics))
@@ -234,23 +234,24 @@ class Monitor:
             if self._window_ends - length <= now < self._window_ends:
                 return ()
             self._window_ends = now + length
-            keys = tuple(self._layers)
+            keys, flagged = tuple(self._layers), self._tested()
             events, self._retired = self._retired, []
         for key in keys:  # readers get their turn in between
             with self._lock:
                 if key in self._layers:  # it may have had to give way
-                    events += self._close(key, self._bank_of(key).close(key, now), now)
+                    counts = self._bank_of(key).close(key, now)
+                    events += self._close(key, counts, now, flagged)
         return tuple(events)
 
-    def _close(self, key: LayerKey, counts: WindowCounts, now: float) -> Iterator[Event]:
+    def _close(
+        self, key: LayerKey, counts: WindowCounts, now: float, flagged: int
+    ) -> Iterator[Event]:
         layer = self._layers[key]
         layer.nonfinite += counts.nonfinite
         if counts.watched is not None:
             followed = np.arange(len(layer.activations.keys))
             layer.activations.add(counts.watched.select(followed))
-        for change in layer.watch.observe(counts, self._policy, now):
-            feature = key.feature(int(layer.watch.indices[change.index]))
-            yield Event(now, f"feature_{change.after}", str(feature), change.reason)
+        yield from _told(key, layer.watch, layer.watch.observe(counts, self._policy, now, flagged))
         if self._frozen(key):
             return
         # A clock that was put back must not put off the baseline until it has caught up.
@@ -259,6 +260,10 @@ class Monitor:
         ripe = layer.baseline_requests >= self._settings.baseline_min_requests
         if ripe and age >= self._settings.baseline_min_seconds:
             yield self._freeze(key, now, "learned")
+
+    def _tested(self) -> int:
+        """Return how many features are tested for spikes: they share the false alarms."""
+        return sum(int(layer.watch.tested.sum()) for layer in self._layers.values())
 
     def use(self, kernels: Kernels) -> None:
         """Count with other kernels from now on."""
@@ -337,14 +342,17 @@ class Monitor:
     def reset(self, layers: Sequence[LayerKey], now: float) -> tuple[Event, ...]:
         """Forget the baselines of ``layers`` and learn anew."""
         with self._lock:
-            events = []
+            events, flagged = [], self._tested()
             for key in layers:
                 layer = self._layers[key]
                 detail = f"{layer.baseline_requests} requests forgotten"
                 self._bank_of(key).reset(key)
                 layer.baseline_requests, layer.baseline_started = 0, now
+                # At once: a new baseline may be there before the window ends.
+                lost = layer.watch.lose_baseline(self._policy, now, flagged)
                 self._set_thresholds(key)
                 events.append(Event(now, "baseline_reset", str(key), detail))
+                events += _told(key, layer.watch, lost)
             return tuple(events)
 
     # -- questions --------------------------------------------------------------------------
@@ -444,12 +452,16 @@ class Monitor:
     def watched(self) -> tuple[FeatureStatus, ...]:
         """Return how every flagged feature of every known layer stands, sorted by key."""
         with self._lock:
+            flagged = self._tested()
             return tuple(
                 status
                 for key in self._ordered()
                 if self._layers[key].watch.keys
-                for status in self._layers[key].watch.statuses(self._policy, self._learning(key))
+                for status in self._statuses(key, flagged)
             )
+
+    def _statuses(self, key: LayerKey, flagged: int) -> Sequence[FeatureStatus]:
+        return self._layers[key].watch.statuses(self._policy, self._learning(key), flagged)
 
     def activations(self) -> tuple[LayerActivations, ...]:
         """Return what watched features did since the daemon started, of every layer with such."""
@@ -494,13 +506,13 @@ class Monitor:
         found: list[FeatureStatus] = []
         total = 0
         with self._lock:
+            flagged = self._tested()
             for key in layers:
                 width = self._bank_of(key).width(key)
                 first = max(offset - total, 0)
                 last = min(offset + limit - total, width)
                 if first < last:
-                    watch = self._layers[key].watch.statuses(self._policy, self._learning(key))
-                    known = {status.key.index: status for status in watch}
+                    known = {one.key.index: one for one in self._statuses(key, flagged)}
                     found += [known.get(i) or _unwatched(key, i) for i in range(first, last)]
                 total += width
         return tuple(found), total
@@ -646,6 +658,13 @@ class Monitor:
             baseline_started=float(item["baseline_started"]),
             last_seen=float(item["last_seen"]),
         )
+
+
+def _told(key: LayerKey, watch: LayerWatch, changes: Iterable[Transition]) -> Iterator[Event]:
+    """Yield the audit entries of what changed."""
+    for change in changes:
+        feature = key.feature(int(watch.indices[change.index]))
+        yield Event(change.at, f"feature_{change.after}", str(feature), change.reason)
 
 
 def _bank_settings(statistics: StatisticsConfig) -> dict[str, Any]:

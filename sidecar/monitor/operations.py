@@ -12,8 +12,8 @@ from typing import Any
 import structlog
 
 import sidecar
-from sidecar.config import SidecarConfig, read_labels
-from sidecar.detect import State
+from sidecar.config import FlagConfig, SidecarConfig, read_labels
+from sidecar.detect import Detector, Direction, State
 from sidecar.errors import (
     Conflict,
     InvalidInput,
@@ -26,7 +26,7 @@ from sidecar.errors import (
     UnknownLayer,
     UnsupportedTarget,
 )
-from sidecar.features import FeatureKey, FeatureSelector, LayerKey
+from sidecar.features import FeatureKey, FeatureSelector, LayerKey, Slice
 from sidecar.jobs import Job, JobQueue, JobRequest, Portrait, Runner
 from sidecar.monitor.monitor import Monitor
 from sidecar.monitor.views import (
@@ -90,8 +90,7 @@ class Operations:
         self._catalogue, self._artifacts = catalogue, artifacts
         self._queue, self._runner = queue, runner
         self._configured = {
-            FeatureSelector.parse(flag.feature): Flag(flag.name, flag.severity, flag.owner)
-            for flag in config.flags
+            FeatureSelector.parse(flag.feature): _configured(flag) for flag in config.flags
         }
         self._labels = {m.name: read_labels(m.labels) for m in config.models if m.labels}
         self._backlog: deque[Event] = deque(maxlen=EVENT_BACKLOG)
@@ -234,7 +233,15 @@ class Operations:
         self.record((Event(self._clock(), "feature_unflagged", str(key), detail),))
 
     def _flags(self) -> dict[FeatureSelector, Flag]:
-        return self._configured | self._stored()
+        """Return all flags; one set by hand is watched as the configuration says of its feature."""
+        found = dict(self._configured)
+        for selector, flag in self._stored().items():
+            ours = (mine for one, mine in self._configured.items() if _covers(one, selector))
+            common = next(ours, Flag())
+            found[selector] = replace(
+                common, name=flag.name, severity=flag.severity, owner=flag.owner
+            )
+        return found
 
     def _stored(self) -> dict[FeatureSelector, Flag]:
         """Return the flags set by hand; a row that the disk has damaged is told and passed over."""
@@ -470,6 +477,24 @@ class Operations:
         except SidecarError as error:
             log = structlog.get_logger()
             log.warning("portrait_refused", subject=event.subject, error=str(error))
+
+
+def _configured(flag: FlagConfig) -> Flag:
+    return Flag(
+        flag.name,
+        flag.severity,
+        flag.owner,
+        factor=flag.factor,
+        direction=Direction(flag.direction),
+        traffic=Slice.of(flag.slice),
+        detectors=tuple(Detector(name) for name in flag.detectors),
+    )
+
+
+def _covers(broad: FeatureSelector, narrow: FeatureSelector) -> bool:
+    """Whether a selector names all that another, pinned to a revision or not, does."""
+    same = replace(broad, revision=narrow.revision) == narrow
+    return same and narrow.revision.startswith(broad.revision)
 
 
 def _pinned(key: FeatureKey) -> FeatureSelector:

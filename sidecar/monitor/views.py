@@ -1,5 +1,6 @@
 """What the monitor tells people and machines: immutable values, made on request."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -7,8 +8,8 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from sidecar.detect import State
-from sidecar.features import Capture, FeatureKey, LayerKey
+from sidecar.detect import Detector, Direction, State
+from sidecar.features import Capture, FeatureKey, LayerKey, Slice
 
 
 class Window(StrEnum):
@@ -21,17 +22,25 @@ class Window(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """Why a feature is watched, and who is told.
+    """Why a feature is watched, how, and who is told.
 
     Attributes:
         name: What people call it; may be empty.
         severity: ``info``, ``warning`` or ``critical``.
         owner: Who is told; may be empty.
+        factor: The least factor over its recent level that can raise an alarm; None: the common one.
+        direction: On which side of its baseline it is watched.
+        traffic: Only requests with all these pairs count; without any, all do.
+        detectors: What looks at it.
     """
 
     name: str = ""
     severity: str = "warning"
     owner: str = ""
+    factor: float | None = None
+    direction: Direction = Direction.ABOVE
+    traffic: Slice = field(default_factory=Slice)
+    detectors: tuple[Detector, ...] = tuple(Detector)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +52,18 @@ class FeatureStatus:
         flag: Why it is watched; None where it is not.
         state: What the detector says; unknown where it is not watched.
         since: Unix seconds of the last change of state.
-        requests: Requests in the short detection window.
-        exceedance_ratio: Share of those with a value above ``threshold``.
-        long_exceedance_ratio: The same over the long detection window.
+        requests: Requests in the last short windows with a sample.
+        exceedance_ratio: Share of those with a value beyond ``threshold``.
+        long_exceedance_ratio: The recent level of that share, ``level_ratio``.
         baseline_ratio: That share in the baseline.
         threshold: Baseline quantile of the spike test; NaN before there is a baseline.
         last: Largest value of the last closed window that had samples; NaN before.
         explanation: Why the state is what it is, in words.
+        evidence_log10: Evidence of a spike, as a power of ten; 0: none, or an alarm is held; NaN:
+            nothing can be judged.
+        evidence_threshold_log10: Evidence that raises an alarm.
+        level_ratio: Recent level of the exceeding share; NaN before there is one.
+        tolerated_ratio: Share that is tolerated now; NaN before there is a baseline.
     """
 
     key: FeatureKey
@@ -63,6 +77,10 @@ class FeatureStatus:
     threshold: float
     last: float
     explanation: str
+    evidence_log10: float = math.nan
+    evidence_threshold_log10: float = math.nan
+    level_ratio: float = math.nan
+    tolerated_ratio: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)

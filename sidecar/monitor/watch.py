@@ -9,14 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.detect import (
+    Detector,
     Observation,
     SpikePolicy,
     SpikeState,
     State,
     Transition,
+    blindness,
+    evidence,
     initial,
     rates,
     step,
+    tolerated_rate,
 )
 from sidecar.errors import CorruptState
 from sidecar.features import FeatureKey, LayerKey
@@ -78,6 +82,15 @@ class LayerWatch:
         self.indices = indices
         self.keys = [known.get(i) or self.layer.feature(i) for i in indices.tolist()]
 
+    @property
+    def tested(self) -> NDArray[np.bool_]:
+        """Whether each feature's flag asks for the spike test, shape ``(n,)``."""
+        return np.array([Detector.SPIKE in flag.detectors for flag in self.flags], np.bool_)
+
+    def _factors(self, policy: SpikePolicy) -> NDArray[np.float64]:
+        """Return each feature's least factor over its recent level, shape ``(n,)``."""
+        return np.array([flag.factor or policy.factor for flag in self.flags], np.float64)
+
     def forget_baseline(self) -> None:
         """Drop the thresholds: until a new baseline is there, nothing can be said."""
         self.thresholds = np.full(len(self.indices), np.nan)
@@ -93,46 +106,92 @@ class LayerWatch:
         self.baseline_rates = 1.0 - (1.0 - row_rate) ** rows_per_request
 
     def observe(
-        self, counts: WindowCounts, policy: SpikePolicy, now: float
+        self, counts: WindowCounts, policy: SpikePolicy, now: float, flagged: int
     ) -> tuple[Transition, ...]:
-        """Take in one closed window and return what changed."""
-        known = np.isfinite(self.thresholds)
+        """Take in one closed window and return what changed.
+
+        Args:
+            counts: The window, of the same features.
+            policy: The spike test's settings.
+            now: Unix seconds of the window's end.
+            flagged: Features that are tested in all layers.
+        """
         self.last = np.where(np.isfinite(counts.maximum), counts.maximum, self.last)
+        return self._step(counts.watched_requests, counts.exceedances, policy, now, flagged)
+
+    def lose_baseline(
+        self, policy: SpikePolicy, now: float, flagged: int
+    ) -> tuple[Transition, ...]:
+        """Drop the baseline and all that was counted against it; return what changed by that."""
+        self.forget_baseline()
+        nothing = np.zeros(len(self.indices), np.int64)
+        return self._step(nothing, nothing, policy, now, flagged)
+
+    def _step(
+        self,
+        requests: NDArray[np.int64],
+        exceedances: NDArray[np.int64],
+        policy: SpikePolicy,
+        now: float,
+        flagged: int,
+    ) -> tuple[Transition, ...]:
+        known = np.isfinite(self.thresholds)
         seen = Observation(
             # Only requests that were compared with the threshold are evidence of anything.
-            requests=np.where(known, counts.watched_requests, 0),
-            exceedances=np.where(known, counts.exceedances, 0),
+            requests=np.where(known, requests, 0),
+            exceedances=np.where(known, exceedances, 0),
             baseline_rate=np.where(known, self.baseline_rates, np.nan),
+            factor=self._factors(policy),
+            judged=self.tested,
         )
-        self.spikes, transitions = step(self.spikes, seen, policy, now)
+        self.spikes, transitions = step(self.spikes, seen, policy, now, flagged=flagged)
         for transition in transitions:
             self.reasons[transition.index] = transition.reason
         return transitions
 
-    def statuses(self, policy: SpikePolicy, learning: str) -> Sequence[FeatureStatus]:
+    def statuses(self, policy: SpikePolicy, learning: str, flagged: int) -> Sequence[FeatureStatus]:
         """Return how each watched feature stands.
 
         Args:
             policy: The spike test's settings.
             learning: Words said of a feature without a baseline.
+            flagged: Features that are tested in all layers.
         """
         states = self.spikes.states()
+        known = np.isfinite(self.thresholds)
         explanations = [
-            (reason or _at_rest(state)) if ready else learning
-            for reason, state, ready in zip(
-                self.reasons, states, np.isfinite(self.thresholds).tolist(), strict=True
-            )
+            self._explanation(at, state, policy) if ready else learning
+            for at, (state, ready) in enumerate(zip(states, known.tolist(), strict=True))
         ]
-        numbers = (
+        requests, short, level = rates(self.spikes)
+        factors = self._factors(policy)
+        tolerated = tolerated_rate(self.baseline_rates, level, factors, policy.baseline_factor)
+        before = (
             self.spikes.since,
-            *rates(self.spikes, policy),
+            requests,
+            short,
+            level,
             self.baseline_rates,
             self.thresholds,
             self.last,
         )
+        after = (
+            np.where(known, evidence(self.spikes), np.nan),
+            np.where(known, policy.threshold_log10(flagged), np.nan),
+            level,
+            tolerated,
+        )
         # Whole columns at once: a scrape reads a thousand of these.
-        columns = (column.tolist() for column in numbers)
-        return list(map(FeatureStatus, self.keys, self.flags, states, *columns, explanations))
+        first, last = ([column.tolist() for column in columns] for columns in (before, after))
+        named = (self.keys, self.flags, states)
+        return list(map(FeatureStatus, *named, *first, explanations, *last))
+
+    def _explanation(self, at: int, state: State, policy: SpikePolicy) -> str:
+        if state is not State.UNKNOWN:
+            return self.reasons[at] or "Within its baseline."
+        judged = Detector.SPIKE in self.flags[at].detectors
+        closed = blindness(float(self.baseline_rates[at]), policy, judged=judged)
+        return closed or self.reasons[at] or "Not sampled: nothing can be said."
 
     def to_dict(self) -> dict[str, Any]:
         """Return the watch as JSON-able values; flags are kept elsewhere."""
@@ -166,9 +225,3 @@ class LayerWatch:
         self._name(self.indices)
         self.flags = [Flag()] * n
         self.forget_baseline()
-
-
-def _at_rest(state: State) -> str:
-    if state is State.UNKNOWN:
-        return "Not sampled: nothing can be said."
-    return "Within its baseline."

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.detect import Observation, SpikePolicy, SpikeState, State, initial, rates, step
+from sidecar.detect import (
+    Observation,
+    SpikePolicy,
+    SpikeState,
+    State,
+    evidence,
+    initial,
+    rates,
+    step,
+)
 from sidecar.errors import CorruptState, ShapeMismatch
 
 pytestmark = pytest.mark.unit
@@ -15,13 +24,24 @@ pytestmark = pytest.mark.unit
 POLICY = SpikePolicy()
 
 
+def seen(requests: list[int], exceedances: list[int], baseline: float = 0.001) -> Observation:
+    """Return a window."""
+    n = len(requests)
+    return Observation(
+        np.array(requests, np.int64),
+        np.array(exceedances, np.int64),
+        np.full(n, baseline),
+        np.full(n, 4.0),
+        np.ones(n, np.bool_),
+    )
+
+
 def lived(n: int, windows: int = 5) -> SpikeState:
     """Return the state of ``n`` features of which every other one spikes."""
     state = initial(n, POLICY, 0.0)
     for at in range(windows):
-        exceedances = np.where(np.arange(n) % 2 == 1, 20, 0)
-        seen = Observation(np.full(n, 64), exceedances, np.full(n, 0.001))
-        state, _ = step(state, seen, POLICY, float(at))
+        exceedances = [20 * (j % 2) for j in range(n)]
+        state, _ = step(state, seen([64] * n, exceedances), POLICY, float(at), flagged=n)
     return state
 
 
@@ -43,7 +63,7 @@ def test_a_saved_state_comes_back_through_json(n: int, windows: int) -> None:
     "damage",
     [
         lambda saved: saved.pop("since"),
-        lambda saved: saved.update(version=2),
+        lambda saved: saved.update(version=1),
         lambda saved: saved.update(states=["normal"]),
         lambda saved: saved.update(states=["normal", "asleep"]),
         lambda saved: saved.update(states=7),
@@ -56,6 +76,14 @@ def test_a_saved_state_comes_back_through_json(n: int, windows: int) -> None:
         lambda saved: saved["exceedances"][-1].__setitem__(0, 65),
         lambda saved: saved["exceedances"][-1].__setitem__(0, -1),
         lambda saved: saved.update(since=["yesterday", 0]),
+        lambda saved: saved.update(recent=[]),
+        lambda saved: saved.update(recent=[[0.1, 0.1], [0.1]]),
+        lambda saved: saved.update(level=[0.1]),
+        lambda saved: saved.update(level=[0.1, 1.5]),
+        lambda saved: saved.update(onset=[-0.1, None]),
+        lambda saved: saved.update(evidence=[[0, 0]] * 4),
+        lambda saved: saved.update(evidence=[[0, None]] * 5),
+        lambda saved: saved.update(evidence=[[0, -1]] * 5),
     ],
 )
 def test_a_damaged_state_is_corrupt(damage: Callable[[dict[str, Any]], Any]) -> None:
@@ -94,15 +122,16 @@ def test_other_flags_keep_the_state_of_those_that_stay() -> None:
 
     assert [State.FIRING, State.UNKNOWN, State.NORMAL] == [found.state(j) for j in range(3)]
     assert [state.since[3], 9.0, state.since[0]] == found.since.tolist()
-    assert [128, 0, 128] == rates(found, POLICY)[0].tolist()
+    assert [128, 0, 128] == rates(found)[0].tolist()
+    assert [state.onset[3], state.level[0]] == [found.onset[0], found.level[2]]
+    assert evidence(state)[0] == evidence(found)[2]
 
 
 def test_a_new_feature_is_judged_from_its_first_sample() -> None:
     """What was added steps like what was there from the start."""
     found = lived(1).resized(np.array([-1]))
-    seen = Observation(np.array([64]), np.array([0]), np.array([0.001]))
 
-    found, (change,) = step(found, seen, POLICY, 1.0)
+    found, (change,) = step(found, seen([64], [0]), POLICY, 1.0, flagged=1)
 
     assert (State.UNKNOWN, State.NORMAL) == (change.before, change.after)
 
@@ -116,14 +145,14 @@ def test_a_place_that_does_not_exist_is_refused(keep: list[int]) -> None:
 
 @pytest.mark.parametrize("windows", [1, 3, 40])
 def test_a_changed_policy_fits_the_remembered_windows(windows: int) -> None:
-    """A state saved under another number of windows goes on under the new one."""
-    policy = SpikePolicy(short_windows=1, long_windows=windows)
-    seen = Observation(np.array([64]), np.array([1]), np.array([0.001]))
+    """A state saved under other numbers of windows goes on under the new ones."""
+    policy = SpikePolicy(short_windows=windows, lag_windows=windows)
 
-    found, _ = step(lived(1), seen, policy, 9.0)
+    found, _ = step(lived(1), seen([64], [1]), policy, 9.0, flagged=1)
 
-    assert (windows, 1) == found.requests.shape
-    assert 1 / (64 * min(windows, 6)) == rates(found, policy)[2][0]
+    assert [(windows, 1)] * 2 == [found.requests.shape, found.recent.shape]
+    known = min(windows, 3)  # two were remembered
+    assert 1 / (64 * known) == rates(found)[1][0]
 
 
 def test_a_step_leaves_the_old_state_alone() -> None:
@@ -131,7 +160,7 @@ def test_a_step_leaves_the_old_state_alone() -> None:
     state = lived(2)
     before = state.to_dict()
 
-    step(state, Observation(np.array([9, 9]), np.array([9, 9]), np.full(2, 0.1)), POLICY, 9.0)
+    step(state, seen([9, 9], [9, 9], 0.1), POLICY, 9.0, flagged=2)
     state.resized(np.array([0]))
 
     assert before == state.to_dict()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from sidecar.config import SidecarConfig
 from sidecar.daemon import Daemon
-from sidecar.detect import State
+from sidecar.detect import Detector, Direction, State
 from sidecar.errors import (
     Conflict,
     InvalidInput,
@@ -28,6 +29,7 @@ from sidecar.features import (
     LayerKey,
     LayerSample,
     Request,
+    Slice,
     View,
 )
 from sidecar.jobs import JobRequest
@@ -44,6 +46,21 @@ LAYERS = {
     LayerKey("m", REVISION, "fc", FeatureKind.HEAD, View.MEAN): 4,
 }
 KEYS = [layer.feature(i) for layer, width in LAYERS.items() for i in range(width)]
+WATCHED = {
+    "factor": 2.5,
+    "direction": "both",
+    "slice": {"route": "/v1"},
+    "detectors": ["spike", "drift"],
+}
+"""How the configuration watches its feature."""
+
+CONFIGURED = Flag(
+    "configured",
+    factor=2.5,
+    direction=Direction.BOTH,
+    traffic=Slice((("route", "/v1"),)),
+    detectors=(Detector.SPIKE, Detector.DRIFT),
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +68,7 @@ def operations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operations]
     """The operations of a daemon whose worker cannot load its model: jobs wait or fail."""
     settings_ = {
         "models": [{"name": "m", "factory": "nowhere.at_all:build"}],
-        "flags": [{"feature": "m/a/channel/4", "name": "configured"}],
+        "flags": [{"feature": "m/a/channel/4", "name": "configured", **WATCHED}],
     }
     with running_daemon(tmp_path_factory.mktemp("operations"), settings_) as running:
         for layer, width in LAYERS.items():
@@ -110,13 +127,13 @@ def test_a_flag_of_the_configuration_is_not_removed_by_command(operations: Opera
 def test_what_was_set_by_hand_on_a_configured_feature_can_be_undone(
     operations: Operations,
 ) -> None:
-    """The configuration's own flag is back, as it is written there."""
+    """By hand only words change, not how it is watched; the configuration's own flag comes back."""
     operations.flag(KEYS[4], Flag("by hand", "critical", "me"))
     by_hand = operations.feature(KEYS[4]).flag
     operations.unflag(KEYS[4])
 
-    assert Flag("by hand", "critical", "me") == by_hand
-    assert Flag("configured") == operations.feature(KEYS[4]).flag
+    assert replace(CONFIGURED, name="by hand", severity="critical", owner="me") == by_hand
+    assert CONFIGURED == operations.feature(KEYS[4]).flag
 
 
 def test_a_damaged_flag_in_the_database_stops_no_start(tmp_path: Path) -> None:
