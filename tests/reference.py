@@ -152,6 +152,60 @@ class SpikeMachine:
         return exceedances / requests < min(self.policy.clear_factor * usual, 0.5)
 
 
+@dataclass
+class Conditions:
+    """The certain conditions of one feature, one window at a time, in plain Python."""
+
+    ages: dict[str, int] = field(default_factory=dict)
+    zeros: int = 0
+    stuck: int = 0
+    top: int = 0
+    value: float = math.nan
+    reported: list[float] = field(default_factory=list)
+
+    def step(self, **seen: float) -> list[str]:
+        """Take in one window and return the conditions that hold."""
+        requests, rows = int(seen["requests"]), seen["rows"]
+        if requests and rows:
+            finite = seen["nonfinite"] == 0
+            self.zeros = self.zeros + requests if finite and seen["zeros"] == rows else 0
+            self.top = self.top + requests if finite and seen["minimum"] >= seen["most"] else 0
+            self._stick(seen, requests, finite=finite)
+            found = {
+                "never_seen": self._never_seen(seen),
+                "nonfinite": not finite,
+                "silent": self.zeros >= self._needed(seen["nonzero"]),
+                "saturated": max(self.stuck, self.top) >= self._needed(seen["varying"]),
+            }
+            self.ages = {c: 0 if now else self.ages.get(c, 99) + 1 for c, now in found.items()}
+            if self.ages["never_seen"] < 6:
+                self.reported += [
+                    x for x in (seen["minimum"], seen["maximum"]) if not math.isnan(x)
+                ]
+        return [condition for condition, age in self.ages.items() if age < 6]
+
+    def _stick(self, seen: dict[str, float], requests: int, *, finite: bool) -> None:
+        constant = finite and seen["minimum"] == seen["maximum"] != 0
+        if not constant or seen["maximum"] != self.value:
+            self.stuck = 0
+        self.value = seen["maximum"] if constant else math.nan
+        self.stuck += requests if constant else 0
+
+    def _never_seen(self, seen: dict[str, float]) -> bool:
+        held = self.ages.get("never_seen", 99) < 6
+        known = [] if held else self.reported
+        least, most = min([seen["least"], *known]), max([seen["most"], *known])
+        width = most - least
+        above = seen["maximum"] > most + width or (most > 0 and seen["maximum"] > 2 * most)
+        below = seen["minimum"] < least - width or (least < 0 and seen["minimum"] < 2 * least)
+        return above or below
+
+    def _needed(self, ratio: float) -> float:
+        if not ratio:
+            return math.inf
+        return 64 if ratio == 1 else max(64, math.ceil(math.log(1e-9) / math.log1p(-ratio)))
+
+
 def sparse_counts(
     column: Sequence[float], exponent: int, octaves: int = 19
 ) -> tuple[int, int, int, int, float, list[int]]:

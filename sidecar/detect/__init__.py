@@ -8,6 +8,13 @@ be judged is ``unknown`` and never silently ``normal``; every change of state ca
 made it.
 """
 
+from sidecar.detect.certain import (
+    Condition,
+    ConditionChange,
+    ConditionMemory,
+    Extremes,
+    conditions,
+)
 from sidecar.detect.eprocess import tolerated_rate
 from sidecar.detect.machine import blindness, step
 from sidecar.detect.policy import (
@@ -21,14 +28,19 @@ from sidecar.detect.policy import (
 from sidecar.detect.state import SpikeState, evidence, initial, rates
 
 __all__ = [
+    "Condition",
+    "ConditionChange",
+    "ConditionMemory",
     "Detector",
     "Direction",
+    "Extremes",
     "Observation",
     "SpikePolicy",
     "SpikeState",
     "State",
     "Transition",
     "blindness",
+    "conditions",
     "evidence",
     "initial",
     "rates",

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from sidecar.detect.eprocess import MULTIPLES, in_tens
 from sidecar.detect.policy import STATES, SpikePolicy, State
+from sidecar.detect.saved import plain, real, whole
 from sidecar.errors import CorruptState, ShapeMismatch
 
 _VERSION = 2
@@ -98,7 +99,7 @@ class SpikeState:
         return {
             "version": _VERSION,
             "states": [STATES[code].value for code in self.codes],
-            **{name: _plain(getattr(self, name)) for name in self.__slots__ if name != "codes"},
+            **{name: plain(getattr(self, name)) for name in self.__slots__ if name != "codes"},
         }
 
     @classmethod
@@ -112,12 +113,12 @@ class SpikeState:
             if saved["version"] != _VERSION:
                 raise CorruptState(f"spike state version {saved['version']!r}, need {_VERSION}")
             codes = np.array([State(name).code for name in saved["states"]], np.int8)
-            n, whole = len(codes), ("requests", "exceedances", *_STREAKS)
+            n, counted = len(codes), ("requests", "exceedances", *_STREAKS)
             reals = ("since", "recent", "evidence", *_RATES)
             found = cls(
                 codes=codes,
-                **{name: _whole(saved[name], n) for name in whole},
-                **{name: _real(saved[name], n) for name in reals},
+                **{name: whole(saved[name], n) for name in counted},
+                **{name: real(saved[name], n) for name in reals},
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CorruptState(f"spike state cannot be read back: {error!r}") from error
@@ -189,32 +190,6 @@ def _fresh(n: int, short: int, lag: int, now: float) -> SpikeState:
         resolved=np.zeros(n, np.int64),
         unsampled=np.full(n, NEVER, np.int64),
     )
-
-
-def _plain(array: NDArray[Any]) -> list[Any]:
-    """Return lists of numbers; JSON has no NaN, so None stands for it."""
-    if array.dtype.kind == "f":
-        known = array.astype(object)
-        known[np.isnan(array)] = None
-        return list(known.tolist())
-    return list(array.tolist())
-
-
-def _whole(values: Any, n: int) -> NDArray[Any]:
-    """Return whole numbers, and nothing that merely could be read as such."""
-    found = np.array(values)
-    if found.size and found.dtype.kind != "i":
-        raise ValueError(f"numbers of type {found.dtype} where whole ones belong")
-    return _ringed(found.astype(np.int64), values, n)
-
-
-def _real(values: Any, n: int) -> NDArray[Any]:
-    return _ringed(np.array(values, np.float64), values, n)
-
-
-def _ringed(found: NDArray[Any], values: Any, n: int) -> NDArray[Any]:
-    # Without features every window is an empty list, which numpy cannot tell from no windows.
-    return found.reshape(len(values), n) if not n and len(values) else found
 
 
 def _check(state: SpikeState) -> None:

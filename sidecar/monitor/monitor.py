@@ -252,6 +252,10 @@ class Monitor:
             followed = np.arange(len(layer.activations.keys))
             layer.activations.add(counts.watched.select(followed))
         yield from _told(key, layer.watch, layer.watch.observe(counts, self._policy, now, flagged))
+        for certain in layer.watch.conditions.observe(counts, layer.watch.flags, now):
+            feature = layer.watch.keys[certain.index]
+            verdict = certain.condition if certain.holds else f"no longer {certain.condition}"
+            yield Event(now, "feature_condition", str(feature), f"{verdict}: {certain.reason}")
         if self._frozen(key):
             return
         # A clock that was put back must not put off the baseline until it has caught up.

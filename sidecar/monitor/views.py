@@ -64,6 +64,7 @@ class FeatureStatus:
         evidence_threshold_log10: Evidence that raises an alarm.
         level_ratio: Recent level of the exceeding share; NaN before there is one.
         tolerated_ratio: Share that is tolerated now; NaN before there is a baseline.
+        conditions: What certainly holds of it: ``never_seen``, ``nonfinite``, ``silent``, ``saturated``.
     """
 
     key: FeatureKey
@@ -81,6 +82,7 @@ class FeatureStatus:
     evidence_threshold_log10: float = math.nan
     level_ratio: float = math.nan
     tolerated_ratio: float = math.nan
+    conditions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

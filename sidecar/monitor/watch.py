@@ -24,6 +24,7 @@ from sidecar.detect import (
 )
 from sidecar.errors import CorruptState
 from sidecar.features import FeatureKey, LayerKey
+from sidecar.monitor.conditions import WatchedConditions
 from sidecar.monitor.views import FeatureStatus, Flag
 from sidecar.stats import Distribution, SparseDistribution, WindowCounts
 
@@ -44,6 +45,7 @@ class LayerWatch:
         baseline_rates: Share of baseline requests above them, shape ``(n,)``; NaN without one.
         last: Largest value in the last window that had samples, shape ``(n,)``.
         reasons: Words of each feature's last transition.
+        conditions: What is certain of each feature.
     """
 
     layer: LayerKey
@@ -55,6 +57,7 @@ class LayerWatch:
     baseline_rates: NDArray[np.float64]
     last: NDArray[np.float64]
     reasons: list[str] = field(default_factory=list)
+    conditions: WatchedConditions = field(default_factory=WatchedConditions.empty)
 
     @classmethod
     def empty(cls, layer: LayerKey, policy: SpikePolicy, now: float) -> Self:
@@ -69,6 +72,7 @@ class LayerWatch:
         position = {int(index): i for i, index in enumerate(self.indices)}
         keep = np.array([position.get(int(index), -1) for index in indices], dtype=np.int64)
         self.spikes = self.spikes.resized(keep, policy, now)
+        self.conditions.rewatch(keep)
         self.thresholds, self.baseline_rates, self.last = (
             np.where(keep < 0, np.nan, np.append(values, np.nan)[keep])
             for values in (self.thresholds, self.baseline_rates, self.last)
@@ -95,10 +99,12 @@ class LayerWatch:
         """Drop the thresholds: until a new baseline is there, nothing can be said."""
         self.thresholds = np.full(len(self.indices), np.nan)
         self.baseline_rates = np.full(len(self.indices), np.nan)
+        self.conditions.forget_baseline()
 
     def use_baseline(self, watched: Distribution | SparseDistribution, quantile: float) -> None:
         """Take thresholds and rates from the frozen baseline of the watched features."""
         self.thresholds = watched.threshold(quantile)
+        self.conditions.use_baseline(watched)
         # A bounded sample cannot show rates below about one over its size: do not believe 0.
         row_rate = np.maximum(watched.exceedance(self.thresholds), 1.0 / (watched.sampled + 1))
         # Only rows that were sampled are compared, whatever they stand for.
@@ -181,10 +187,11 @@ class LayerWatch:
             level,
             tolerated,
         )
+        certain = [tuple(map(str, found)) for found in self.conditions.holding()]
         # Whole columns at once: a scrape reads a thousand of these.
         first, last = ([column.tolist() for column in columns] for columns in (before, after))
         named = (self.keys, self.flags, states)
-        return list(map(FeatureStatus, *named, *first, explanations, *last))
+        return list(map(FeatureStatus, *named, *first, explanations, *last, certain))
 
     def _explanation(self, at: int, state: State, policy: SpikePolicy) -> str:
         if state is not State.UNKNOWN:
@@ -200,6 +207,7 @@ class LayerWatch:
             "spikes": self.spikes.to_dict(),
             "last": [None if math.isnan(x) else x for x in self.last.tolist()],
             "reasons": self.reasons,
+            "conditions": self.conditions.to_dict(),
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
@@ -216,9 +224,9 @@ class LayerWatch:
             [math.nan if x is None else x for x in saved["last"]], dtype=np.float64
         )
         self.reasons = [str(reason) for reason in saved["reasons"]]
-        if {self.indices.shape, self.last.shape, (len(self.spikes),), (len(self.reasons),)} != {
-            (n,)
-        }:
+        self.conditions.restore(saved["conditions"])
+        lengths = {len(part) for part in (self.spikes, self.reasons, self.conditions.memory)}
+        if {self.indices.shape, self.last.shape} | {(length,) for length in lengths} != {(n,)}:
             raise CorruptState(f"the watch over {self.layer} has parts of different lengths")
         if n and (self.indices[0] < 0 or np.any(np.diff(self.indices) <= 0)):
             raise CorruptState(f"the watch over {self.layer} has its features in disorder")
