@@ -304,6 +304,8 @@ class Slice:
     Example:
         >>> str(Slice.of({"route": "/v1", "canary": "no"}))
         'canary=no,route=/v1'
+        >>> Slice.of({"route": "/v1", "canary": "no"}).contains(Slice.of({"canary": "no"}))
+        True
     """
 
     pairs: tuple[tuple[str, str], ...] = ()
@@ -326,6 +328,10 @@ class Slice:
                     "'_', '.', '/', ':' or '-'"
                 )
         return cls(tuple(sorted(mapping.items())))
+
+    def contains(self, wanted: "Slice") -> bool:
+        """Whether all pairs of another slice are among these: the empty slice is in every one."""
+        return set(wanted.pairs) <= set(self.pairs)
 
     def __str__(self) -> str:
         """Return ``key=value`` pairs joined by commas, sorted by key."""

@@ -53,6 +53,7 @@ from sidecar.stats import (
     SparseBank,
     SparseDistribution,
     SparseKernels,
+    Watched,
     WatchedWindow,
     WindowCounts,
 )
@@ -313,7 +314,8 @@ class Monitor:
         layer.activations.follow(key, layer.watch.indices[:room], bounds[:room])
         self._followed += len(layer.activations.keys)
         limits = np.where(np.isfinite(layer.watch.thresholds), layer.watch.thresholds, np.inf)
-        self._bank_of(key).watch(key, layer.watch.indices, limits.astype(np.float32))
+        high = limits.astype(np.float32)
+        self._bank_of(key).watch(key, Watched.above(layer.watch.indices, high))
 
     def freeze(self, layers: Sequence[LayerKey], now: float) -> tuple[Event, ...]:
         """Take what was learned so far as the baseline of ``layers``.

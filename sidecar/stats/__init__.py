@@ -25,10 +25,11 @@ from sidecar.stats.epoch import Period
 from sidecar.stats.fine import WatchedWindow
 from sidecar.stats.kernels import NUMPY, Kernels, compiled
 from sidecar.stats.recentre import recentre
+from sidecar.stats.screen import Expectation
 from sidecar.stats.sparse import SparseBank
 from sidecar.stats.sparse_distribution import SparseDistribution
 from sidecar.stats.sparse_kernels import SparseKernels, compile_sparse_kernels
-from sidecar.stats.watch import WindowCounts
+from sidecar.stats.watch import Watched, WindowCounts
 
 __all__ = [
     "NUMPY",
@@ -37,6 +38,7 @@ __all__ = [
     "Budget",
     "Detail",
     "Distribution",
+    "Expectation",
     "Kernels",
     "Memory",
     "Occupied",
@@ -44,6 +46,7 @@ __all__ = [
     "SparseBank",
     "SparseDistribution",
     "SparseKernels",
+    "Watched",
     "WatchedWindow",
     "WindowCounts",
     "compile_sparse_kernels",

@@ -1,6 +1,5 @@
 """The bank: the distributions of every feature of every registered layer."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from sidecar.errors import (
     UnsupportedDtype,
 )
 from sidecar.features import WEIGHT_LIMIT, FeatureKind, LayerKey, LayerSample, Scope, View
-from sidecar.stats.batch import Batch
+from sidecar.stats.batch import Batch, traffic_of
 from sidecar.stats.binning import Binning
 from sidecar.stats.budget import Budget, Detail, Memory
 from sidecar.stats.distribution import Distribution
@@ -31,9 +30,14 @@ from sidecar.stats.epoch import Period
 from sidecar.stats.fine import WatchedWindow
 from sidecar.stats.kernels import NUMPY, Kernels
 from sidecar.stats.layer import Layer, Settings
-from sidecar.stats.watch import WindowCounts
+from sidecar.stats.screen import Expectation
+from sidecar.stats.watch import Watched, WindowCounts
 
 _BANK = b"bank"
+_VERSION = 3
+"""Of what is kept of a layer; before the third there were neither thresholds of all features nor low
+ones, levels and slices, and no version."""
+
 _DTYPES = (np.float32, np.float16, np.uint16)
 _ALIKE = np.empty(0)
 
@@ -220,29 +224,56 @@ class Bank:
         changes = np.flatnonzero(sample.request_index[1:] != sample.request_index[:-1]) + 1
         starts = np.concatenate(([0], changes))  # (requests,)
         batch = Batch(sample.values, starts, known.rounding.copies(weights), now)
-        known.update(batch, self._kernels)
+        traffic = traffic_of(sample, starts) if known.sliced else ()
+        known.update(batch, traffic, self._kernels)
 
-    def watch(
-        self, layer: LayerKey, indices: NDArray[np.int64], thresholds: NDArray[np.float32]
-    ) -> None:
+    def watch(self, layer: LayerKey, watched: Watched) -> None:
         """Count, from now on, the requests in which these features pass these thresholds.
 
-        Exactly these are watched; one that was watched with the same threshold keeps its counts of
-        the open window. They are kept in finer bins too, with their last windows, unless that would
-        exceed the budget for flagged features.
-
-        Args:
-            layer: A registered layer.
-            indices: Features, shape ``(n,)``.
-            thresholds: A request exceeds when any of its rows is above, shape ``(n,)``.
+        Exactly these are watched; one that was watched in the same way keeps its counts of the open
+        window. They are kept in finer bins too, with their last windows, unless that would exceed
+        the budget for flagged features.
 
         Raises:
             UnknownLayer: It was never registered.
             UnknownFeature: It has no such feature.
-            ShapeMismatch: There are not as many thresholds as indices.
+
+        Complexity:
+            A feature whose low threshold is in use costs an update some 10 ns a row more; rows of
+            slices are copied out.
         """
         known = self._known(layer)
-        known.watch(indices, thresholds, self._room_beside(known))
+        known.watch(watched, self._room_beside(known))
+
+    def place_thresholds(self, layer: LayerKey, level: float) -> None:
+        """Compare every feature of a layer with a threshold, from now on, in every window.
+
+        The thresholds are quantiles of what the baseline has learned so far. Windows closed from now on
+        until the baseline freezes make up the ``expectation``; placing again starts that anew.
+
+        Args:
+            layer: A registered layer.
+            level: Of the quantile, from 0 to 1.
+
+        Raises:
+            UnknownLayer: It was never registered.
+            InvalidInput: The level is not from 0 to 1.
+            BaselineNotReady: Nothing was seen of it since it was registered or reset.
+
+        Complexity:
+            O(width * bins); 28 bytes a feature. After that 0.1 to 0.4 ns a value of every update.
+        """
+        if not 0.0 <= level <= 1.0:
+            raise InvalidInput(f"level {level} of a quantile: use 0 to 1")
+        self._learning(layer).place_thresholds(level, self._kernels)
+
+    def expectation(self, layer: LayerKey) -> Expectation | None:
+        """Return how often requests should pass the thresholds; None before these were placed.
+
+        Raises:
+            UnknownLayer: The layer was never registered.
+        """
+        return self._known(layer).expectation
 
     def _room_beside(self, layer: Layer) -> int:
         """Return the bytes left for flagged features of a layer."""
@@ -317,8 +348,7 @@ class Bank:
         Raises:
             UnknownLayer: The layer was never registered.
         """
-        rows, requests = self._known(layer).placed(self._kernels).learned()
-        return min(1.0, 1.0 - level ** (rows / requests)) if requests else math.nan
+        return self._known(layer).baseline_rate(level)
 
     def freeze(self, layer: LayerKey) -> None:
         """End the baseline of a layer with what was seen up to now; again changes nothing.
@@ -329,12 +359,16 @@ class Bank:
             UnknownLayer: The layer was never registered.
             BaselineNotReady: Nothing was seen of it since it was registered or reset.
         """
+        self._learning(layer).freeze(self._kernels)
+
+    def _learning(self, layer: LayerKey) -> Layer:
+        """Return a layer of which something was seen."""
         known = self._known(layer)
-        if not any(known.placed(self._kernels).learned()):
+        if not any(known.learned()):
             raise BaselineNotReady(
                 f"layer {layer}: no sample seen yet, so there is no baseline to freeze: send traffic"
             )
-        known.freeze(self._kernels)
+        return known
 
     def reset(self, layer: LayerKey) -> None:
         """Start a layer over, as if it had just been registered: it learns a new baseline.
@@ -381,7 +415,8 @@ class Bank:
             for name, array in copy.arrays.items()
         }
         layers = [copy.saved for copy in copies]
-        return pack(_BANK, {"binning": asdict(self._settings.binning), "layers": layers}, arrays)
+        binning = asdict(self._settings.binning)
+        return pack(_BANK, {"version": _VERSION, "binning": binning, "layers": layers}, arrays)
 
     @classmethod
     def decode(
@@ -414,6 +449,11 @@ class Bank:
         )
         with corrupt_unless_read("statistics"):
             header, arrays = unpack(_BANK, payload)
+            if header.get("version", _VERSION) != _VERSION:
+                raise CorruptState(
+                    f"statistics have version {header['version']}, and this sidecar reads up to "
+                    f"{_VERSION}: they start anew"
+                )
             if header["binning"] != asdict(binning):
                 raise CorruptState(
                     f"statistics were counted with {header['binning']}, and the configuration says "

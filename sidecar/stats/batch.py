@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sidecar.features import Values
+from sidecar.features import LayerSample, Slice, SparseSample, Values
 
 EVERY = np.empty(0, np.int64)
 """The ``copies`` of a batch in which every row stands for itself alone: the usual case, and faster."""
@@ -64,6 +64,18 @@ def decoded(values: Values) -> NDArray[np.float32]:
         return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
     with np.errstate(invalid="ignore"):  # a signalling NaN is data here, not a mistake
         return np.asarray(values, np.float32)
+
+
+def traffic_of(sample: LayerSample | SparseSample, starts: NDArray[np.int64]) -> list[Slice]:
+    """Return the slice of each request of a sample, given the first row of each.
+
+    A request that the sample does not describe belongs to the empty slice.
+    """
+    known = sample.requests
+    return [
+        known[i].traffic if 0 <= i < len(known) else Slice()
+        for i in sample.request_index[starts].tolist()
+    ]
 
 
 class Rounding:

@@ -12,6 +12,10 @@ _PLACE_BYTES = 8
 _PLAIN_BYTES = 32
 """Of a feature in one store, beside its counters: sums, squares in two halves, extremes."""
 
+_SCREEN_BYTES = 28
+"""Of a feature: its threshold, and how many requests passed it in the open window and in the measured
+part of the baseline, with their squares."""
+
 _WINDOW, _LASTING = 2, 4
 """Bytes of a counter in the store of one window, of up to 65,535 rows, and in one that lasts."""
 
@@ -43,7 +47,7 @@ class Detail(StrEnum):
         binning = self.binning(configured)
         windows, lasting = (2, 3) if self is Detail.FULL else (1, 1)
         stores = windows * store_bytes(binning, _WINDOW) + lasting * store_bytes(binning, _LASTING)
-        return stores + _PLACE_BYTES
+        return stores + _PLACE_BYTES + _SCREEN_BYTES
 
 
 def store_bytes(binning: Binning, counter_bytes: int) -> int:

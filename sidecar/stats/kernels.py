@@ -28,6 +28,7 @@ Exceeding = Callable[
     ],
     None,
 ]
+Screening = Callable[[Values, NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +45,16 @@ class Kernels:
             request, the ``n`` features looked at, their thresholds ``(n, k)``, and adds to how many
             requests have a row above each ``(n, k)`` and to each feature's greatest finite value
             ``(n,)``. An infinity passes, a NaN does not.
+        screen: The same of every feature and one threshold each, without the greatest value and
+            several times as fast. Takes values, the first row of each request, thresholds
+            ``(width,)``, and adds to how many requests have a row above each ``(width,)``.
     """
 
     name: str
     count: Counting
     moments: Counting
     exceed: Exceeding
+    screen: Screening
 
     def absorb(self, tally: Tally, batch: Batch, grid: Grid) -> None:
         """Count a batch of at least one row; ``grid`` is the same at every call for one tally."""
@@ -58,7 +63,7 @@ class Kernels:
         tally.saw(batch)
 
 
-NUMPY = Kernels("numpy", plain.count, plain.moments, plain.exceed)
+NUMPY = Kernels("numpy", plain.count, plain.moments, plain.exceed, plain.screen)
 """Always there; the reference of the others."""
 
 
@@ -73,4 +78,4 @@ def compiled() -> Kernels:
     """
     from sidecar.stats import loops  # noqa: PLC0415 - numba costs a second and 60 MB
 
-    return Kernels("numba", loops.count, loops.moments, loops.exceed)
+    return Kernels("numba", loops.count, loops.moments, loops.exceed, loops.screen)

@@ -1,11 +1,14 @@
 """One registered layer: what was seen of it, what is watched, and how much is kept."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sidecar.features import Slice
 from sidecar.stats.batch import Batch, Rounding
 from sidecar.stats.binning import Binning, learn_grid
 from sidecar.stats.budget import Budget, Detail
@@ -14,8 +17,9 @@ from sidecar.stats.encoding import Arrays
 from sidecar.stats.epoch import Epoch, Period
 from sidecar.stats.fine import Fine, WatchedWindow
 from sidecar.stats.kernels import Kernels
+from sidecar.stats.screen import Expectation, Screen, placed
 from sidecar.stats.warmup import Warmup
-from sidecar.stats.watch import Watch, WindowCounts
+from sidecar.stats.watch import Watch, Watched, WindowCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ class Layer:
         self.rounding = Rounding()
         self._seen: Warmup | Epoch = Warmup(width, settings.warmup_rows)
         self._watch = Watch()
+        self._screen: Screen | None = None
         self._fine: Fine | None = None
 
     @property
@@ -65,11 +70,23 @@ class Layer:
     @property
     def nbytes(self) -> int:
         """Bytes of its stores or, before its bins are placed, of the rows kept."""
-        return self._seen.nbytes
+        return self._seen.nbytes + (0 if self._screen is None else self._screen.nbytes)
 
-    def update(self, batch: Batch, kernels: Kernels) -> None:
-        """Count rows."""
-        self._watch.absorb(batch.values, batch.starts, kernels)
+    @property
+    def sliced(self) -> bool:
+        """Whether ``update`` has to be told the traffic of each request."""
+        return self._watch.sliced
+
+    @property
+    def expectation(self) -> Expectation | None:
+        """What a window is expected to hold; None before thresholds were placed."""
+        return None if self._screen is None else self._screen.expectation
+
+    def update(self, batch: Batch, traffic: Sequence[Slice], kernels: Kernels) -> None:
+        """Count rows, given the slice of each request where ``sliced``."""
+        self._watch.absorb(batch, traffic, kernels)
+        if self._screen is not None:
+            self._screen.absorb(batch, kernels)
         if self._fine is not None:
             self._fine.absorb(batch, kernels)
         self._seen.absorb(batch, kernels)
@@ -98,11 +115,27 @@ class Layer:
         epoch.freeze()
         self._seen = epoch
 
-    def watch(
-        self, indices: NDArray[np.int64], thresholds: NDArray[np.float32], room_bytes: int
-    ) -> None:
+    def place_thresholds(self, level: float, kernels: Kernels) -> None:
+        """Screen every feature from now on, at a quantile of what its baseline has learned."""
+
+        def learned(features: NDArray[np.int64]) -> Distribution:
+            return self.snapshot(Period.BASELINE, features, kernels)
+
+        bound = self.baseline_rate(level)
+        self._screen = Screen(placed(learned, self.width, level, bound))
+
+    def learned(self) -> tuple[int, int]:
+        """Return the baseline's sampled rows and requests, the open window's while it still learns."""
+        return self._seen.learned()
+
+    def baseline_rate(self, level: float) -> float:
+        """Return the rate of requests above a baseline quantile if rows were independent."""
+        rows, requests = self.learned()
+        return min(1.0, 1.0 - level ** (rows / requests)) if requests else math.nan
+
+    def watch(self, watched: Watched, room_bytes: int) -> None:
         """Watch exactly these features, in finer bins if they fit into ``room_bytes``."""
-        self._watch.set(indices, thresholds, self.width)
+        self._watch.set(watched, self.width)
         self._refine(room_bytes)
 
     def _refine(self, room_bytes: int) -> None:
@@ -130,7 +163,11 @@ class Layer:
         if self._fine is not None:
             self._fine.close(now)
         self._refine(room_bytes)
-        return self._watch.close(requests, rows, nonfinite, watched)
+        counts = self._watch.close(requests, rows, nonfinite, watched)
+        if self._screen is None:
+            return counts
+        exceedances, compared = self._screen.close(learning=not self.frozen)
+        return replace(counts, screened=exceedances, screened_requests=compared)
 
     def _watched(self) -> Distribution | None:
         """Return the open window of what is watched: in finer bins if they saw all of it."""
@@ -161,8 +198,10 @@ class Layer:
 
     def put(self, arrays: Arrays) -> dict[str, Any]:
         """Add copies of all arrays; return the plain values."""
-        self._watch.put(arrays, "")
         saved: dict[str, Any] = {"width": self.width, "detail": self.detail}
+        saved["traffic"] = self._watch.put(arrays, "")
+        if self._screen is not None:
+            saved["screen"] = self._screen.put(arrays, "screen.")
         saved["carried"] = self.rounding.carried
         if self._fine is not None:
             saved["fine"] = self._fine.put(arrays, "fine.")
@@ -183,7 +222,9 @@ class Layer:
             raise ValueError(f"width {width}")
         layer = cls(width, detail, settings)
         layer.rounding = Rounding(float(saved["carried"]))
-        layer._watch.take(arrays, prefix, width)
+        layer._watch.take(arrays, prefix, saved.get("traffic", []), width)
+        if "screen" in saved:
+            layer._screen = Screen.take(arrays, prefix + "screen.", saved["screen"], width)
         if "epoch" in saved:
             like = learn_grid(np.empty((0, width), np.float32), detail.binning(settings.binning))
             seconds = settings.history_seconds

@@ -21,7 +21,7 @@ from sidecar.errors import (
     UnregisteredLayer,
 )
 from sidecar.features import FeatureKind, LayerKey, Scope, SparseSample, View
-from sidecar.stats.batch import decoded
+from sidecar.stats.batch import decoded, traffic_of
 from sidecar.stats.budget import Detail
 from sidecar.stats.encoding import Arrays, corrupt_unless_read, pack, unpack
 from sidecar.stats.epoch import Period
@@ -30,7 +30,7 @@ from sidecar.stats.sparse_kernels import NUMPY, SparseKernels
 from sidecar.stats.sparse_layer import LATENT_BYTES, SparseLayer
 from sidecar.stats.sparse_record import Octaves
 from sidecar.stats.sparse_watch import SparseRows
-from sidecar.stats.watch import WindowCounts
+from sidecar.stats.watch import Watched, WindowCounts
 
 WEIGHT_LIMIT = 1 << 20
 """Greatest weight of a request; its products with whole values must stay within 64 bits."""
@@ -203,29 +203,25 @@ class SparseBank:
             values=np.ascontiguousarray(decoded(sample.values)),
             starts=starts,
         )
+        traffic = traffic_of(sample, starts) if known.watch.sliced else ()
+        known.watch.absorb_rows(rows, traffic)
         known.absorb(rows, _weights(sample), now, self._kernels)
 
-    def watch(
-        self, layer: LayerKey, indices: NDArray[np.int64], thresholds: NDArray[np.float32]
-    ) -> None:
+    def watch(self, layer: LayerKey, watched: Watched) -> None:
         """Count, from now on, the requests in which these latents pass these thresholds.
 
-        Exactly these are watched; one that was watched with the same threshold keeps its counts of
-        the open window.
-
-        Args:
-            layer: A registered layer.
-            indices: Latents, shape ``(n,)``.
-            thresholds: A request exceeds when any of its rows is above, shape ``(n,)``, at least 0.
+        Exactly these are watched; one that was watched in the same way keeps its counts of the open
+        window. A latent that a row does not list is zero, and so below every positive low threshold.
+        Others are not compared with anything: there is no ``expectation`` of a sparse layer, and its
+        windows have no ``screened``.
 
         Raises:
             UnknownLayer: It was never registered.
             UnknownFeature: It has no such latent.
-            ShapeMismatch: There are not as many thresholds as indices.
-            InvalidInput: A threshold is negative.
+            InvalidInput: A high threshold or a further one is negative.
         """
         known = self._known(layer)
-        known.watch.set(indices, thresholds, known.width)
+        known.watch.set(watched, known.width)
 
     def close_window(self, now: float) -> dict[LayerKey, WindowCounts]:
         """End every layer's window, see ``close``."""

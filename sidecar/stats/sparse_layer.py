@@ -75,7 +75,7 @@ class SparseLayer:
         now: float,
         kernels: SparseKernels,
     ) -> None:
-        """Count new rows in the open window, and what is watched of them.
+        """Count new rows in the open window.
 
         Args:
             rows: At least one.
@@ -83,7 +83,6 @@ class SparseLayer:
             now: Unix seconds.
             kernels: The loops to count with.
         """
-        self.watch.absorb_rows(rows)
         copies = self._copies(weights)  # (rows,), or empty
         total = int(copies.sum()) if len(copies) else rows.sampled
         repeated = np.repeat(copies, np.diff(rows.splits)) if len(copies) else copies  # (nnz,)
@@ -179,7 +178,7 @@ class SparseLayer:
 
     def put(self, arrays: Arrays, prefix: str) -> dict[str, Any]:
         """Add all arrays under ``prefix``, copied; return the plain values."""
-        self.watch.put(arrays, f"{prefix}watch.")
+        traffic = self.watch.put(arrays, f"{prefix}watch.")
         arrays[f"{prefix}hit_at"] = self._hit_at.copy()
         stores = zip(_STORES, (self._open, self._baseline, self._present, self._past), strict=True)
         saved = {
@@ -192,6 +191,7 @@ class SparseLayer:
         since = self._present_since
         return {
             "width": self.width,
+            "traffic": traffic,
             "frozen": self.frozen,
             "rows": self._rows,
             "carried": self._carried,
@@ -212,7 +212,7 @@ class SparseLayer:
         if width < 1:
             raise ValueError(f"width {width}")
         layer = cls(width, octaves, seconds)
-        layer.watch.take(arrays, f"{prefix}watch.", width)
+        layer.watch.take(arrays, f"{prefix}watch.", saved.get("traffic", []), width)
         layer._rows, layer._carried = int(saved["rows"]), float(saved["carried"])
         layer._hit_at = typed(arrays[f"{prefix}hit_at"], np.int64).copy()
         if layer._hit_at.shape != (width,):

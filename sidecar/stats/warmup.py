@@ -51,6 +51,11 @@ class Warmup:
         """Bytes of the rows kept."""
         return sum(event.values.nbytes for event in self._events if isinstance(event, Batch))
 
+    def learned(self) -> tuple[int, int]:
+        """Return the rows and requests kept: all are of the baseline."""
+        batches = [event for event in self._events if isinstance(event, Batch)]
+        return self.rows, sum(one.requests for one in batches)
+
     @property
     def arrived(self) -> list[Batch]:
         """What came in since the last window ended."""

@@ -17,7 +17,7 @@ from sidecar.errors import (
     UnsupportedDtype,
 )
 from sidecar.features import FeatureKind, LayerKey, LayerSample, Scope, View
-from sidecar.stats import Bank, Binning, Distribution, Period
+from sidecar.stats import Bank, Binning, Distribution, Period, Watched
 from tests import reference
 
 pytestmark = pytest.mark.unit
@@ -96,7 +96,9 @@ def test_a_layer_without_features_is_refused(make_bank: MakeBank, layer: LayerKe
         lambda bank, layer: bank.reset(layer),
         lambda bank, layer: bank.frozen(layer),
         lambda bank, layer: bank.baseline_rate(layer, 0.999),
-        lambda bank, layer: bank.watch(layer, np.empty(0, np.int64), np.empty(0, np.float32)),
+        lambda bank, layer: bank.watch(
+            layer, Watched.above(np.empty(0, np.int64), np.empty(0, np.float32))
+        ),
     ],
 )
 def test_a_layer_nobody_registered_is_unknown(
@@ -421,7 +423,7 @@ def test_reset_starts_a_layer_over_on_new_bins(
     bank.register(layer, 1)
     bank.update(make_sample(np.zeros((10, 1))), 1.0)
     bank.freeze(layer)
-    bank.watch(layer, np.array([0]), np.array([1.0], np.float32))
+    bank.watch(layer, Watched.above(np.array([0]), np.array([1.0], np.float32)))
 
     bank.reset(layer)
     bank.update(make_sample(1000 + np.random.default_rng(0).normal(size=(100, 1))), 2.0)

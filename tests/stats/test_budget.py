@@ -7,7 +7,7 @@ import pytest
 
 from sidecar.errors import LimitReached
 from sidecar.features import LayerKey, LayerSample
-from sidecar.stats import Bank, Binning, Budget, Detail, Period
+from sidecar.stats import Bank, Binning, Budget, Detail, Period, Watched
 
 pytestmark = pytest.mark.unit
 
@@ -94,7 +94,7 @@ def test_flagged_features_keep_finer_bins_and_their_last_windows() -> None:
     bank = bank_of(budget)
     bank.register(key(0), 5)
     feed(bank, key(0), 0.0, rows=300)
-    bank.watch(key(0), np.array([3, 1]), np.full(2, np.inf, np.float32))
+    bank.watch(key(0), Watched.above(np.array([3, 1]), np.full(2, np.inf, np.float32)))
     kept = []
     for at in range(5):
         kept.append(feed(bank, key(0), 10.0 * at + 1, rows=2_000))
@@ -117,12 +117,12 @@ def test_what_is_watched_may_change_within_a_window() -> None:
     bank = bank_of(Budget())
     bank.register(key(0), 3)
     feed(bank, key(0), 0.0)
-    bank.watch(key(0), np.array([0]), np.zeros(1, np.float32))
+    bank.watch(key(0), Watched.above(np.array([0]), np.zeros(1, np.float32)))
     feed(bank, key(0), 1.0)
     bank.close_window(2.0)
     feed(bank, key(0), 3.0)
 
-    bank.watch(key(0), np.array([0, 2]), np.zeros(2, np.float32))
+    bank.watch(key(0), Watched.above(np.array([0, 2]), np.zeros(2, np.float32)))
     feed(bank, key(0), 4.0, rows=5)
     bank.close_window(5.0)
 
@@ -139,7 +139,7 @@ def test_finer_bins_have_a_budget_of_their_own() -> None:
     for name in "ab":
         bank.register(key(name), 4)
         feed(bank, key(name), 0.0)
-        bank.watch(key(name), np.arange(2), np.zeros(2, np.float32))
+        bank.watch(key(name), Watched.above(np.arange(2), np.zeros(2, np.float32)))
         feed(bank, key(name), 1.0)
 
     closed = bank.close_window(2.0)
@@ -156,7 +156,7 @@ def test_details_and_finer_windows_survive(ratio: float) -> None:
     bank = bank_of(budget)
     bank.register(key(0), 3)
     feed(bank, key(0), 0.0)
-    bank.watch(key(0), np.array([1]), np.zeros(1, np.float32))
+    bank.watch(key(0), Watched.above(np.array([1]), np.zeros(1, np.float32)))
     for at in range(1, 6):
         feed(bank, key(0), float(at))
         bank.close_window(at + 0.5)

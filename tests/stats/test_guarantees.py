@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from demo.lite0 import build
 from demo.photos import augment, load_everyday
 from sidecar.features import LayerKey, LayerSample, Request
-from sidecar.stats import NUMPY, Bank, Binning, Distribution, Kernels, Period, compiled, merge
+from sidecar.stats import (
+    NUMPY,
+    Bank,
+    Binning,
+    Distribution,
+    Kernels,
+    Period,
+    Watched,
+    compiled,
+    merge,
+)
 from sidecar.stats.batch import EVERY, Batch, Rounding
 from sidecar.stats.binning import Grid, learn_grid
 from sidecar.stats.tally import Tally
@@ -175,7 +185,7 @@ def test_weights_do_not_touch_the_counts_of_requests() -> None:
     layer = LayerKey("m", "r", "layer")
     bank = Bank(Binning(), warmup_rows=1, history_seconds=1e3, layer_limit=1, feature_limit=1)
     bank.register(layer, 1)
-    bank.watch(layer, np.array([0]), np.array([0.5], np.float32))
+    bank.watch(layer, Watched.above(np.array([0]), np.array([0.5], np.float32)))
     values, index = np.array([[0.0], [1.0], [1.0]], np.float32), np.array([0, 1, 1], np.int32)
     heavy = (Request(weight=2.0**20), Request(weight=2.0**20))
 

@@ -207,3 +207,49 @@ def test_requests_pass_thresholds_as_the_definition_says(
         assert np.array_equal(
             [finite.max() if len(finite) else np.nan], maximum[[at]], equal_nan=True
         )
+
+
+@BOTH
+@settings(max_examples=80, deadline=None)
+@given(data=st.data(), form=st.sampled_from(["f32", "f16", "bf16"]))
+def test_every_feature_is_screened_as_the_definition_says(
+    kernels: Kernels, data: st.DataObject, form: str
+) -> None:
+    """Each request counts once for each feature that passes its threshold; counts are added up."""
+    rows = data.draw(
+        hnp.arrays(np.float32, st.tuples(st.integers(1, 40), st.just(3)), elements=VALUES)
+    )
+    later = data.draw(st.sets(st.integers(1, 39))) & set(range(len(rows)))
+    starts = np.array([0, *sorted(later)], np.int64)
+    thresholds = data.draw(hnp.arrays(np.float32, 3, elements=VALUES))
+    thresholds.setflags(write=False)
+    values, found = halved(rows, form), np.array([5, 0, 1], np.int64)
+
+    kernels.screen(values, starts, thresholds, found)
+
+    owners = np.searchsorted(starts, np.arange(len(rows)), side="right").tolist()
+    assert [
+        before + reference.request_exceedances(column.tolist(), owners, threshold)
+        for before, column, threshold in zip(
+            (5, 0, 1), decoded(values).T, thresholds.tolist(), strict=True
+        )
+    ] == found.tolist()
+
+
+@BOTH
+@pytest.mark.parametrize("form", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("longest", [1, 2, 30, 200])
+def test_screened_tiles_and_blocks_meet(kernels: Kernels, form: str, longest: int) -> None:
+    """Wider than a tile and taller than a block, with requests that lie across them."""
+    rng = np.random.default_rng(longest)
+    rows = rng.normal(size=(300, 5000)).astype(np.float32)
+    lengths = rng.integers(1, longest + 1, len(rows))
+    starts = np.concatenate(([0], np.cumsum(lengths)))
+    starts = starts[starts < len(rows)]
+    values, thresholds = halved(rows, form), rng.normal(1, 1, 5000).astype(np.float32)
+    found = np.zeros(5000, np.int64)
+
+    kernels.screen(values, starts, thresholds, found)
+
+    most = np.maximum.reduceat(decoded(values), starts, axis=0)
+    assert (most > thresholds).sum(axis=0).tolist() == found.tolist()

@@ -1,5 +1,7 @@
+import base64
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +13,8 @@ from sidecar.errors import (
     LimitReached,
     UnknownFeature,
 )
-from sidecar.features import FeatureKind, LayerKey, LayerSample, Scope, View
-from sidecar.stats import Bank, Binning, Distribution, Period
+from sidecar.features import FeatureKind, LayerKey, LayerSample, Request, Scope, Slice, View
+from sidecar.stats import Bank, Binning, Distribution, Period, Watched
 from sidecar.stats.encoding import pack, unpack
 
 pytestmark = pytest.mark.unit
@@ -22,6 +24,9 @@ MakeSample = Callable[..., LayerSample]
 
 SETTINGS = {"warmup_rows": 4, "history_seconds": 100.0, "layer_limit": 4, "feature_limit": 64}
 LAYER = LayerKey("m", "r", "layer", FeatureKind.NEURON, View.RAW, Scope.PROMPT)
+
+TRAFFIC = Slice.of({"route": "a"})
+REQUESTS = tuple(Request(traffic=TRAFFIC) for _ in range(6))
 
 
 def same(a: Distribution, b: Distribution) -> bool:
@@ -41,12 +46,17 @@ def busy_bank(warmup_rows: int) -> Bank:
     keys = (LAYER, LayerKey("m", "r", "quiet"))
     for key in keys:
         bank.register(key, 3)
-    bank.watch(LAYER, np.array([2, 0]), np.array([0.5, math.nan], np.float32))
+    plain = Watched.above(np.array([2, 0]), np.array([0.5, math.nan], np.float32))
+    bank.watch(
+        LAYER, replace(plain, traffic=(TRAFFIC, Slice()), levels=np.zeros((2, 2), np.float32))
+    )
     for at in range(12):
         rows = rng.normal(size=(6, 3)).astype(np.float32)
         rows[0, at % 3] = math.nan
-        bank.update(LayerSample(LAYER, rows, np.arange(6, dtype=np.int32), ()), at * 20.0)
+        bank.update(LayerSample(LAYER, rows, np.arange(6, dtype=np.int32), REQUESTS), at * 20.0)
         bank.close_window(at * 20.0 + 10)
+        if at == 4:
+            bank.place_thresholds(LAYER, 0.9)
         if at == 7 and warmup_rows < 100:
             bank.freeze(LAYER)
     for key in keys:
@@ -68,10 +78,51 @@ def test_a_bank_comes_back_whole(warmup_rows: int) -> None:
     for one in (bank, found):
         one.update(more, 310.0)
     expected, actual = (one.close_window(320.0)[LAYER] for one in (bank, found))
-    assert expected.exceedances.tolist() == actual.exceedances.tolist()
+    for name in ("exceedances", "level_exceedances", "watched_requests", "screened"):
+        assert getattr(expected, name).tolist() == getattr(actual, name).tolist()
+    before, after = bank.expectation(LAYER), found.expectation(LAYER)
+    assert before is not None
+    assert after is not None
+    for name in before.__slots__:
+        assert np.array_equal(getattr(before, name), getattr(after, name)), name
     assert (expected.requests, expected.rows) == (actual.requests, actual.rows)
     for period in Period:
         assert same(bank.snapshot(LAYER, period), found.snapshot(LAYER, period))
+
+
+BEFORE_SCREENING = base64.b85decode(
+    "Q$tf!0svxRZfnj100000005!rwLEwMeNoG9+b|Hc-JXIV=rQL#6NYWHK;nbz|1boHk=79riBw3+j~E8>Y5kUdMQ-h^Y73TA"
+    "gct7a%<jyRzX!eEo^sY1dz$X)(O7HjlZ2(V(S)Fvk0u71P87K`>NO+2J18pjjy>YVo}PKvG`Nflno>!MJg-eK&LZ_l8#3a5"
+    "x1wibGo+Sl500X>;f+xB21!U=#mFk}$|@4HHYSUCV<F?Hjfkx3q5wD5-W$fO(Qu@QE0=<|r<HfF4DppN0>k)PwmT-3=fE~D"
+    "gRv=OECxX{I+Udq+GxZG<3ptBJ$7*$Ama&Gx~vLOlf?5&%|V`~fui=Yff^$=JH`i`1S`O&-pO+<Xf(w3CWV|Lb4O}1P7)>M"
+    "n8QQvicFBz_cMgIDRZV__(M}`<6>B;x2CM+FFKP_tnT?#og9^UTR96v9Et9!E{`z`b=j(RftOmt@iI40xpc}d|0NVo{<Z#q"
+    "m&TrZ?DSsv?_jU&omi^Jmx`&YExzOgsUP=Ak{tTI_WZm$hSzQBb}r%Dui5PV{ZDg{y<MG%E$=dTc(}Rg)Mk=>yPePby}_Ae"
+    "hw~{g=zslk{VAg}>y$`G)A|?dKK6_"
+)
+"""Six requests in each of two open windows' worth of rows, feature 1 of 2 watched above 0.5."""
+
+
+def test_a_snapshot_from_before_every_feature_was_screened_is_read() -> None:
+    """Its watch goes on with what it has counted; there are no thresholds yet."""
+    found = Bank.decode(BEFORE_SCREENING, Binning(2, 8), **SETTINGS)
+
+    window = found.close_window(3.0)[LAYER]
+    # (1, 3, 5, …, 11) / 8, and the same plus one: two of the first are not above 0.5.
+    assert ([1], [10], [12]) == (
+        window.indices.tolist(),
+        window.exceedances.tolist(),
+        window.watched_requests.tolist(),
+    )
+    assert (1, 0) == window.level_exceedances.shape
+    assert (window.screened, found.expectation(LAYER)) == (None, None)
+
+
+def test_a_snapshot_of_a_later_version_is_refused() -> None:
+    """What it holds beside what is known here must not be dropped silently."""
+    header, arrays = unpack(b"bank", busy_bank(4).encode())
+
+    with pytest.raises(CorruptState, match="reads up to"):
+        Bank.decode(pack(b"bank", {**header, "version": 4}, arrays), Binning(), **SETTINGS)
 
 
 @pytest.mark.parametrize("warmup_rows", [4, 1000])

@@ -1,4 +1,5 @@
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,15 @@ from sidecar.errors import (
     UnregisteredLayer,
     UnsupportedDtype,
 )
-from sidecar.features import FeatureKind, LayerKey, Request, SparseSample
+from sidecar.features import FeatureKind, LayerKey, LayerSample, Request, Slice, SparseSample
 from sidecar.stats import (
+    Bank,
+    Binning,
     Period,
     SparseBank,
     SparseDistribution,
     SparseKernels,
+    Watched,
     compile_sparse_kernels,
 )
 from sidecar.stats.encoding import pack, unpack
@@ -398,7 +402,7 @@ def test_requests_above_a_threshold_are_counted_once(
     requests = np.cumsum(steps).tolist()
     watched = np.array([4, 0, 3, 1, 5, 2])
     bank = make_bank()
-    bank.watch(LAYER, watched, np.array(thresholds, np.float32))
+    bank.watch(LAYER, Watched.above(watched, np.array(thresholds, np.float32)))
 
     bank.update(sample(rows, requests), 1.0)
 
@@ -413,10 +417,42 @@ def test_requests_above_a_threshold_are_counted_once(
     np.testing.assert_array_equal(np.fmax.reduce(finite, axis=0), counts.maximum)
 
 
+@settings(max_examples=60, deadline=None)
+@given(rows=ROWS, data=st.data())
+def test_low_thresholds_slices_and_levels_are_counted_as_of_dense_rows(
+    rows: np.ndarray, data: st.DataObject
+) -> None:
+    """What a dense bank says of the same rows with every zero written out."""
+    steps = data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
+    slices = [Slice(), Slice.of({"route": "a"}), Slice.of({"route": "a", "lang": "en"})]
+    traffic = data.draw(st.lists(st.sampled_from(slices), min_size=13, max_size=13))
+    wanted = data.draw(st.lists(st.sampled_from(slices[:2]), min_size=4, max_size=4))
+    limit = st.sampled_from([0.0, 0.5, 100.0, np.inf, np.nan])
+    high, low, level = (data.draw(hnp.arrays(np.float32, 4, elements=limit)) for _ in range(3))
+    watched = Watched(np.array([4, 0, 3, 4]), high, low, tuple(wanted), level[:, None])
+    sparse, dense = (
+        make_bank(),
+        Bank(Binning(), warmup_rows=1, history_seconds=1.0, layer_limit=1, feature_limit=WIDTH),
+    )
+    dense.register(LAYER, WIDTH)
+    requests = tuple(Request(traffic=one) for one in traffic)
+    index = np.cumsum(steps).astype(np.int32)
+
+    for bank in (sparse, dense):
+        bank.watch(LAYER, watched)
+    sparse.update(replace(sample(rows, index.tolist()), requests=requests), 1.0)
+    dense.update(LayerSample(LAYER, rows, index, requests), 1.0)
+
+    found, expected = (bank.close(LAYER, 2.0) for bank in (sparse, dense))
+    for name in ("exceedances", "watched_requests", "maximum", "level_exceedances"):
+        np.testing.assert_array_equal(getattr(expected, name), getattr(found, name), name)
+    assert (None, 0) == (found.screened, found.screened_requests)
+
+
 def test_a_negative_threshold_is_refused() -> None:
     """Every row of a latent is above it, listed or not, so it can only be a mistake."""
     with pytest.raises(InvalidInput, match="at least 0"):
-        make_bank().watch(LAYER, np.array([1]), np.array([-0.5], np.float32))
+        make_bank().watch(LAYER, Watched.above(np.array([1]), np.array([-0.5], np.float32)))
 
 
 def test_a_window_counts_the_values_no_latent_may_have() -> None:
@@ -481,7 +517,7 @@ def test_a_reset_layer_starts_over() -> None:
 def test_an_encoded_bank_comes_back_and_goes_on(batches: list[np.ndarray], frozen: bool) -> None:
     """A restored bank says the same of every period, and counts on as if never stopped."""
     bank = make_bank()
-    bank.watch(LAYER, np.array([2]), np.array([0.5], np.float32))
+    bank.watch(LAYER, Watched.above(np.array([2]), np.array([0.5], np.float32)))
     for number, rows in enumerate(batches):
         bank.update(sample(rows), 1.0 + number)
         if number % 2 == 0:
@@ -670,7 +706,7 @@ def test_what_was_never_registered_is_unknown() -> None:
     questions: list[Callable[[], object]] = [
         lambda: bank.width(stranger),
         lambda: bank.snapshot(stranger, Period.CURRENT),
-        lambda: bank.watch(stranger, np.array([0]), np.array([0.0], np.float32)),
+        lambda: bank.watch(stranger, Watched.above(np.array([0]), np.array([0.0], np.float32))),
         lambda: bank.reset(stranger),
         lambda: bank.freeze(stranger),
         lambda: bank.idle_rows(stranger),
