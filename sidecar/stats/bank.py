@@ -390,6 +390,42 @@ class Bank:
         """
         return self._known(layer).frozen
 
+    def baseline(self, layer: LayerKey) -> bytes:
+        """Return the frozen baseline of a layer as bytes for ``adopt``, here or in another bank.
+
+        They hold the places of the bins, everything that was counted, and the expectation, under a
+        version and a checksum.
+
+        Raises:
+            UnknownLayer: The layer was never registered.
+            BaselineNotReady: Its baseline is not frozen.
+        """
+        found = self._known(layer).baseline()
+        if found is None:
+            raise BaselineNotReady(
+                f"layer {layer}: its baseline is not frozen yet, so there is none to take along: "
+                "freeze it first, or wait until it has learned enough"
+            )
+        return found.encode()
+
+    def adopt(self, layer: LayerKey, payload: bytes) -> None:
+        """Continue a layer with a baseline from elsewhere, as if it had been learned here.
+
+        Its bins lie where the baseline's do, so that from now on its windows and history merge to the
+        bit with those of every bank that adopted the same. Both start anew, nothing is watched, and the
+        expectation is the baseline's. If the baseline cannot be used, nothing changes.
+
+        Args:
+            layer: A registered layer.
+            payload: From ``baseline``.
+
+        Raises:
+            UnknownLayer: The layer was never registered.
+            CorruptState: The bytes are not what ``baseline`` makes.
+            LayerConflict: They are of a layer of another width, or in other bins.
+        """
+        self._layers[layer] = self._known(layer).adopting(payload)
+
     def encode(self) -> bytes:
         """Return the whole bank as bytes for ``decode``: windows, baselines, history, watches."""
         return self.pack([self.copy(layer) for layer in self._layers])

@@ -81,6 +81,14 @@ class Binning:
         return 2 * self.half
 
     @property
+    def exponents(self) -> tuple[int, int]:
+        """The least and the greatest exponent of a near-zero width whose bins float32 can tell apart.
+
+        Below the first, float32 has denormals, whose bits are not log-linear.
+        """
+        return 1 - _BIAS, _BIAS + 1 - self.octaves
+
+    @property
     def relative_error(self) -> float:
         """Largest error of a quantile as a ratio of its distance from the centre, whatever the values.
 
@@ -223,8 +231,7 @@ def learn_grid(rows: NDArray[np.float32], binning: Binning) -> Grid:
     magnitude = np.abs(centre.astype(np.float64))
     finest = np.floor(np.log2(magnitude, where=magnitude > 0, out=np.full(len(centre), -1e3)))
     exponent = np.maximum(exponent, finest - _CENTRE_OCTAVES)
-    # Below the first exponent float32 has denormals, whose bits are not log-linear.
-    exponent = np.clip(exponent, 1 - _BIAS, _BIAS + 1 - binning.octaves)
+    exponent = np.clip(exponent, *binning.exponents)
     return Grid(binning, centre, exponent.astype(np.int32))
 
 

@@ -6,6 +6,7 @@ bytes of equal significance are put side by side. That is what makes a fast comp
 """
 
 import json
+import math
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,9 @@ _HEAD = struct.Struct("<4sH4sQI")
 
 _LENGTH = struct.Struct("<I")
 _DISTRIBUTION = b"dist"
+
+_UNLIMITED = (1 << 64) - 1
+_MOST_ROWS = 1 << 62
 
 _LEVEL, _SMALL_LEVEL = 1, 6
 """Of zlib: 23 us a feature at the second, 10 at the first, for a tenth less."""
@@ -98,19 +102,66 @@ def take_counters(
     tally = Tally.empty(width, bins)
     for name in _SPAN:
         setattr(tally, name, type(getattr(tally, name))(span[name]))
+    _check_span(tally, prefix)
     tally.reserve(tally.rows)
-    for name in (*_SIGNED, "zeros"):
+    for name in _SIGNED:
         found = _shaped(arrays, prefix + name, (width,))
-        setattr(tally, name, found.astype(getattr(tally, name).dtype))
+        setattr(tally, name, typed(found, getattr(tally, name).dtype.type).copy())
+    tally.zeros = _counter(arrays, prefix + "zeros", (width,)).astype(tally.zeros.dtype)
     if prefix + "odd" in arrays:
-        tally.odd = _shaped(arrays, prefix + "odd", (2, width)).astype(np.int64)
+        tally.odd = _counter(arrays, prefix + "odd", (2, width)).astype(np.int64)
     kept, first = arrays[prefix + "counts"], int(span["first"])
+    if kept.dtype.kind != "u":
+        raise ValueError(f"{prefix}counts are {kept.dtype}")
     if kept.shape != (width, kept.shape[-1]) or not 0 <= first <= bins - kept.shape[-1]:
         raise ValueError(f"{prefix}counts of shape {kept.shape} from bin {first} of {bins}")
     tally.counts[:, first : first + kept.shape[-1]] = kept
     if np.any(tally.counts.sum(axis=1) != tally.rows - tally.nans - tally.infinities):
         raise ValueError(f"{prefix}counts do not add up to {tally.rows} rows")
+    _check_extremes(tally, prefix)
     return tally
+
+
+def take_grid(arrays: Arrays, prefix: str, binning: Binning, width: int) -> Grid:
+    """Return the grid whose centres and exponents were put under ``prefix``.
+
+    Raises:
+        ValueError: The arrays do not place the bins of ``width`` features.
+        KeyError: One is missing.
+    """
+    centre = typed(_shaped(arrays, prefix + "centre", (width,)), np.float32)
+    exponent = typed(_shaped(arrays, prefix + "exponent", (width,)), np.int32)
+    if not np.isfinite(centre).all():
+        raise ValueError(f"{prefix}centre {centre[~np.isfinite(centre)][0]} is not finite")
+    lowest, highest = binning.exponents
+    if width and not lowest <= exponent.min() <= exponent.max() <= highest:
+        raise ValueError(f"{prefix}exponent {exponent}: need {lowest} to {highest}")
+    return Grid(binning, centre, exponent)
+
+
+def _check_span(tally: Tally, prefix: str) -> None:
+    if not 0 <= tally.requests <= tally.sampled <= tally.rows <= _MOST_ROWS:
+        raise ValueError(
+            f"{prefix}{tally.requests} requests in {tally.sampled} of {tally.rows} rows"
+        )
+    if not (math.isfinite(tally.started) and math.isfinite(tally.ended)):
+        raise ValueError(f"{prefix}from {tally.started} to {tally.ended}")
+
+
+def _check_extremes(tally: Tally, prefix: str) -> None:
+    """Raise ValueError unless just those features have finite extremes that have finite values."""
+    some = tally.nans + tally.infinities < tally.rows
+    with np.errstate(invalid="ignore"):
+        sound = np.isfinite(tally.maximum - tally.minimum.astype(np.float64))
+    if np.any(sound != some) or np.any(tally.minimum[some] > tally.maximum[some]):
+        raise ValueError(f"{prefix}minimum and maximum are not those of {tally.rows} rows")
+
+
+def _counter(arrays: Arrays, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    found = _shaped(arrays, name, shape)
+    if found.dtype.kind != "u":
+        raise ValueError(f"{name} is {found.dtype}, need counters")
+    return found
 
 
 def _shaped(arrays: Arrays, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -155,14 +206,19 @@ def pack(kind: bytes, header: Mapping[str, Any], arrays: Arrays, *, small: bool 
     return _HEAD.pack(_MAGIC, _VERSION, kind, len(raw), zlib.crc32(body, zlib.crc32(head))) + body
 
 
-def unpack(kind: bytes, payload: bytes) -> tuple[dict[str, Any], Arrays]:
+def unpack(kind: bytes, payload: bytes, limit: int = _UNLIMITED) -> tuple[dict[str, Any], Arrays]:
     """Return what ``pack`` was given; arrays are read-only.
+
+    Args:
+        kind: As ``pack`` was given it.
+        payload: What it returned.
+        limit: Most bytes that it may be before compression.
 
     Raises:
         CorruptState: Magic, version, kind, length or checksum is wrong.
         ValueError: The checksum is right and the content is not; so may KeyError and TypeError.
     """
-    raw = _checked(kind, payload)
+    raw = _checked(kind, payload, limit)
     (length,) = _LENGTH.unpack_from(raw)
     document = json.loads(raw[_LENGTH.size : _LENGTH.size + length])
     arrays: Arrays = {}
@@ -196,7 +252,7 @@ def corrupt_unless_read(what: str) -> Iterator[None]:
         raise CorruptState(f"{what} cannot be read back: {error!r}") from error
 
 
-def _checked(kind: bytes, payload: bytes) -> bytes:
+def _checked(kind: bytes, payload: bytes, limit: int) -> bytes:
     """Return the uncompressed block of a payload whose head and checksum are right."""
     if len(payload) < _HEAD.size:
         raise CorruptState(f"{len(payload)} bytes: shorter than the head of {_HEAD.size}")
@@ -206,6 +262,8 @@ def _checked(kind: bytes, payload: bytes) -> bytes:
             f"starts with {magic!r} version {version} {found!r}, need {_MAGIC!r} version {_VERSION} "
             f"{kind!r}"
         )
+    if length > limit:
+        raise CorruptState(f"block of {length} bytes: need at most {limit}")
     body = payload[_HEAD.size :]
     head = _HEAD.pack(magic, version, found, length, 0)
     if zlib.crc32(body, zlib.crc32(head)) != crc:

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.stats.batch import Batch
-from sidecar.stats.binning import Grid
+from sidecar.stats.binning import Binning, Grid
 from sidecar.stats.budget import Detail
 from sidecar.stats.distribution import Distribution
-from sidecar.stats.encoding import Arrays, put_counters, take_counters, typed
+from sidecar.stats.encoding import Arrays, put_counters, take_counters, take_grid
 from sidecar.stats.kernels import Kernels
 from sidecar.stats.tally import Tally, summed
 
@@ -52,6 +52,20 @@ class Epoch:
         self._kept = {name: self._empty() for name in kept}
         self._present_since = math.nan
         self._history_seconds = history_seconds
+
+    @classmethod
+    def adopting(
+        cls, grid: Grid, baseline: Tally, *, history_seconds: float, detail: Detail
+    ) -> "Epoch":
+        """Return an epoch that has seen nothing, with a frozen baseline counted elsewhere."""
+        epoch = cls(grid, history_seconds, detail)
+        epoch._baseline, epoch.frozen = baseline, True
+        return epoch
+
+    @property
+    def baseline(self) -> Tally:
+        """The closed windows of the baseline, and all of it once it is frozen."""
+        return self._baseline
 
     @property
     def open(self) -> Tally:
@@ -150,8 +164,9 @@ class Epoch:
         arrays: Arrays,
         prefix: str,
         saved: Mapping[str, Any],
-        like: Grid,
         *,
+        width: int,
+        binning: Binning,
         history_seconds: float,
         detail: Detail,
     ) -> "Epoch":
@@ -161,21 +176,17 @@ class Epoch:
             arrays: As filled by ``put``.
             prefix: As given to ``put``.
             saved: What ``put`` returned.
-            like: Any grid of as many features and the same binning.
+            width: Features.
+            binning: How finely they were counted.
             history_seconds: Length of a history generation.
             detail: How much is kept.
 
         Raises:
             ValueError: The arrays do not fit together; so may KeyError and TypeError.
         """
-        centre = typed(arrays[prefix + "centre"], np.float32)
-        exponent = typed(arrays[prefix + "exponent"], np.int32)
-        if not centre.shape == exponent.shape == like.centre.shape:
-            raise ValueError(f"{prefix}centre has shape {centre.shape}, need {like.centre.shape}")
-        epoch = cls(Grid(like.binning, centre, exponent), history_seconds, detail)
-        width, bins = len(centre), like.binning.bins
+        epoch = cls(take_grid(arrays, prefix, binning, width), history_seconds, detail)
         found = {
-            name: take_counters(arrays, f"{prefix}{name}.", span, width, bins)
+            name: take_counters(arrays, f"{prefix}{name}.", span, width, binning.bins)
             for name, span in saved["stores"].items()
         }
         epoch._open = found.pop("open", epoch._open)

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.features import Slice
+from sidecar.stats.baseline import Baseline
 from sidecar.stats.batch import Batch, Rounding
-from sidecar.stats.binning import Binning, learn_grid
+from sidecar.stats.binning import Binning
 from sidecar.stats.budget import Budget, Detail
 from sidecar.stats.distribution import Distribution
 from sidecar.stats.encoding import Arrays
@@ -196,6 +197,29 @@ class Layer:
             sum(int(one.counted @ (~np.isfinite(one.values)).sum(axis=1)) for one in arrived),
         )
 
+    def baseline(self) -> Baseline | None:
+        """Return its frozen baseline, which nothing changes any more; None before there is one."""
+        if not isinstance(self._seen, Epoch) or not self.frozen:
+            return None
+        return Baseline(self._seen.grid, self._seen.baseline, self.expectation)
+
+    def adopting(self, payload: bytes) -> "Layer":
+        """Return a layer like this one that has seen nothing but a baseline.
+
+        Raises:
+            CorruptState: The bytes are no baseline.
+            LayerConflict: It does not fit the layer.
+        """
+        binning = self.detail.binning(self._settings.binning)
+        found = Baseline.decode(payload, self.width, binning)
+        layer = Layer(self.width, self.detail, self._settings)
+        seconds = self._settings.history_seconds
+        layer._seen = Epoch.adopting(
+            found.grid, found.tally, history_seconds=seconds, detail=self.detail
+        )
+        layer._screen = None if found.expectation is None else Screen(found.expectation)
+        return layer
+
     def put(self, arrays: Arrays) -> dict[str, Any]:
         """Add copies of all arrays; return the plain values."""
         saved: dict[str, Any] = {"width": self.width, "detail": self.detail}
@@ -226,10 +250,14 @@ class Layer:
         if "screen" in saved:
             layer._screen = Screen.take(arrays, prefix + "screen.", saved["screen"], width)
         if "epoch" in saved:
-            like = learn_grid(np.empty((0, width), np.float32), detail.binning(settings.binning))
-            seconds = settings.history_seconds
             layer._seen = Epoch.take(
-                arrays, prefix, saved["epoch"], like, history_seconds=seconds, detail=detail
+                arrays,
+                prefix,
+                saved["epoch"],
+                width=width,
+                binning=detail.binning(settings.binning),
+                history_seconds=settings.history_seconds,
+                detail=detail,
             )
             if "fine" in saved:
                 layer._fine = layer._finer(layer._seen)
