@@ -64,6 +64,10 @@ LEVELS = np.array([0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 0
 TYPICAL_LEVELS = np.array([0.01, 0.999])
 """The range of activations called typical: what all but the rarest live rows stay within."""
 
+_PLACING = 0.5
+"""Share of a baseline after which thresholds are placed; the rest measures how often they are passed.
+The values that placed a threshold cannot say that: of those it is passed by as few as it was made for."""
+
 _PERIODS = {
     Window.CURRENT: Period.CURRENT,
     Window.BASELINE: Period.BASELINE,
@@ -261,10 +265,30 @@ class Monitor:
             return
         # A clock that was put back must not put off the baseline until it has caught up.
         layer.baseline_started = min(layer.baseline_started, now)
-        age = now - layer.baseline_started if layer.baseline_started else 0.0
-        ripe = layer.baseline_requests >= self._settings.baseline_min_requests
-        if ripe and age >= self._settings.baseline_min_seconds:
+        if self._has_learned(layer, now, 1.0):
             yield self._freeze(key, now, "learned")
+        elif self._has_learned(layer, now, _PLACING):
+            self._place_thresholds(key)
+
+    def _has_learned(self, layer: _Layer, now: float, share: float) -> bool:
+        """Whether a layer has learned this share of what its baseline needs."""
+        age = now - layer.baseline_started if layer.baseline_started else 0.0
+        return (
+            layer.baseline_requests >= share * self._settings.baseline_min_requests
+            and age >= share * self._settings.baseline_min_seconds
+        )
+
+    def _place_thresholds(self, key: LayerKey) -> None:
+        """Have every feature of a dense layer compared with the thresholds of its baseline, once.
+
+        What comes from now on until the baseline freezes says how often requests pass them.
+        """
+        if key in self._sparse.layers():
+            return
+        expected = self._bank.expectation(key)
+        if expected is None or expected.level != self._policy.quantile:
+            self._bank.place_thresholds(key, self._policy.quantile)
+            self._set_thresholds(key)
 
     def _tested(self) -> int:
         """Return how many features are tested for spikes: they share the false alarms."""
@@ -299,23 +323,25 @@ class Monitor:
 
     def _set_thresholds(self, key: LayerKey) -> None:
         """Tell the bank what to compare with; an unset threshold is never exceeded."""
-        layer = self._layers[key]
+        layer, quantile = self._layers[key], self._policy.quantile
+        dense = key in self._bank.layers()
+        expected = self._bank.expectation(key) if dense else None
         if self._frozen(key) and len(layer.watch.indices):
             watched = self._bank_of(key).snapshot(key, Period.BASELINE, layer.watch.indices)
-            layer.watch.use_baseline(watched, self._policy.quantile)
+            layer.watch.use_baseline(watched, quantile)
+            if expected is not None:
+                layer.watch.use_expectation(expected, quantile)
             bounds = place_bounds(watched.quantile)
         else:
             layer.watch.forget_baseline()
             bounds = fallback_bounds(len(layer.watch.indices))
         self._followed -= len(layer.activations.keys)
         # Latents have a distribution of their own kind, and no histogram in scrapes.
-        dense = key in self._bank.layers()
         room = self._activation_limit - self._followed if dense else 0
         layer.activations.follow(key, layer.watch.indices[:room], bounds[:room])
         self._followed += len(layer.activations.keys)
-        limits = np.where(np.isfinite(layer.watch.thresholds), layer.watch.thresholds, np.inf)
-        high = limits.astype(np.float32)
-        self._bank_of(key).watch(key, Watched.above(layer.watch.indices, high))
+        limits = layer.watch.limits(expected, quantile)
+        self._bank_of(key).watch(key, Watched.above(layer.watch.indices, limits))
 
     def freeze(self, layers: Sequence[LayerKey], now: float) -> tuple[Event, ...]:
         """Take what was learned so far as the baseline of ``layers``.
@@ -340,6 +366,7 @@ class Monitor:
         return self._bank_of(key).frozen(key)
 
     def _freeze(self, key: LayerKey, now: float, how: str) -> Event:
+        self._place_thresholds(key)  # if it was too early so far: then no rate is measured
         self._bank_of(key).freeze(key)
         self._set_thresholds(key)
         requests = self._layers[key].baseline_requests

@@ -26,7 +26,7 @@ from sidecar.errors import CorruptState
 from sidecar.features import FeatureKey, LayerKey
 from sidecar.monitor.conditions import WatchedConditions
 from sidecar.monitor.views import FeatureStatus, Flag
-from sidecar.stats import Distribution, SparseDistribution, WindowCounts
+from sidecar.stats import Distribution, Expectation, SparseDistribution, WindowCounts
 
 
 @dataclass(slots=True)
@@ -110,6 +110,31 @@ class LayerWatch:
         # Only rows that were sampled are compared, whatever they stand for.
         rows_per_request = max(1.0, watched.sampled / max(watched.requests, 1))
         self.baseline_rates = 1.0 - (1.0 - row_rate) ** rows_per_request
+
+    def use_expectation(self, expected: Expectation, quantile: float) -> None:
+        """Take thresholds and rates that were measured, instead of those from ``use_baseline``.
+
+        Where the baseline froze before a window was measured, or was measured at another quantile, and
+        for features that had no threshold then, what was derived stays: a rate that is right for one
+        row a request, and an upper bound for more.
+        """
+        if expected.level != quantile or not expected.windows:
+            return
+        measured = expected.thresholds[self.indices].astype(np.float64)
+        known = np.isfinite(measured)
+        self.thresholds = np.where(known, measured, self.thresholds)
+        self.baseline_rates = np.where(known, expected.rate[self.indices], self.baseline_rates)
+
+    def limits(self, expected: Expectation | None, quantile: float) -> NDArray[np.float32]:
+        """Return what requests are compared with, shape ``(n,)``; infinity where there is nothing yet.
+
+        In the second half of a baseline these are the thresholds that it will have.
+        """
+        limits = self.thresholds
+        if expected is not None and expected.level == quantile:
+            placed = expected.thresholds[self.indices]
+            limits = np.where(np.isfinite(limits), limits, placed)
+        return np.where(np.isfinite(limits), limits, np.inf).astype(np.float32)
 
     def observe(
         self, counts: WindowCounts, policy: SpikePolicy, now: float, flagged: int
