@@ -64,6 +64,14 @@ def moments(sample: LayerSample) -> Callable[[], object]:
     return work
 
 
+def screening(sample: LayerSample, rows_per_request: int) -> Callable[[], object]:
+    """Return what compares every feature with its threshold, which 0.1 % of values pass."""
+    rows, width = sample.values.shape
+    kernels, starts = compiled(), np.arange(0, rows, rows_per_request)
+    thresholds, found = np.full(width, 3.09, np.float32), np.zeros(width, np.int64)
+    return lambda: kernels.screen(sample.values, starts, thresholds, found)
+
+
 def dense_sample(rows: int, width: int, layer: str = "layer") -> LayerSample:
     """Return normal values of one layer, a request a row."""
     values = np.random.default_rng(0).standard_normal((rows, width), dtype=np.float32)
@@ -108,6 +116,9 @@ def _dense() -> Sequence[Row]:
         _row("bank.full_vs_copy", full, PER_VALUE, "a copy of the batch", copy),
         _row("bank.full_vs_bincount", full, PER_VALUE, "numpy bits and bincount", bincount),
     ]
+    for length in (1, 2, 16):
+        screen = _per_value(screening(sample, length))
+        rows.append(_row(f"bank.screen_{length}", screen, PER_VALUE, "the update itself", full))
     for name, peer, measured in peers.one_by_one(values):
         rows.append(_row(f"bank.full_vs_{name}", full, PER_VALUE, peer, NANO * measured))
     return rows

@@ -266,10 +266,14 @@ class StatisticsConfig(_Section):
         description="Rows after which a layer's bins are centred and scaled for good.",
     )
     baseline_min_requests: Count = Field(
-        default=10_000, description="Requests a baseline needs before it freezes by itself."
+        default=10_000,
+        description="Requests a baseline needs before it freezes by itself: the first half places "
+        "thresholds, the second measures how often requests pass them.",
     )
     baseline_min_seconds: float = Field(
-        default=3600.0, ge=0, description="Seconds a baseline covers before it freezes by itself."
+        default=3600.0,
+        ge=0,
+        description="Seconds a baseline covers before it freezes by itself, halved alike.",
     )
     history_seconds: Positive = Field(
         default=86_400.0, description="The longer history covers between one and two of these."

@@ -57,6 +57,7 @@ def test_the_memory_that_is_set_aside_is_what_is_kept() -> None:
             # Wide counters in what lasts, by one window that is folded in twice.
             feed(bank, key(number), at * 2e3, rows=40_000)
             bank.close_window(at * 2e3 + 1)
+            bank.place_thresholds(key(number), 0.999)
         bank.freeze(key(number))
         feed(bank, key(number), 9e3)
 
@@ -202,11 +203,15 @@ for key in keys:
     layer = bank._layers[key]._seen
     layer._baseline.reserve(1 << 17)
     bank.close(key, 2.0)
+    bank.place_thresholds(key, 0.999)
     bank.update(LayerSample(key, rows[:32], index[:32], ()), 3.0)
+    bank.close(key, 4.0)
+    bank.update(LayerSample(key, rows[:32], index[:32], ()), 5.0)
 gc.collect()
 give_back()  # as the daemon does every minute
 after = process.memory_info().rss
 print(json.dumps({
+    "screened": sum(len(bank.expectation(key).squares) for key in keys),
     "details": sorted({bank.detail(key) for key in keys}),
     "accounted": bank.memory().used_bytes, "held": bank.held_bytes(), "grown": after - before,
 }))
@@ -214,13 +219,14 @@ print(json.dumps({
 
 
 def test_131072_screened_features_fit_into_250_megabytes() -> None:
-    """32 layers of 4,096 features, fed, with wide baselines: as accounted and as the system sees it."""
+    """32 layers of 4,096 features, fed, with wide baselines and thresholds: as accounted and as the system sees it."""
     command = [sys.executable, "-c", MEASURE]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
 
     found = json.loads(done.stdout)
 
     assert ["screened"] == found["details"]
+    assert 131_072 == found["screened"]
     assert found["held"] <= found["accounted"] <= 250_000_000
     assert found["grown"] <= 250_000_000
 
