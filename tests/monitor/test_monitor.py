@@ -38,7 +38,7 @@ WINDOW = 10.0
 LAYER = LayerKey("m", "a" * 64, "conv", FeatureKind.CHANNEL, View.MAX)
 OTHER = LayerKey("m", "b" * 64, "conv", FeatureKind.CHANNEL, View.MAX)
 STATISTICS = StatisticsConfig(
-    window_seconds=WINDOW, warmup_rows=32, baseline_min_requests=300, baseline_min_seconds=20
+    window_seconds=WINDOW, warmup_rows=32, baseline_min_requests=1200, baseline_min_seconds=20
 )
 SPIKE = SpikeConfig(quantile=0.99, clear_windows=2, resolved_windows=2, unsampled_windows=3)
 
@@ -65,7 +65,7 @@ def spike(rng: np.random.Generator, index: int, share: float = 0.3) -> LayerSamp
     return found
 
 
-def learn(made: Monitor, rng: np.random.Generator, windows: int = 8) -> float:
+def learn(made: Monitor, rng: np.random.Generator, windows: int = 20) -> float:
     """Feed ordinary traffic until the baseline is frozen; return the time."""
     now = 0.0
     for _ in range(windows):
@@ -147,7 +147,7 @@ def test_without_a_baseline_nothing_is_said(rng: np.random.Generator) -> None:
 
     assert () == events
     assert State.UNKNOWN is found.state
-    assert "Learning its baseline: 64 of at least 300 requests" in found.explanation
+    assert "Learning its baseline: 64 of at least 1200 requests" in found.explanation
 
 
 def test_all_flagged_features_share_the_false_alarms(rng: np.random.Generator) -> None:
@@ -389,7 +389,7 @@ def test_requests_without_a_row_fill_no_baseline(rng: np.random.Generator) -> No
 
     learn(made, rng)
 
-    assert [(512, True), (0, False)] == [
+    assert [(1280, True), (0, False)] == [
         (layer.requests, layer.baseline_frozen) for layer in made.layers()
     ]
 
