@@ -424,6 +424,11 @@ class StoreConfig(_Section):
     snapshot_seconds: Positive = Field(
         default=30.0, description="Interval of state snapshots: the most that kill -9 can lose."
     )
+    shared_baselines: Annotated[Path, AfterValidator(_check_folder)] | None = Field(
+        default=None,
+        description="Folder of *.baseline files from `sidecar baseline export`; a layer for which there "
+        "is one takes it on instead of learning its own, so that replicas compare with the same.",
+    )
 
 
 class AlertsConfig(_Section):
@@ -584,6 +589,9 @@ def _absolute(document: dict[Any, Any], base: Path) -> dict[Any, Any]:
             else model
             for model in found["models"]
         ]
+    store = found.get("store")
+    if isinstance(store, dict) and "shared_baselines" in store:
+        found["store"] = {**store, "shared_baselines": resolve(store["shared_baselines"])}
     jobs = found.get("jobs")
     if isinstance(jobs, dict) and isinstance(jobs.get("python_path"), list):
         found["jobs"] = {**jobs, "python_path": [resolve(p) for p in jobs["python_path"]]}

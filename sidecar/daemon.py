@@ -45,7 +45,7 @@ from sidecar.monitor import (
     Operations,
     live_contexts,
 )
-from sidecar.store import ArtifactStore, Catalogue, Database, Snapshots
+from sidecar.store import ArtifactStore, BaselineStore, Catalogue, Database, Snapshots
 from sidecar.web import WebServer, create_app
 
 HOUSEKEEPING_SECONDS = 0.2
@@ -61,14 +61,15 @@ COLLECT_SECONDS = 60.0
 """How often the artifact store is brought below its limit, and unused memory given back."""
 
 PATIENCE_SECONDS = 5.0
-"""Pause of the audit log after the disk refused it: asking faster would only fill the log."""
+"""Pause of a duty after the disk refused it: asking faster would only fill the log."""
 
 
 class Storage:
     """Everything below ``state_dir``.
 
     Attributes:
-        artifacts: Pictures and manifests by sha256.
+        artifacts: Pictures, manifests and baselines by sha256.
+        baselines: Versions of baselines.
         catalogue: Flags and audit log.
         database: The SQLite file behind the catalogue and the job table.
         snapshots: The monitor's state.
@@ -90,6 +91,7 @@ class Storage:
             undo.callback(self.database.close)
             self.catalogue = Catalogue(self.database)
             self.artifacts = ArtifactStore(root / "artifacts", config.store.artifact_limit_bytes)
+            self.baselines = BaselineStore(self.database, self.artifacts)
             self.snapshots = Snapshots(root / "snapshots", "monitor")
             self._open = undo.pop_all()
 
@@ -186,6 +188,7 @@ class Daemon:
             config.jobs,
             config.state_dir / "scratch",
             partial(live_contexts, self.monitor),
+            keep=self.storage.baselines.digests,
         )
         self.operations = Operations(
             config,
@@ -194,6 +197,7 @@ class Daemon:
             artifacts=self.storage.artifacts,
             queue=self.queue,
             runner=self.runner,
+            baselines=self.storage.baselines,
             clock=clock,
         )
         self.pipeline = Pipeline(
@@ -208,7 +212,7 @@ class Daemon:
         self.lane = LaneServer(destination)
         self._ready = threading.Event()
         self._stopping = threading.Event()
-        self._flush_after = -math.inf
+        self._flush_after = self._baselines_after = -math.inf
         self._housekeeper = threading.Thread(
             target=self._keep_house, name="sidecar-housekeeping", daemon=True
         )
@@ -357,6 +361,7 @@ class Daemon:
                 save_at = now + self.config.store.snapshot_seconds
             if time.monotonic() >= self._flush_after:
                 self._flush()
+            self._keep_baselines()
             if not collect_at - COLLECT_SECONDS <= now < collect_at:
                 self._tried("artifact_collection_failed", self.runner.collect)
                 self._tried("memory_not_given_back", give_back)
@@ -373,6 +378,12 @@ class Daemon:
     def _flush(self) -> None:
         if not self._tried("audit_log_failed", self.operations.flush_events):
             self._flush_after = time.monotonic() + PATIENCE_SECONDS
+
+    def _keep_baselines(self) -> None:
+        if time.monotonic() >= self._baselines_after and not self._tried(
+            "baseline_not_stored", self.operations.keep_baselines
+        ):
+            self._baselines_after = time.monotonic() + PATIENCE_SECONDS
 
     def _tried(self, failure: str, work: Callable[[], object]) -> bool:
         """Do one duty of the house and say whether it succeeded; whatever fails, the others go on."""

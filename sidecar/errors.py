@@ -26,10 +26,12 @@
     │   ├── UnknownLayer
     │   ├── UnknownFeature
     │   ├── UnknownJob
-    │   └── UnknownArtifact
+    │   ├── UnknownArtifact
+    │   └── UnknownBaseline
     ├── Conflict                the request contradicts the present state
     │   ├── LayerConflict
     │   ├── BaselineNotReady
+    │   ├── BaselineMismatch
     │   └── JobFinished
     ├── Overloaded              nobody's fault: try later, the sidecar shed load
     │   ├── QueueFull
@@ -251,6 +253,13 @@ class UnknownArtifact(NotFound):
     reason = "unknown_artifact"
 
 
+class UnknownBaseline(NotFound):
+    """There is no stored baseline with this digest."""
+
+    code = "SC406"
+    reason = "unknown_baseline"
+
+
 class Conflict(SidecarError):
     """The request contradicts the present state."""
 
@@ -271,6 +280,13 @@ class BaselineNotReady(Conflict):
 
     code = "SC502"
     reason = "baseline_not_ready"
+
+
+class BaselineMismatch(Conflict):
+    """A baseline was learned on another layer, revision, capture or kind of bins than the layer's."""
+
+    code = "SC504"
+    reason = "baseline_mismatch"
 
 
 class JobFinished(Conflict):

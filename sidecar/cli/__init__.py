@@ -19,9 +19,9 @@ _COMMANDS = {
     "serve": ("sidecar.cli.daemon", "Run the daemon."),
     "check": ("sidecar.cli.daemon", "Check files before they are used."),
     "feature": ("sidecar.cli.features", "List, describe, flag and unflag features."),
-    "baseline": ("sidecar.cli.features", "Freeze or reset baselines."),
+    "baseline": ("sidecar.cli.baselines", "Freeze, relearn, list, export and import baselines."),
     "job": ("sidecar.cli.jobs", "Run, list, watch and cancel visualisation jobs."),
-    "artifact": ("sidecar.cli.jobs", "Fetch pictures and manifests."),
+    "artifact": ("sidecar.cli.artifacts", "Fetch pictures and manifests."),
     "rules": ("sidecar.cli.rules", "Render alert rules with your addresses in their links."),
 }
 

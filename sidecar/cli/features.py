@@ -1,4 +1,4 @@
-"""``sidecar feature`` and ``sidecar baseline``."""
+"""``sidecar feature``."""
 
 import math
 from collections.abc import Sequence
@@ -212,49 +212,3 @@ def _say(found: features_pb2.Feature, what: str, output: str) -> None:
         print_json(found)
     else:
         click.echo(f"{_short(found.key)} is {what}")
-
-
-@click.group()
-def baseline() -> None:
-    """Freeze or reset the baselines that live traffic is compared with."""
-
-
-@baseline.command()
-@click.argument("model")
-@click.option("--revision", default="", help="Only of revisions that start with this.")
-@click.option("--layer", default="", help="Only of this layer.")
-@with_daemon
-def freeze(model: str, revision: str, layer: str, address: str, output: str) -> None:
-    """Take what was learned so far as the baseline."""
-    with channel(address) as opened:
-        found = features_pb2_grpc.FeatureServiceStub(opened).FreezeBaseline(
-            features_pb2.FreezeBaselineRequest(model=model, revision=revision, layer=layer),
-            timeout=TIMEOUT_SECONDS,
-        )
-    _say_layers(found, "frozen", output)
-
-
-@baseline.command()
-@click.argument("model")
-@click.option("--revision", default="", help="Only of revisions that start with this.")
-@click.option("--layer", default="", help="Only of this layer.")
-@with_daemon
-def reset(model: str, revision: str, layer: str, address: str, output: str) -> None:
-    """Forget baselines and learn anew from now on."""
-    with channel(address) as opened:
-        found = features_pb2_grpc.FeatureServiceStub(opened).ResetBaseline(
-            features_pb2.ResetBaselineRequest(model=model, revision=revision, layer=layer),
-            timeout=TIMEOUT_SECONDS,
-        )
-    _say_layers(found, "reset", output)
-
-
-def _say_layers(
-    found: features_pb2.FreezeBaselineResponse | features_pb2.ResetBaselineResponse,
-    what: str,
-    output: str,
-) -> None:
-    if output == "json":
-        print_json(found)
-    else:
-        click.echo(f"baselines of {found.layers} layers {what}")

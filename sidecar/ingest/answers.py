@@ -14,7 +14,7 @@ from sidecar.detect import State
 from sidecar.errors import SidecarError
 from sidecar.features import FeatureKind, Scope, View
 from sidecar.jobs import Job, JobState
-from sidecar.monitor import FeatureDistribution, FeatureStatus, Window
+from sidecar.monitor import BaselineVersion, FeatureDistribution, FeatureStatus, Window
 from sidecar.wire.v1 import features_pb2, ingest_pb2, jobs_pb2
 
 P = ParamSpec("P")
@@ -110,6 +110,23 @@ def distribution(found: FeatureDistribution) -> features_pb2.GetDistributionResp
         quantile_levels=found.levels.tolist(),
         quantiles=found.quantiles.tolist(),
         relative_error=found.relative_error,
+    )
+
+
+def baseline(found: BaselineVersion) -> features_pb2.Baseline:
+    """Return a version of a baseline as its message."""
+    stored, facts = found.stored, found.stored.facts
+    return features_pb2.Baseline(
+        digest=stored.digest,
+        layer=str(facts.layer),
+        requests=facts.requests,
+        windows=facts.windows,
+        started_unix_seconds=facts.started,
+        frozen_unix_seconds=facts.frozen,
+        stored_unix_seconds=stored.stored,
+        origin=stored.origin,
+        in_force=found.in_force,
+        cautions=found.cautions,
     )
 
 

@@ -1,10 +1,11 @@
 """``FeatureService``: reads features and steers what is watched."""
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 
-from sidecar.errors import InvalidInput
+from sidecar.errors import InvalidInput, MessageTooLarge
 from sidecar.features import FeatureKey
 from sidecar.ingest import answers
 from sidecar.monitor import Flag, Operations
@@ -15,6 +16,9 @@ PAGE_DEFAULT, PAGE_LIMIT = 100, 1000
 
 TOKEN_LIMIT = 18
 """Digits of a page token: an offset below 2**63."""
+
+IMPORT_LIMIT_BYTES = 512 << 20
+"""Largest baseline file: a layer of a million features has some 400 MB."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -72,10 +76,36 @@ class FeatureServicer(features_pb2_grpc.FeatureServiceServicer):
         self, request: features_pb2.ResetBaselineRequest, context: Context
     ) -> features_pb2.ResetBaselineResponse:
         """Forget baselines and learn anew."""
-        layers = await answers.answer(
-            context, self._operations.reset, request.model, request.revision, request.layer
-        )
+        where = (request.model, request.revision, request.layer)
+        layers = await answers.answer(context, self._operations.reset, *where, request.reason)
         return features_pb2.ResetBaselineResponse(layers=layers)
+
+    async def ListBaselines(  # noqa: N802 - named by the protocol
+        self, request: features_pb2.ListBaselinesRequest, context: Context
+    ) -> features_pb2.ListBaselinesResponse:
+        """Return the stored versions of baselines, newest first."""
+        found = await answers.answer(
+            context, self._operations.baselines, request.model, request.revision, request.layer
+        )
+        return features_pb2.ListBaselinesResponse(baselines=map(answers.baseline, found))
+
+    async def ImportBaseline(  # noqa: N802 - named by the protocol
+        self,
+        request_iterator: AsyncIterator[features_pb2.ImportBaselineRequest],
+        context: Context,
+    ) -> features_pb2.ImportBaselineResponse:
+        """Compare a layer with an exported baseline from now on."""
+        content = bytearray()
+        async for part in request_iterator:
+            content += part.chunk
+            if len(content) > IMPORT_LIMIT_BYTES:
+                error = MessageTooLarge(
+                    f"baseline file has more than {IMPORT_LIMIT_BYTES} bytes: use one that `sidecar "
+                    "baseline export` wrote"
+                )
+                await answers.abort(context, error)
+        found = await answers.answer(context, self._operations.import_baseline, bytes(content))
+        return features_pb2.ImportBaselineResponse(baseline=answers.baseline(found))
 
     def _message(self, key: FeatureKey) -> features_pb2.Feature:
         status = self._operations.feature(key)

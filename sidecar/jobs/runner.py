@@ -58,6 +58,7 @@ class Runner:
         command: Sequence[str] = WORKER_COMMAND,
         clock: Callable[[], float] = time.time,
         env: Mapping[str, str] | None = None,
+        keep: Callable[[], AbstractSet[str]] = frozenset,
     ) -> None:
         """Prepare; nothing runs before ``start``.
 
@@ -71,6 +72,7 @@ class Runner:
             command: The child's programme and arguments.
             clock: Unix seconds.
             env: Environment of children; None takes this process's.
+            keep: Returns digests of artifacts that others refer to, and that are never collected.
         """
         self._queue = queue
         self._artifacts = artifacts
@@ -80,6 +82,7 @@ class Runner:
         self._context = context
         self._command = tuple(command)
         self._clock = clock
+        self._keep = keep
         self._env = child_environment(jobs_config, os.environ if env is None else env)
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -151,7 +154,7 @@ class Runner:
             StorageError: The store or the database cannot be written.
         """
         with self._storing:
-            removed = self._artifacts.collect(self._queue.kept_digests())
+            removed = self._artifacts.collect(self._queue.kept_digests() | self._keep())
             self._queue.forget(removed)
         return len(removed)
 
@@ -262,7 +265,7 @@ class Runner:
             return self._artifacts.put(path, media_type)
         except DiskFull:
             # Older answers make room; what this job is about to be answered with stays.
-            keep = keep | self._queue.kept_digests()
+            keep = keep | self._queue.kept_digests() | self._keep()
             removed = self._artifacts.collect(keep, path.stat().st_size)
             self._queue.forget(removed)
             return self._artifacts.put(path, media_type)

@@ -60,7 +60,7 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
                 "- Traffic really changed and should not have: stop or reroute it at its source.\n"
                 "- Preprocessing changed: roll it back; every flagged feature will calm down.\n"
                 "- The change is wanted: learn the baseline anew with "
-                "`sidecar baseline reset <model> --layer <layer>`, or flag the feature with a lower "
+                "`sidecar baseline relearn <model> --layer <layer>`, or flag the feature with a lower "
                 "severity."
             ),
             picture=(

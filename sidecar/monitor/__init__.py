@@ -6,6 +6,7 @@ here, ``now`` is an argument; everything it knows is encoded into one payload an
 the job queue beside it.
 """
 
+from sidecar.monitor.baselines import BaselineVersion
 from sidecar.monitor.live import live_contexts
 from sidecar.monitor.monitor import Monitor, budget_of
 from sidecar.monitor.operations import Operations
@@ -21,6 +22,7 @@ from sidecar.monitor.views import (
 )
 
 __all__ = [
+    "BaselineVersion",
     "Event",
     "FeatureDistribution",
     "FeatureStatus",

@@ -57,6 +57,7 @@ from sidecar.stats import (
     WatchedWindow,
     WindowCounts,
 )
+from sidecar.store import BaselineFacts
 
 LEVELS = np.array([0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 0.9999])
 """Quantile levels shown to people; dense in the upper tail, where spikes live."""
@@ -75,7 +76,10 @@ _PERIODS = {
 }
 _HEADER = struct.Struct("<4sIIQ")  # magic, version, lengths of the JSON and the bank that follow
 _MAGIC = b"SCMO"
-_VERSION = 2
+_VERSION = 3
+
+DIGEST_SHOWN = 12
+"""Hexadecimal digits of a digest that people see."""
 
 
 @dataclass(slots=True)
@@ -93,6 +97,10 @@ class _Layer:
     last_seen: float = 0.0
     registered: float = 0.0
     restored: tuple[int, int, int] = (0, 0, 0)
+    baseline_digest: str = ""
+    baseline_frozen_at: float = 0.0
+    baseline_origin: str = ""
+    relearns: bool = False  # somebody wants its own baseline, not a shared one
 
 
 class Monitor:
@@ -369,24 +377,109 @@ class Monitor:
         self._place_thresholds(key)  # if it was too early so far: then no rate is measured
         self._bank_of(key).freeze(key)
         self._set_thresholds(key)
-        requests = self._layers[key].baseline_requests
+        layer = self._layers[key]
+        layer.baseline_frozen_at, layer.baseline_origin = now, how
+        requests = layer.baseline_requests
         return Event(now, "baseline_frozen", str(key), f"{how}, {requests} requests")
 
-    def reset(self, layers: Sequence[LayerKey], now: float) -> tuple[Event, ...]:
-        """Forget the baselines of ``layers`` and learn anew."""
+    def reset(self, layers: Sequence[LayerKey], now: float, reason: str = "") -> tuple[Event, ...]:
+        """Forget the baselines of ``layers`` and learn anew, from live traffic alone."""
         with self._lock:
             events, flagged = [], self._tested()
             for key in layers:
                 layer = self._layers[key]
                 detail = f"{layer.baseline_requests} requests forgotten"
+                if layer.baseline_digest:
+                    detail += f", baseline {layer.baseline_digest[:DIGEST_SHOWN]}"
                 self._bank_of(key).reset(key)
                 layer.baseline_requests, layer.baseline_started = 0, now
+                layer.baseline_digest, layer.relearns = "", True
                 # At once: a new baseline may be there before the window ends.
                 lost = layer.watch.lose_baseline(self._policy, now, flagged)
                 self._set_thresholds(key)
+                detail += f": {reason}" if reason else ""
                 events.append(Event(now, "baseline_reset", str(key), detail))
                 events += _told(key, layer.watch, lost)
             return tuple(events)
+
+    # -- versions of baselines --------------------------------------------------------------
+
+    def unnamed_baselines(self) -> tuple[LayerKey, ...]:
+        """Return the dense layers whose frozen baseline has no digest yet."""
+        with self._lock:
+            return tuple(
+                key
+                for key in self._bank.layers()
+                if not self._layers[key].baseline_digest and self._bank.frozen(key)
+            )
+
+    def learning_layers(self) -> tuple[LayerKey, ...]:
+        """Return the dense layers that learn a baseline and would take a shared one instead."""
+        with self._lock:
+            return tuple(
+                key
+                for key in self._bank.layers()
+                if not self._bank.frozen(key) and not self._layers[key].relearns
+            )
+
+    def baseline(self, layer: LayerKey) -> tuple[BaselineFacts, bytes, str] | None:
+        """Return the facts, statistics and origin of a layer's frozen baseline; None without one."""
+        with self._lock:
+            known = self._layers.get(layer)
+            if known is None or layer not in self._bank.layers() or not self._bank.frozen(layer):
+                return None
+            expectation = self._bank.expectation(layer)
+            facts = BaselineFacts(
+                layer=layer,
+                capture=known.capture,
+                width=self._bank.width(layer),
+                requests=known.baseline_requests,
+                windows=expectation.windows if expectation is not None else 0,
+                started=known.baseline_started,
+                frozen=known.baseline_frozen_at,
+            )
+            origin = known.baseline_origin
+            pack = self._bank.baseline(layer)
+        return facts, pack, origin
+
+    def name_baseline(self, layer: LayerKey, digest: str, frozen_at: float) -> None:
+        """Say under which digest the baseline that froze at a time is stored."""
+        with self._lock:
+            known = self._layers.get(layer)
+            # It may have been reset, and even have frozen again, while it was written.
+            if known is not None and known.baseline_frozen_at == frozen_at:
+                known.baseline_digest = digest
+
+    def baseline_digests(self) -> Mapping[LayerKey, str]:
+        """Return the digest of every stored baseline that is in force."""
+        with self._lock:
+            return {
+                key: layer.baseline_digest
+                for key, layer in self._layers.items()
+                if layer.baseline_digest
+            }
+
+    def adopt_baseline(
+        self, facts: BaselineFacts, statistics: bytes, digest: str, how: str, now: float
+    ) -> Event:
+        """Compare a registered dense layer with a baseline that was learned elsewhere.
+
+        Its windows and history start anew, on the bins of that baseline; detectors keep their state.
+
+        Raises:
+            UnknownLayer: It was never registered, or is sparse.
+            CorruptState: The statistics cannot be read.
+            LayerConflict: They are of another width or other bins.
+        """
+        with self._lock:
+            self._bank.adopt(facts.layer, statistics)
+            layer = self._layers[facts.layer]
+            layer.baseline_requests, layer.baseline_started = facts.requests, facts.started
+            layer.baseline_frozen_at, layer.baseline_digest = facts.frozen, digest
+            layer.baseline_origin, layer.relearns = "imported", False
+            self._set_thresholds(facts.layer)
+            detail = f"{how}, {facts.requests} requests, baseline {digest[:DIGEST_SHOWN]}"
+            return Event(now, "baseline_imported", str(facts.layer), detail)
 
     # -- questions --------------------------------------------------------------------------
 
@@ -620,6 +713,12 @@ class Monitor:
             "baseline_requests": layer.baseline_requests,
             "baseline_started": layer.baseline_started,
             "last_seen": layer.last_seen,
+            "baseline": {
+                "digest": layer.baseline_digest,
+                "frozen_at": layer.baseline_frozen_at,
+                "origin": layer.baseline_origin,
+                "relearns": layer.relearns,
+            },
             "watch": layer.watch.to_dict(),
         }
 
@@ -678,6 +777,7 @@ class Monitor:
         key = FeatureKey.parse(item["key"]).layer
         watch = LayerWatch.empty(key, self._policy, now)
         watch.restore(item["watch"])
+        saved = item["baseline"]
         rows, requests, nonfinite = (int(item[n]) for n in ("rows", "requests", "nonfinite"))
         return key, _Layer(
             Capture(**item["capture"]),
@@ -690,6 +790,10 @@ class Monitor:
             baseline_requests=int(item["baseline_requests"]),
             baseline_started=float(item["baseline_started"]),
             last_seen=float(item["last_seen"]),
+            baseline_digest=str(saved["digest"]),
+            baseline_frozen_at=float(saved["frozen_at"]),
+            baseline_origin=str(saved["origin"]),
+            relearns=bool(saved["relearns"]),
         )
 
 

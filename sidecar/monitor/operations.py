@@ -26,8 +26,9 @@ from sidecar.errors import (
     UnknownLayer,
     UnsupportedTarget,
 )
-from sidecar.features import FeatureKey, FeatureSelector, LayerKey, Slice
+from sidecar.features import FeatureKey, FeatureSelector, LayerKey, Slice, revision_matches
 from sidecar.jobs import Job, JobQueue, JobRequest, Portrait, Runner
+from sidecar.monitor.baselines import Baselines, BaselineVersion
 from sidecar.monitor.monitor import Monitor
 from sidecar.monitor.views import (
     Event,
@@ -38,7 +39,7 @@ from sidecar.monitor.views import (
     Window,
 )
 from sidecar.recipes import PICTURE_KINDS, Recipe, Target
-from sidecar.store import ArtifactStore, Catalogue
+from sidecar.store import ArtifactStore, BaselineStore, Catalogue
 
 PORTRAIT_LIMIT = 20
 """Portraits of one feature that are listed; older ones stay in the store until it is full."""
@@ -51,6 +52,9 @@ DETAIL_LIMIT = 1000
 
 TEXT_LIMIT = 80
 """Characters of a flag's name and owner, as in the configuration: both are labels of every scrape."""
+
+REASON_LIMIT = 200
+"""Characters of the reason for a command; it stands in the audit log."""
 
 KEY_LIMIT = 1000
 """Characters of an idempotency key; our own hold a whole feature key."""
@@ -83,6 +87,7 @@ class Operations:
         artifacts: ArtifactStore,
         queue: JobQueue,
         runner: Runner,
+        baselines: BaselineStore,
         clock: Callable[[], float],
     ) -> None:
         """Join the parts; flags of the configuration and the catalogue take effect."""
@@ -98,6 +103,13 @@ class Operations:
         self._lost = 0
         self._changes = 0
         self._flags_lock = threading.Lock()
+        self._baselines = Baselines(
+            monitor,
+            baselines,
+            shared=config.store.shared_baselines,
+            quantile=config.spike.quantile,
+            record=self.record,
+        )
         self._apply_flags()
 
     # -- features ---------------------------------------------------------------------------
@@ -266,11 +278,35 @@ class Operations:
         self.record(self._monitor.freeze(layers, self._clock()))
         return len(layers)
 
-    def reset(self, model: str, revision: str, layer: str) -> int:
-        """Learn the baselines of the matching layers anew; return how many layers matched."""
+    def reset(self, model: str, revision: str, layer: str, reason: str = "") -> int:
+        """Learn the baselines of the matching layers anew; return how many layers matched.
+
+        Raises:
+            InvalidInput: The model is empty, or the reason is too long or not printable.
+            UnknownLayer: No layer matches.
+        """
+        _check_text("reason", reason, REASON_LIMIT)
         layers = self._matching(model, revision, layer)
-        self.record(self._monitor.reset(layers, self._clock()))
+        self.record(self._monitor.reset(layers, self._clock(), reason))
         return len(layers)
+
+    def baselines(self, model: str, revision: str, layer: str) -> Sequence[BaselineVersion]:
+        """Return the stored versions of the matching layers' baselines, newest first."""
+        return [
+            one
+            for one in self._baselines.versions()
+            if model in ("", one.stored.facts.layer.model)
+            and revision_matches(revision, one.stored.facts.layer.revision)
+            and layer in ("", one.stored.facts.layer.layer)
+        ]
+
+    def import_baseline(self, content: bytes) -> BaselineVersion:
+        """Compare a layer with an exported baseline from now on, see ``Baselines.adopt``."""
+        return self._baselines.adopt(content, self._clock())
+
+    def keep_baselines(self) -> None:
+        """Store new baselines and take on shared ones; see ``Baselines.keep``."""
+        self._baselines.keep(self._clock())
 
     def _matching(self, model: str, revision: str, layer: str) -> tuple[LayerKey, ...]:
         if not model:

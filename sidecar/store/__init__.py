@@ -6,6 +6,13 @@ stops a start. A full disk is a ``DiskFull`` for the caller; nothing that was th
 """
 
 from sidecar.store.artifacts import Artifact, ArtifactStore
+from sidecar.store.baselines import (
+    BaselineFacts,
+    BaselineStore,
+    StoredBaseline,
+    pack_baseline,
+    unpack_baseline,
+)
 from sidecar.store.catalogue import Catalogue, StoredEvent, StoredFlag
 from sidecar.store.database import Database
 from sidecar.store.snapshots import Snapshots
@@ -13,9 +20,14 @@ from sidecar.store.snapshots import Snapshots
 __all__ = [
     "Artifact",
     "ArtifactStore",
+    "BaselineFacts",
+    "BaselineStore",
     "Catalogue",
     "Database",
     "Snapshots",
+    "StoredBaseline",
     "StoredEvent",
     "StoredFlag",
+    "pack_baseline",
+    "unpack_baseline",
 ]

@@ -13,7 +13,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from sidecar.cli import main
-from sidecar.testing import RunningDaemon, running_daemon
+from sidecar.testing import RunningDaemon, running_daemon, wait_until
 from tests.ingest.conftest import REVISION, GrpcClient
 
 pytestmark = pytest.mark.service
@@ -107,19 +107,61 @@ def test_a_flag_of_the_configuration_cannot_be_removed_by_command(running: Runni
     assert "flagged in the configuration" in found.stderr
 
 
-def test_baselines_are_frozen_and_reset_by_command(tmp_path: Path) -> None:
+def test_baselines_are_frozen_and_relearned_by_command(tmp_path: Path) -> None:
     """Both say how many layers they changed."""
     with running_daemon(tmp_path, {"models": [{"name": "tiny"}]}) as own:
-        client = GrpcClient(own.grpc)
-        client.hello()
-        client.read_until_settled(client.batch(np.ones((20, 4))))
-        client.close()
+        send(own)
 
         frozen = run(own, "baseline", "freeze", "tiny")
-        reset = run(own, "baseline", "reset", "tiny")
+        relearned = run(own, "baseline", "relearn", "tiny", "--reason", "new lens")
 
     assert "baselines of 1 layers frozen\n" == frozen.stdout
-    assert "baselines of 1 layers reset\n" == reset.stdout
+    assert "baselines of 1 layers learn anew\n" == relearned.stdout
+
+
+def send(running: RunningDaemon) -> None:
+    """Send some traffic and wait until it is counted."""
+    client = GrpcClient(running.grpc)
+    client.hello()
+    client.read_until_settled(client.batch(np.ones((20, 4))))
+    client.close()
+
+
+def test_a_baseline_goes_from_one_daemon_to_another_by_file(tmp_path: Path) -> None:
+    """List, export, import: the other daemon then lists the same digest as its own."""
+    settings = {"models": [{"name": "tiny"}]}
+    file = tmp_path / "conv.baseline"
+    with (
+        running_daemon(tmp_path / "a", settings) as first,
+        running_daemon(tmp_path / "b", settings) as second,
+    ):
+        send(first)
+        send(second)
+        run(first, "baseline", "freeze", "tiny")
+        wait_until(lambda: "*" in run(first, "baseline", "list").stdout)
+        (version,) = json.loads(run(first, "baseline", "list", "-o", "json").stdout)
+        exported = run(first, "baseline", "export", version["digest"][:8], "--to", str(file))
+        imported = run(second, "baseline", "import", str(file))
+        listed = run(second, "baseline", "list")
+        refused = run(second, "baseline", "export", "feed", "--to", str(file))
+
+    assert 0 == exported.exit_code
+    assert f"is compared with baseline {version['digest'][:12]}" in imported.stdout
+    assert "20 requests are few" in imported.stderr
+    assert ["*", version["digest"][:12], "imported"] == listed.stdout.splitlines()[1].split()[:3]
+    assert 2 == refused.exit_code
+    assert "is no stored baseline" in refused.stderr
+
+
+def test_a_file_that_is_no_baseline_is_refused(running: RunningDaemon, tmp_path: Path) -> None:
+    """The answer says what would be one."""
+    file = tmp_path / "x"
+    file.write_text("hello")
+
+    found = run(running, "baseline", "import", str(file))
+
+    assert 2 == found.exit_code
+    assert "no baseline file" in found.stderr
 
 
 @pytest.mark.parametrize(

@@ -417,17 +417,21 @@ class ResetBaselineRequest(google.protobuf.message.Message):
     MODEL_FIELD_NUMBER: builtins.int
     REVISION_FIELD_NUMBER: builtins.int
     LAYER_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
     model: builtins.str
     revision: builtins.str
     layer: builtins.str
+    reason: builtins.str
+    """Why, for the audit log; may be empty."""
     def __init__(
         self,
         *,
         model: builtins.str = ...,
         revision: builtins.str = ...,
         layer: builtins.str = ...,
+        reason: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["layer", b"layer", "model", b"model", "revision", b"revision"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["layer", b"layer", "model", b"model", "reason", b"reason", "revision", b"revision"]) -> None: ...
 
 global___ResetBaselineRequest = ResetBaselineRequest
 
@@ -445,3 +449,124 @@ class ResetBaselineResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["layers", b"layers"]) -> None: ...
 
 global___ResetBaselineResponse = ResetBaselineResponse
+
+@typing.final
+class Baseline(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: builtins.int
+    LAYER_FIELD_NUMBER: builtins.int
+    REQUESTS_FIELD_NUMBER: builtins.int
+    WINDOWS_FIELD_NUMBER: builtins.int
+    STARTED_UNIX_SECONDS_FIELD_NUMBER: builtins.int
+    FROZEN_UNIX_SECONDS_FIELD_NUMBER: builtins.int
+    STORED_UNIX_SECONDS_FIELD_NUMBER: builtins.int
+    ORIGIN_FIELD_NUMBER: builtins.int
+    IN_FORCE_FIELD_NUMBER: builtins.int
+    CAUTIONS_FIELD_NUMBER: builtins.int
+    digest: builtins.str
+    """sha256 of its file, which is an artifact."""
+    layer: builtins.str
+    """model@revision/layer/kind[;view[;scope]]"""
+    requests: builtins.int
+    windows: builtins.int
+    """Windows in which exceedances of its thresholds were counted."""
+    started_unix_seconds: builtins.float
+    frozen_unix_seconds: builtins.float
+    stored_unix_seconds: builtins.float
+    origin: builtins.str
+    """learned, by command, or imported."""
+    in_force: builtins.bool
+    """Whether live traffic is compared with it now."""
+    @property
+    def cautions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What makes it a poor one, in sentences."""
+
+    def __init__(
+        self,
+        *,
+        digest: builtins.str = ...,
+        layer: builtins.str = ...,
+        requests: builtins.int = ...,
+        windows: builtins.int = ...,
+        started_unix_seconds: builtins.float = ...,
+        frozen_unix_seconds: builtins.float = ...,
+        stored_unix_seconds: builtins.float = ...,
+        origin: builtins.str = ...,
+        in_force: builtins.bool = ...,
+        cautions: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cautions", b"cautions", "digest", b"digest", "frozen_unix_seconds", b"frozen_unix_seconds", "in_force", b"in_force", "layer", b"layer", "origin", b"origin", "requests", b"requests", "started_unix_seconds", b"started_unix_seconds", "stored_unix_seconds", b"stored_unix_seconds", "windows", b"windows"]) -> None: ...
+
+global___Baseline = Baseline
+
+@typing.final
+class ListBaselinesRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
+    LAYER_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    revision: builtins.str
+    """Empty: every revision of the model."""
+    layer: builtins.str
+    """Empty: every layer."""
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        revision: builtins.str = ...,
+        layer: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["layer", b"layer", "model", b"model", "revision", b"revision"]) -> None: ...
+
+global___ListBaselinesRequest = ListBaselinesRequest
+
+@typing.final
+class ListBaselinesResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BASELINES_FIELD_NUMBER: builtins.int
+    @property
+    def baselines(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Baseline]: ...
+    def __init__(
+        self,
+        *,
+        baselines: collections.abc.Iterable[global___Baseline] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["baselines", b"baselines"]) -> None: ...
+
+global___ListBaselinesResponse = ListBaselinesResponse
+
+@typing.final
+class ImportBaselineRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHUNK_FIELD_NUMBER: builtins.int
+    chunk: builtins.bytes
+    def __init__(
+        self,
+        *,
+        chunk: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["chunk", b"chunk"]) -> None: ...
+
+global___ImportBaselineRequest = ImportBaselineRequest
+
+@typing.final
+class ImportBaselineResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BASELINE_FIELD_NUMBER: builtins.int
+    @property
+    def baseline(self) -> global___Baseline: ...
+    def __init__(
+        self,
+        *,
+        baseline: global___Baseline | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["baseline", b"baseline"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["baseline", b"baseline"]) -> None: ...
+
+global___ImportBaselineResponse = ImportBaselineResponse

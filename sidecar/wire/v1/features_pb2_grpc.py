@@ -75,6 +75,16 @@ class FeatureServiceStub(object):
                 request_serializer=sidecar_dot_wire_dot_v1_dot_features__pb2.ResetBaselineRequest.SerializeToString,
                 response_deserializer=sidecar_dot_wire_dot_v1_dot_features__pb2.ResetBaselineResponse.FromString,
                 _registered_method=True)
+        self.ListBaselines = channel.unary_unary(
+                '/sidecar.wire.v1.FeatureService/ListBaselines',
+                request_serializer=sidecar_dot_wire_dot_v1_dot_features__pb2.ListBaselinesRequest.SerializeToString,
+                response_deserializer=sidecar_dot_wire_dot_v1_dot_features__pb2.ListBaselinesResponse.FromString,
+                _registered_method=True)
+        self.ImportBaseline = channel.stream_unary(
+                '/sidecar.wire.v1.FeatureService/ImportBaseline',
+                request_serializer=sidecar_dot_wire_dot_v1_dot_features__pb2.ImportBaselineRequest.SerializeToString,
+                response_deserializer=sidecar_dot_wire_dot_v1_dot_features__pb2.ImportBaselineResponse.FromString,
+                _registered_method=True)
 
 
 class FeatureServiceServicer(object):
@@ -118,7 +128,22 @@ class FeatureServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ResetBaseline(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Forgets baselines and learns them anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBaselines(self, request, context):
+        """Stored versions, newest first; their files are artifacts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportBaseline(self, request_iterator, context):
+        """Compares a layer with an exported baseline from now on; the file comes in chunks.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -160,6 +185,16 @@ def add_FeatureServiceServicer_to_server(servicer, server):
                     servicer.ResetBaseline,
                     request_deserializer=sidecar_dot_wire_dot_v1_dot_features__pb2.ResetBaselineRequest.FromString,
                     response_serializer=sidecar_dot_wire_dot_v1_dot_features__pb2.ResetBaselineResponse.SerializeToString,
+            ),
+            'ListBaselines': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBaselines,
+                    request_deserializer=sidecar_dot_wire_dot_v1_dot_features__pb2.ListBaselinesRequest.FromString,
+                    response_serializer=sidecar_dot_wire_dot_v1_dot_features__pb2.ListBaselinesResponse.SerializeToString,
+            ),
+            'ImportBaseline': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportBaseline,
+                    request_deserializer=sidecar_dot_wire_dot_v1_dot_features__pb2.ImportBaselineRequest.FromString,
+                    response_serializer=sidecar_dot_wire_dot_v1_dot_features__pb2.ImportBaselineResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -351,6 +386,60 @@ class FeatureService(object):
             '/sidecar.wire.v1.FeatureService/ResetBaseline',
             sidecar_dot_wire_dot_v1_dot_features__pb2.ResetBaselineRequest.SerializeToString,
             sidecar_dot_wire_dot_v1_dot_features__pb2.ResetBaselineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBaselines(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecar.wire.v1.FeatureService/ListBaselines',
+            sidecar_dot_wire_dot_v1_dot_features__pb2.ListBaselinesRequest.SerializeToString,
+            sidecar_dot_wire_dot_v1_dot_features__pb2.ListBaselinesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportBaseline(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/sidecar.wire.v1.FeatureService/ImportBaseline',
+            sidecar_dot_wire_dot_v1_dot_features__pb2.ImportBaselineRequest.SerializeToString,
+            sidecar_dot_wire_dot_v1_dot_features__pb2.ImportBaselineResponse.FromString,
             options,
             channel_credentials,
             insecure,

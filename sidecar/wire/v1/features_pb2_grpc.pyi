@@ -55,6 +55,19 @@ class FeatureServiceStub:
         sidecar.wire.v1.features_pb2.ResetBaselineRequest,
         sidecar.wire.v1.features_pb2.ResetBaselineResponse,
     ]
+    """Forgets baselines and learns them anew."""
+
+    ListBaselines: grpc.UnaryUnaryMultiCallable[
+        sidecar.wire.v1.features_pb2.ListBaselinesRequest,
+        sidecar.wire.v1.features_pb2.ListBaselinesResponse,
+    ]
+    """Stored versions, newest first; their files are artifacts."""
+
+    ImportBaseline: grpc.StreamUnaryMultiCallable[
+        sidecar.wire.v1.features_pb2.ImportBaselineRequest,
+        sidecar.wire.v1.features_pb2.ImportBaselineResponse,
+    ]
+    """Compares a layer with an exported baseline from now on; the file comes in chunks."""
 
 class FeatureServiceAsyncStub:
     """Reads features, their distributions and states, and steers what is watched."""
@@ -93,6 +106,19 @@ class FeatureServiceAsyncStub:
         sidecar.wire.v1.features_pb2.ResetBaselineRequest,
         sidecar.wire.v1.features_pb2.ResetBaselineResponse,
     ]
+    """Forgets baselines and learns them anew."""
+
+    ListBaselines: grpc.aio.UnaryUnaryMultiCallable[
+        sidecar.wire.v1.features_pb2.ListBaselinesRequest,
+        sidecar.wire.v1.features_pb2.ListBaselinesResponse,
+    ]
+    """Stored versions, newest first; their files are artifacts."""
+
+    ImportBaseline: grpc.aio.StreamUnaryMultiCallable[
+        sidecar.wire.v1.features_pb2.ImportBaselineRequest,
+        sidecar.wire.v1.features_pb2.ImportBaselineResponse,
+    ]
+    """Compares a layer with an exported baseline from now on; the file comes in chunks."""
 
 class FeatureServiceServicer(metaclass=abc.ABCMeta):
     """Reads features, their distributions and states, and steers what is watched."""
@@ -144,6 +170,23 @@ class FeatureServiceServicer(metaclass=abc.ABCMeta):
         self,
         request: sidecar.wire.v1.features_pb2.ResetBaselineRequest,
         context: _ServicerContext,
-    ) -> typing.Union[sidecar.wire.v1.features_pb2.ResetBaselineResponse, collections.abc.Awaitable[sidecar.wire.v1.features_pb2.ResetBaselineResponse]]: ...
+    ) -> typing.Union[sidecar.wire.v1.features_pb2.ResetBaselineResponse, collections.abc.Awaitable[sidecar.wire.v1.features_pb2.ResetBaselineResponse]]:
+        """Forgets baselines and learns them anew."""
+
+    @abc.abstractmethod
+    def ListBaselines(
+        self,
+        request: sidecar.wire.v1.features_pb2.ListBaselinesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sidecar.wire.v1.features_pb2.ListBaselinesResponse, collections.abc.Awaitable[sidecar.wire.v1.features_pb2.ListBaselinesResponse]]:
+        """Stored versions, newest first; their files are artifacts."""
+
+    @abc.abstractmethod
+    def ImportBaseline(
+        self,
+        request_iterator: _MaybeAsyncIterator[sidecar.wire.v1.features_pb2.ImportBaselineRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[sidecar.wire.v1.features_pb2.ImportBaselineResponse, collections.abc.Awaitable[sidecar.wire.v1.features_pb2.ImportBaselineResponse]]:
+        """Compares a layer with an exported baseline from now on; the file comes in chunks."""
 
 def add_FeatureServiceServicer_to_server(servicer: FeatureServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -1,0 +1,231 @@
+"""Baselines with versions: stored when they freeze, exported, imported, shared by replicas."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import structlog
+
+from sidecar.errors import (
+    BaselineMismatch,
+    CorruptState,
+    InvalidInput,
+    LayerConflict,
+    SidecarError,
+    UnknownLayer,
+)
+from sidecar.features import Capture, LayerKey
+from sidecar.monitor.monitor import Monitor
+from sidecar.monitor.views import Event
+from sidecar.store import (
+    BaselineFacts,
+    BaselineStore,
+    StoredBaseline,
+    pack_baseline,
+    unpack_baseline,
+)
+
+SUFFIX = ".baseline"
+"""Of the files that a folder of shared baselines is searched for."""
+
+DAY_HOURS = 24.0
+"""Traffic repeats daily: what was learned on less calls the other hours' traffic unusual."""
+
+EXCEEDING_REQUESTS = 10.0
+"""Requests beyond a quantile from which its threshold is a measurement and not an accident."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineVersion:
+    """One stored version of a layer's baseline.
+
+    Attributes:
+        stored: Its digest, facts and origin.
+        in_force: Whether live traffic is compared with it now.
+        cautions: What makes it a poor one, in sentences; empty: nothing known.
+    """
+
+    stored: StoredBaseline
+    in_force: bool
+    cautions: tuple[str, ...]
+
+
+class Baselines:
+    """Keeps versions of the monitor's baselines and brings others' in.
+
+    Every method may be called from any thread and may block on the disk.
+    """
+
+    def __init__(
+        self,
+        monitor: Monitor,
+        store: BaselineStore,
+        *,
+        shared: Path | None,
+        quantile: float,
+        record: Callable[[Sequence[Event]], None],
+    ) -> None:
+        """Join the parts; nothing is read yet.
+
+        Args:
+            monitor: Whose baselines.
+            store: Where versions are kept.
+            shared: Folder of exported files that layers take on instead of learning.
+            quantile: The spike test's, for judging how good a baseline is.
+            record: Takes audit entries.
+        """
+        self._monitor, self._store, self._record = monitor, store, record
+        self._shared, self._quantile = shared, quantile
+        self._tried: set[LayerKey] = set()
+        self._files: dict[LayerKey, Path] | None = None
+
+    def keep(self, now: float) -> None:
+        """Store baselines that have frozen since, and give shared ones to layers that still learn.
+
+        Call it often; it does nothing where nothing has changed.
+
+        Raises:
+            StorageError: The disk refuses a version; it is tried again next time.
+        """
+        for layer in self._monitor.unnamed_baselines():
+            self._store_one(layer, now)
+        for layer in self._monitor.learning_layers():
+            if layer not in self._tried:
+                self._tried.add(layer)
+                self._adopt_shared(layer, now)
+
+    def _store_one(self, layer: LayerKey, now: float) -> None:
+        found = self._monitor.baseline(layer)
+        if found is not None:
+            facts, statistics, how = found
+            stored = self._store.add(pack_baseline(facts, statistics), how, now)
+            self._monitor.name_baseline(layer, stored.digest, facts.frozen)
+
+    def _adopt_shared(self, layer: LayerKey, now: float) -> None:
+        """Give a layer the shared baseline that was made for it, if there is one."""
+        if self._files is None:
+            self._files = dict(_index(self._shared))
+        path = self._files.get(layer)
+        if path is None:
+            return
+        try:
+            self._adopt(path.read_bytes(), f"from {path.name}", now)
+        except (SidecarError, OSError) as error:
+            detail = f"{path.name}: {error}"
+            self._record((Event(now, "baseline_refused", str(layer), detail),))
+
+    def versions(self, layer: LayerKey | None = None) -> tuple[BaselineVersion, ...]:
+        """Return the stored versions of one layer or of all, newest first."""
+        current = self._monitor.baseline_digests()
+        return tuple(
+            BaselineVersion(
+                stored=one,
+                in_force=current.get(one.facts.layer) == one.digest,
+                cautions=cautions(one.facts, self._quantile),
+            )
+            for one in self._store.versions(layer)
+        )
+
+    def adopt(self, content: bytes, now: float) -> BaselineVersion:
+        """Compare a layer with an exported baseline from now on, instead of with its own.
+
+        Args:
+            content: A file as ``sidecar baseline export`` writes it.
+            now: Unix seconds.
+
+        Raises:
+            InvalidInput: It is no baseline, damaged, or of another release's format.
+            UnknownLayer: Its layer was never registered, or only at another revision.
+            BaselineMismatch: The layer has another width, capture or kind of bins.
+            StorageError: The disk refuses it; nothing has changed then.
+        """
+        try:
+            return self._adopt(content, "by command", now)
+        except CorruptState as error:  # the sender's file is damaged, and nothing of ours
+            raise InvalidInput(error.message) from error
+
+    def _adopt(self, content: bytes, how: str, now: float) -> BaselineVersion:
+        facts, statistics = unpack_baseline(content)
+        self._check(facts)
+        stored = self._store.add(
+            content, "imported", now, self._monitor.baseline_digests().get(facts.layer, "")
+        )
+        try:
+            event = self._monitor.adopt_baseline(facts, statistics, stored.digest, how, now)
+        except LayerConflict as error:
+            raise BaselineMismatch(error.message) from error
+        self._record((event,))
+        return BaselineVersion(stored, in_force=True, cautions=cautions(facts, self._quantile))
+
+    def _check(self, facts: BaselineFacts) -> None:
+        """Refuse a baseline of another layer, revision or way of measuring."""
+        layer = facts.layer
+        known = {status.key: status for status in self._monitor.layers()}
+        if layer not in known:
+            others = sorted(
+                key.shown_revision
+                for key in known
+                if (key.model, key.layer) == (layer.model, layer.layer)
+            )
+            raise UnknownLayer(
+                f"baseline of {layer}: no hook has registered that layer"
+                + (
+                    f"; it is known at revision {', '.join(others)}, and a baseline is never used "
+                    "for another revision: let it learn its own"
+                    if others
+                    else ": attach the hooks first, or put the file into store.shared_baselines"
+                )
+            )
+        mine = known[layer].capture
+        if mine != facts.capture:
+            raise BaselineMismatch(
+                f"baseline of {layer} was measured differently: {_differences(facts.capture, mine)}: "
+                "learn one under the present capture"
+            )
+
+
+def cautions(facts: BaselineFacts, quantile: float) -> tuple[str, ...]:
+    """Return what makes a baseline a poor one, in sentences.
+
+    Source:
+        A baseline of one hour instead of 24 multiplies false alarms in the far tail by 3 to 80 under
+        bursts, measured by ``sidecar.testing``'s simulator (``docs/detection.md``).
+    """
+    found = []
+    beyond = facts.requests * (1.0 - quantile)
+    if beyond < EXCEEDING_REQUESTS:
+        need = round(EXCEEDING_REQUESTS / (1.0 - quantile))
+        found.append(
+            f"{facts.requests} requests are few for the {100 * quantile:.6g} % quantile: use at "
+            f"least {need}"
+        )
+    if facts.hours < DAY_HOURS:
+        found.append(
+            f"it covers {facts.hours:.3g} h, not a day: traffic of other hours may look unusual"
+        )
+    if not facts.windows:
+        found.append(
+            "how often requests exceed was derived and not counted, because it was frozen before its "
+            "second half: alerts come later than they could"
+        )
+    return tuple(found)
+
+
+def _index(folder: Path | None) -> Iterator[tuple[LayerKey, Path]]:
+    """Return which layer each readable file of a folder is for; the last by name counts."""
+    if folder is None:
+        return
+    for path in sorted(folder.glob(f"*{SUFFIX}")):
+        try:
+            yield unpack_baseline(path.read_bytes())[0].layer, path
+        except (CorruptState, OSError) as error:
+            structlog.get_logger().warning("baseline_unreadable", path=str(path), error=str(error))
+
+
+def _differences(theirs: Capture, mine: Capture) -> str:
+    names = [field.name for field in fields(Capture)]
+    return ", ".join(
+        f"{name} {getattr(theirs, name)!r} there and {getattr(mine, name)!r} here"
+        for name in names
+        if getattr(theirs, name) != getattr(mine, name)
+    )

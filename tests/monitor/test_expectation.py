@@ -1,0 +1,211 @@
+"""A baseline is learned in two halves: where thresholds lie, and how often they are passed."""
+
+import numpy as np
+import pytest
+
+from sidecar.config import SpikeConfig, StatisticsConfig
+from sidecar.detect import State
+from sidecar.features import (
+    Capture,
+    FeatureKind,
+    FeatureSelector,
+    LayerKey,
+    LayerSample,
+    Request,
+    SparseSample,
+    View,
+)
+from sidecar.monitor import Flag, Monitor
+from sidecar.stats import Bank, Expectation
+
+pytestmark = pytest.mark.unit
+
+WIDTH, ROWS, REQUESTS, WINDOW = 4, 8, 100, 10.0
+LAYER = LayerKey("m", "a" * 64, "conv", FeatureKind.CHANNEL, View.MAX)
+FEATURE = LAYER.feature(2)
+FLAGS = {FeatureSelector.parse("m/conv/channel/2"): Flag("stripes")}
+STATISTICS = StatisticsConfig(
+    window_seconds=WINDOW, warmup_rows=32, baseline_min_requests=4000, baseline_min_seconds=300
+)
+HALF = 20
+"""Windows after which 2,000 of 4,000 requests have come, and 200 of 300 seconds have passed."""
+
+
+def monitor(quantile: float = 0.99) -> Monitor:
+    """Return a monitor with one layer of which one feature is flagged."""
+    made = Monitor(STATISTICS, SpikeConfig(quantile=quantile), now=0.0)
+    made.register(LAYER, WIDTH, Capture(), 0.0)
+    made.set_flags(FLAGS, 0.0)
+    return made
+
+
+def alike(rng: np.random.Generator) -> LayerSample:
+    """Return requests of several rows that are all the same, as of a stable prompt."""
+    values = np.repeat(rng.normal(size=(REQUESTS, WIDTH)), ROWS, axis=0).astype(np.float32)
+    index = np.repeat(np.arange(REQUESTS, dtype=np.int32), ROWS)
+    return LayerSample(LAYER, values, index, tuple(Request() for _ in range(REQUESTS)))
+
+
+def feed(made: Monitor, windows: int, seed: int = 0, since: int = 0) -> list[str]:
+    """Send whole windows of ordinary traffic and return what was told."""
+    rng, told = np.random.default_rng(seed), []
+    for at in range(since, since + windows):
+        made.apply(alike(rng), at * WINDOW + 1)
+        told += [f"{one.what}: {one.detail}" for one in made.tick((at + 1) * WINDOW)]
+    return told
+
+
+def bank_of(made: Monitor) -> Bank:
+    """Return what counts; a monitor tells nobody what it has counted before it may say anything."""
+    return made._bank  # noqa: SLF001 - see above
+
+
+def expected(made: Monitor) -> Expectation | None:
+    """Return what the bank expects of the layer's windows."""
+    return bank_of(made).expectation(LAYER)
+
+
+def test_the_second_half_of_a_baseline_measures_how_often_thresholds_are_passed() -> None:
+    """Whatever the rows of a request have to do with each other: 1 % here, where a bound says 8 %."""
+    made = monitor()
+
+    before = feed(made, HALF - 1), expected(made)
+    halfway = feed(made, 1, 1, HALF - 1), expected(made)
+    rest = feed(made, HALF, 2, HALF)
+
+    assert ([], None) == before
+    assert [] == halfway[0]
+    assert halfway[1] is not None
+    assert (0, 0.99) == (halfway[1].windows, halfway[1].level)
+    assert ["baseline_frozen: learned, 4000 requests"] == rest
+    found, status = expected(made), made.feature(FEATURE)
+    assert found is not None
+    assert (HALF, HALF * REQUESTS) == (found.windows, found.requests)
+    assert found.thresholds.tolist() == halfway[1].thresholds.tolist()
+    assert (found.rate[2], found.thresholds[2]) == (status.baseline_ratio, status.threshold)
+    # Four standard errors of 2,000 requests, and of where 2,000 others put the threshold.
+    assert 0.01 == pytest.approx(status.baseline_ratio, abs=4 * np.sqrt(2 * 0.01 / 2000))
+    assert bank_of(made).baseline_rate(LAYER, 0.99) == pytest.approx(0.077, abs=0.001)
+
+
+def test_flagged_features_are_compared_while_the_rate_is_measured() -> None:
+    """With the thresholds that they will have; nothing is said of them before the baseline is there."""
+    made = monitor()
+    feed(made, HALF)
+
+    made.apply(alike(np.random.default_rng(3)), HALF * WINDOW + 1)
+    counts = bank_of(made).close(LAYER, HALF * WINDOW + 2)
+
+    assert counts.screened is not None
+    assert counts.screened[[2]].tolist() == counts.exceedances.tolist()
+    assert [REQUESTS] == counts.watched_requests.tolist()
+    assert State.UNKNOWN is made.feature(FEATURE).state
+    assert "Learning its baseline" in made.feature(FEATURE).explanation
+
+
+def test_thresholds_stay_when_the_baseline_freezes() -> None:
+    """What was counted in the window in which it froze goes on being counted."""
+    made = monitor()
+    feed(made, HALF + 3)
+    made.apply(alike(np.random.default_rng(3)), HALF * WINDOW + 31)
+
+    made.freeze([LAYER], HALF * WINDOW + 32)
+    counts = bank_of(made).close(LAYER, HALF * WINDOW + 33)
+
+    assert [REQUESTS] == counts.watched_requests.tolist()
+    found = expected(made)
+    assert found is not None
+    assert 3 == found.windows
+    assert found.rate[2] == made.feature(FEATURE).baseline_ratio
+
+
+@pytest.mark.parametrize("windows", [5, HALF])
+def test_a_baseline_frozen_before_its_second_half_has_a_derived_bound(windows: int) -> None:
+    """Every feature has a threshold then too, and none a measured rate."""
+    made = monitor()
+    feed(made, windows)
+
+    made.freeze([LAYER], windows * WINDOW + 1)
+    feed(made, 1, 1, windows)
+
+    found, status = expected(made), made.feature(FEATURE)
+    assert found is not None
+    assert 0 == found.windows
+    assert State.NORMAL is status.state
+    assert 0.05 < status.baseline_ratio <= found.bound
+    assert status.threshold == found.thresholds[2]
+
+
+def test_a_reset_layer_learns_both_halves_again() -> None:
+    """Thresholds and rates of the old baseline are gone with it."""
+    made = monitor()
+    feed(made, 2 * HALF)
+
+    made.reset([LAYER], 2 * HALF * WINDOW)
+    forgotten = expected(made)
+    told = feed(made, 2 * HALF, 5, 2 * HALF)
+
+    assert forgotten is None
+    assert ["baseline_frozen: learned, 4000 requests"] == [
+        one for one in told if one.startswith("baseline")
+    ]
+    found = expected(made)
+    assert found is not None
+    assert HALF == found.windows
+
+
+def test_a_snapshot_within_the_second_half_loses_nothing() -> None:
+    """A daemon that starts again measures on, and ends with the same baseline."""
+    made, restored = monitor(), Monitor(STATISTICS, SpikeConfig(quantile=0.99), now=0.0)
+    feed(made, HALF + 5)
+
+    restored.restore(made.encode(), (HALF + 5) * WINDOW)
+    restored.set_flags(FLAGS, (HALF + 5) * WINDOW)
+    for one in (made, restored):
+        feed(one, HALF, 6, HALF + 5)
+
+    assert made.feature(FEATURE).baseline_ratio == restored.feature(FEATURE).baseline_ratio
+    assert made.feature(FEATURE).threshold == restored.feature(FEATURE).threshold
+    found = expected(restored)
+    assert found is not None
+    assert HALF == found.windows
+
+
+@pytest.mark.parametrize("windows", [HALF + 5, 2 * HALF])
+def test_another_quantile_after_a_restart_is_not_taken_for_the_measured_one(windows: int) -> None:
+    """While it learns the halves begin anew; once frozen, the flag's threshold and rate are derived."""
+    made, restored = monitor(), Monitor(STATISTICS, SpikeConfig(quantile=0.9), now=0.0)
+    feed(made, windows)
+
+    restored.restore(made.encode(), windows * WINDOW)
+    restored.set_flags(FLAGS, windows * WINDOW)
+    feed(restored, HALF, 6, windows)
+
+    status, found = restored.feature(FEATURE), expected(restored)
+    assert found is not None
+    learned = windows < 2 * HALF
+    assert (0.9 if learned else 0.99) == found.level
+    assert 1.28 == pytest.approx(status.threshold, abs=0.15)
+    assert learned is bool(found.rate[2] == status.baseline_ratio)
+    assert status.baseline_ratio == pytest.approx(0.1 if learned else 1 - 0.9**8, abs=0.05)
+
+
+def test_a_sparse_layer_learns_as_before() -> None:
+    """It has no thresholds for every latent; its flagged ones have a derived rate."""
+    made = Monitor(STATISTICS, SpikeConfig(quantile=0.99), now=0.0)
+    key = LayerKey("m", "a" * 64, "sae", FeatureKind.LATENT, View.RAW)
+    made.register(key, WIDTH, Capture(), 0.0, sparse=True)
+    made.set_flags({FeatureSelector.parse("m/sae/latent/2"): Flag()}, 0.0)
+    rng = np.random.default_rng(0)
+
+    for at in range(2 * HALF):
+        values = rng.exponential(size=REQUESTS).astype(np.float32)
+        latents, splits = np.full(REQUESTS, 2, np.uint32), np.arange(REQUESTS + 1)
+        index = np.arange(REQUESTS, dtype=np.int32)
+        requests = tuple(Request() for _ in range(REQUESTS))
+        one = SparseSample(key, WIDTH, splits, latents, values, index, requests)
+        made.apply(one, at * WINDOW + 1)
+        made.tick((at + 1) * WINDOW)
+
+    assert made.layers()[0].baseline_frozen
+    assert 0.01 == pytest.approx(made.feature(key.feature(2)).baseline_ratio, abs=0.01)
