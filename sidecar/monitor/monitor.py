@@ -438,9 +438,9 @@ class Monitor:
                 started=known.baseline_started,
                 frozen=known.baseline_frozen_at,
             )
-            origin = known.baseline_origin
-            pack = self._bank.baseline(layer)
-        return facts, pack, origin
+            origin, found = known.baseline_origin, self._bank.baseline(layer)
+        # Seconds of work for the widest layers, so not under the lock.
+        return facts, found.encode(), origin
 
     def name_baseline(self, layer: LayerKey, digest: str, frozen_at: float) -> None:
         """Say under which digest the baseline that froze at a time is stored."""

@@ -21,6 +21,7 @@ from sidecar.errors import (
     UnsupportedDtype,
 )
 from sidecar.features import WEIGHT_LIMIT, FeatureKind, LayerKey, LayerSample, Scope, View
+from sidecar.stats.baseline import Baseline
 from sidecar.stats.batch import Batch, traffic_of
 from sidecar.stats.binning import Binning
 from sidecar.stats.budget import Budget, Detail, Memory
@@ -390,11 +391,12 @@ class Bank:
         """
         return self._known(layer).frozen
 
-    def baseline(self, layer: LayerKey) -> bytes:
-        """Return the frozen baseline of a layer as bytes for ``adopt``, here or in another bank.
+    def baseline(self, layer: LayerKey) -> Baseline:
+        """Return the frozen baseline of a layer; its ``encode`` makes the bytes for ``adopt``.
 
         They hold the places of the bins, everything that was counted, and the expectation, under a
-        version and a checksum.
+        version and a checksum. Nothing changes a frozen baseline, so it may be encoded, which takes
+        longer than all else, at any time and in any thread.
 
         Raises:
             UnknownLayer: The layer was never registered.
@@ -406,7 +408,7 @@ class Bank:
                 f"layer {layer}: its baseline is not frozen yet, so there is none to take along: "
                 "freeze it first, or wait until it has learned enough"
             )
-        return found.encode()
+        return found
 
     def adopt(self, layer: LayerKey, payload: bytes) -> None:
         """Continue a layer with a baseline from elsewhere, as if it had been learned here.
@@ -417,7 +419,7 @@ class Bank:
 
         Args:
             layer: A registered layer.
-            payload: From ``baseline``.
+            payload: What ``baseline(...).encode()`` returned, here or in another bank.
 
         Raises:
             UnknownLayer: The layer was never registered.

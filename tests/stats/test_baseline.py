@@ -68,11 +68,11 @@ def test_an_adopted_baseline_is_the_one_that_was_taken_along(screened: bool) -> 
     feed(found, np.ones((5, WIDTH)))
     found.close(LAYER, 2.0)
 
-    found.adopt(LAYER, bank.baseline(LAYER))
+    found.adopt(LAYER, bank.baseline(LAYER).encode())
 
     assert found.frozen(LAYER)
     assert same(bank.snapshot(LAYER, Period.BASELINE), found.snapshot(LAYER, Period.BASELINE))
-    assert bank.baseline(LAYER) == found.baseline(LAYER)
+    assert bank.baseline(LAYER).encode() == found.baseline(LAYER).encode()
     assert bank.baseline_rate(LAYER, 0.9) == found.baseline_rate(LAYER, 0.9)
     for period in (Period.CURRENT, Period.HISTORY):
         assert 0 == found.snapshot(LAYER, period).rows
@@ -87,22 +87,22 @@ def test_an_adopted_baseline_is_the_one_that_was_taken_along(screened: bool) -> 
 def test_what_comes_after_is_compared_with_the_adopted_baseline() -> None:
     """Every feature with its threshold, in the first window already; the baseline stays as it is."""
     found = empty_bank()
-    found.adopt(LAYER, learned_bank().baseline(LAYER))
-    before = found.baseline(LAYER)
+    found.adopt(LAYER, learned_bank().baseline(LAYER).encode())
+    before = found.baseline(LAYER).encode()
 
     feed(found, np.full((8, WIDTH), 1e6))
     window = found.close(LAYER, 9.0)
 
     assert window.screened is not None
     assert ([4, 4, 4], 4) == (window.screened.tolist(), window.screened_requests)
-    assert before == found.baseline(LAYER)
+    assert before == found.baseline(LAYER).encode()
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0])
 def test_replicas_on_one_baseline_merge_to_the_bit(ratio: float) -> None:
     """Two banks and kernels share the traffic; a third one sees it all: windows and history agree."""
     budget = Budget(full_detail_ratio=ratio)
-    payload = learned_bank(budget=budget).baseline(LAYER)
+    payload = learned_bank(budget=budget).baseline(LAYER).encode()
     replicas = [empty_bank(budget=budget, kernels=one) for one in (NUMPY, compiled(), NUMPY)]
     for bank in replicas:
         bank.adopt(LAYER, payload)
@@ -131,7 +131,7 @@ def test_only_a_frozen_baseline_is_taken_along() -> None:
     for rows in (4, 40):
         feed(bank, np.ones((rows, WIDTH)))
         with pytest.raises(BaselineNotReady, match="not frozen"):
-            bank.baseline(LAYER)
+            bank.baseline(LAYER).encode()
 
 
 def test_a_layer_nobody_registered_has_none_and_takes_none() -> None:
@@ -139,9 +139,9 @@ def test_a_layer_nobody_registered_has_none_and_takes_none() -> None:
     bank, stranger = learned_bank(), LayerKey("m", "r", "other")
 
     with pytest.raises(UnknownLayer):
-        bank.baseline(stranger)
+        bank.baseline(stranger).encode()
     with pytest.raises(UnknownLayer):
-        bank.adopt(stranger, bank.baseline(LAYER))
+        bank.adopt(stranger, bank.baseline(LAYER).encode())
 
 
 @pytest.mark.parametrize(
@@ -159,12 +159,12 @@ def test_a_baseline_of_another_layer_is_a_conflict(changed: dict[str, Any], matc
     before = bank.encode()
 
     with pytest.raises(LayerConflict, match=match):
-        bank.adopt(LAYER, learned_bank().baseline(LAYER))
+        bank.adopt(LAYER, learned_bank().baseline(LAYER).encode())
 
     assert before == bank.encode()
 
 
-GOOD = learned_bank().baseline(LAYER)
+GOOD = learned_bank().baseline(LAYER).encode()
 
 
 @settings(max_examples=80, deadline=None)
@@ -263,7 +263,7 @@ def test_a_hostile_baseline_is_corrupt_or_sound(data: st.DataObject) -> None:
         assert seen.rank(np.zeros(WIDTH)).shape == (WIDTH,)
     assert not np.isnan(bank.baseline_rate(LAYER, 0.999))
     assert bank.encode() == Bank.decode(bank.encode(), Binning(), **SETTINGS).encode()
-    empty_bank().adopt(LAYER, bank.baseline(LAYER))
+    empty_bank().adopt(LAYER, bank.baseline(LAYER).encode())
 
 
 def test_a_baseline_that_promises_gigabytes_is_refused_unread() -> None:
@@ -280,4 +280,4 @@ def test_a_baseline_says_the_same_whichever_kernels_counted(kernels: Kernels) ->
     """To the byte: replicas that learned from the same rows have the same baseline."""
     learned: Callable[..., Bank] = learned_bank
 
-    assert GOOD == learned(kernels=kernels).baseline(LAYER)
+    assert GOOD == learned(kernels=kernels).baseline(LAYER).encode()
