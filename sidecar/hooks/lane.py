@@ -14,6 +14,11 @@ from sidecar.wire import FrameKind, FrameReader, check_peer, encode_request_fram
 ANSWER_LIMIT_BYTES = 65_536
 """Answers are small; a large one is not from the daemon."""
 
+SEND_BUFFER_BYTES = 512 << 10
+"""Room asked for in the kernel, which grants less where net.core.wmem_max is less. Sender and daemon
+then wake each other once a MiB, not five times; with more, what one has written has left the cache
+when the other reads it."""
+
 _PIECES = 512  # to one call; the kernel takes at most 1024
 _TIMEVAL = struct.Struct("@ll")
 
@@ -37,12 +42,14 @@ def dialler(
                 partial(_hang_up, connection), abandon=connection.close, listen=answers.listen
             )
             _bound_waits(connection, send_seconds)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
             connection.connect(path)
             # After the connection: a folder that changes hands in between has a new owner to trust.
             check_peer(connection, (*peer_uids, Path(path).parent.stat().st_uid))
             try:
-                for message in session:
-                    send(connection, encode_request_frame(message))
+                for burst in session.bursts():
+                    pieces = [piece for one in burst for piece in encode_request_frame(one)]
+                    send(connection, pieces)
             except OSError:
                 answers.listen(0.0)  # a daemon that hung up may have said why
                 raise

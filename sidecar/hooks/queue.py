@@ -101,6 +101,21 @@ class ByteQueue:
             self._in_hand += 1
             return offered_at, batch
 
+    def take_ready(
+        self, limit_bytes: int, ended: Callable[[], bool]
+    ) -> tuple[float, ForwardBatch] | None:
+        """Take the oldest batch like ``take``, but only one that waits already and is small enough.
+
+        Args:
+            limit_bytes: Most bytes the batch may hold.
+            ended: As in ``take``.
+        """
+        with self._lock:
+            if not self._items or self._items[0][1].held_bytes > limit_bytes or ended():
+                return None
+            self._in_hand += 1
+            return self._items.popleft()
+
     def settle(self, batch: ForwardBatch, reason: Drop | None) -> None:
         """Count a taken batch as sent, or as dropped for a reason, and release it."""
         if reason is None:

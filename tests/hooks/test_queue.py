@@ -61,6 +61,21 @@ def test_a_batch_in_hand_still_counts_as_held(forward_batch: Make) -> None:
     assert queue.offer(batch, 0.0)
 
 
+def test_what_is_taken_at_once_waits_already_and_is_small_enough(forward_batch: Make) -> None:
+    """Nothing is waited for, and a batch that is too large stays the oldest."""
+    queue = ByteQueue(100, Account())
+    small, large = forward_batch(held_bytes=10), forward_batch(held_bytes=50)
+    queue.offer(small, 0.0)
+    queue.offer(large, 1.0)
+
+    assert queue.take_ready(10, lambda: True) is None
+    assert queue.take_ready(10, never) == (0.0, small)
+    assert queue.take_ready(49, never) is None
+    assert queue.take(0.0, never) == (1.0, large)
+    assert queue.take_ready(100, never) is None
+    assert queue.pending == 2
+
+
 def test_an_ended_consumer_takes_nothing_from_its_successor(forward_batch: Make) -> None:
     """A consumer whose stream is over leaves the batch for the next one."""
     queue = ByteQueue(100, Account())

@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 from sidecar.hooks.account import Account
 from sidecar.hooks.batch import ForwardBatch, TappedRows
 from sidecar.hooks.queue import ByteQueue
-from sidecar.hooks.session import REPORT_SECONDS, Registry, Session, Timing
+from sidecar.hooks.session import BURST_MESSAGES, REPORT_SECONDS, Registry, Session, Timing
 from sidecar.wire import (
     Acknowledgement,
     Batch,
     Hello,
     HookReport,
+    OutgoingBatch,
     Refusal,
     RegisterLayer,
     Steering,
@@ -226,6 +227,93 @@ def test_a_batch_that_was_not_sent_whole_is_lost(forward_batch: Make) -> None:
     assert [True] == released
     assert {"disconnected": 1} == stream.account.dropped
     assert 0 == stream.queue.pending
+
+
+def test_what_waits_is_sent_in_one_burst(forward_batch: Make) -> None:
+    """Batches at hand go together, in order; they count as sent when the next burst is asked for."""
+    stream = Stream()
+    stream.greet()
+    released: list[int] = []
+    for n in range(3):
+        stream.offer(forward_batch(release=lambda n=n: released.append(n)))
+    bursts = stream.session.bursts()
+
+    burst = next(bursts)
+    before = list(released), stream.account.report(1.0).batches_sent, stream.queue.pending
+    stream.queue.close()
+    rest = list(bursts)
+
+    messages = [stream.decoder.decode(encode_request(message)) for message in burst]
+    assert [RegisterLayer, Batch, Batch, Batch] == [type(message) for message in messages]
+    assert [1, 2, 3] == [message.sequence for message in messages if isinstance(message, Batch)]
+    assert ([], 0, 3) == before
+    assert [[HookReport]] == [[type(message) for message in one] for one in rest]
+    assert ([0, 1, 2], 3, 0) == (
+        released,
+        stream.account.report(1.0).batches_sent,
+        stream.queue.pending,
+    )
+
+
+@pytest.mark.parametrize(
+    ("held_bytes", "credit_bytes", "count", "together"),
+    [
+        (100_000, 1 << 20, 5, 2),  # a quarter of the queue's MiB is room for two
+        (24, 200_000, 5, 1),  # less credit than a burst may need: one by one, as without bursts
+        (24, 1 << 20, 100, BURST_MESSAGES - 1),  # and the registration
+    ],
+)
+def test_a_burst_is_bounded(
+    forward_batch: Make, held_bytes: int, credit_bytes: int, count: int, together: int
+) -> None:
+    """A burst takes a part of the queue, no credit that may be missing, and so many messages."""
+    stream = Stream(welcome=Welcome(credit_bytes, 1 << 20, 0.5))
+    stream.greet()
+    for _ in range(count):
+        stream.offer(forward_batch(held_bytes=held_bytes))
+
+    burst = next(stream.session.bursts())
+
+    assert together == len([message for message in burst if isinstance(message, OutgoingBatch)])
+    assert stream.queue.pending == count
+    assert stream.account.dropped == {}
+
+
+def test_a_burst_that_was_not_sent_whole_is_lost(forward_batch: Make) -> None:
+    """Every batch of it is counted, and its memory goes back; what still waits stays."""
+    stream = Stream()
+    stream.greet()
+    released: list[int] = []
+    for n in range(3):
+        batch = forward_batch(held_bytes=100_000, release=lambda n=n: released.append(n))
+        stream.offer(batch)
+    next(stream.session.bursts())
+
+    stream.session.finish()
+
+    assert [0, 1] == released
+    assert {"disconnected": 2} == stream.account.dropped
+    assert 1 == stream.queue.pending
+
+
+def test_a_bad_batch_leaves_the_rest_of_its_burst_alone(forward_batch: Make) -> None:
+    """One that cannot be staged is dropped from the middle of a burst, and only that one."""
+    stream = Stream()
+    stream.greet()
+    released: list[str] = []
+
+    def broken() -> tuple[TappedRows, ...]:
+        raise RuntimeError("device lost")
+
+    stream.offer(forward_batch(release=lambda: released.append("first")))
+    stream.offer(ForwardBatch(broken, held_bytes=1, release=lambda: released.append("broken")))
+    stream.offer(forward_batch(release=lambda: released.append("last")))
+
+    burst = next(stream.session.bursts())
+
+    assert [1, 2] == [message.sequence for message in burst if isinstance(message, OutgoingBatch)]
+    assert ["broken"] == released
+    assert stream.account.dropped == {"error": 1}
 
 
 def test_a_batch_that_cannot_be_staged_is_counted(forward_batch: Make) -> None:
