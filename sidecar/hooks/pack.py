@@ -1,11 +1,11 @@
 """Turns the rows of one forward pass into messages that fit the daemon's limits."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sidecar.features import LayerKey, Request
+from sidecar.features import NAME_LIMIT, SLICE_LIMIT, LayerKey, Request
 from sidecar.hooks.batch import ForwardBatch, TappedRows
 from sidecar.hooks.requests import clean
 from sidecar.wire import REQUEST_LIMIT
@@ -24,6 +24,9 @@ REPORT_BYTES = 1024
 _TENSOR_BYTES = 48  # five varints of up to 5 bytes with their tags, twice a length
 _REQUEST_BYTES = 24  # tags, lengths, slice number, weight
 _PAIR_BYTES = 12  # tags and lengths of one slice pair
+_MOST_REQUEST_BYTES = (  # one with the longest id, and a slice of its own that is full
+    _REQUEST_BYTES + NAME_LIMIT + _PAIR_BYTES + SLICE_LIMIT * (2 * NAME_LIMIT + _PAIR_BYTES)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,14 @@ class Group:
         """Bytes of all payloads."""
         return sum([item.payload.nbytes for item in self.rows])
 
+    def fits(self, limit_bytes: int) -> bool:
+        """Say whether the encoded message surely has no more bytes than that."""
+        # Most messages are far from the limit: then nobody has to look at every request.
+        most = self.payload_bytes + _TENSOR_BYTES * len(self.rows) + REPORT_BYTES
+        return most + _MOST_REQUEST_BYTES * len(self.requests) <= limit_bytes or (
+            self.bound_bytes <= limit_bytes
+        )
+
     @property
     def bound_bytes(self) -> int:
         """Upper bound of the encoded message's length, report included."""
@@ -80,16 +91,11 @@ def groups(batch: ForwardBatch, staged: Iterable[TappedRows]) -> tuple[Group, ..
     Returns:
         Groups whose payloads alias the batch's wherever nothing had to be merged.
     """
-    runs: dict[tuple[LayerKey, int, bool, float], list[TappedRows]] = {}
-    for tapped in staged:
-        key = (tapped.layer, tapped.items, tapped.named, tapped.weight)
-        runs.setdefault(key, []).append(tapped)
     layouts: dict[tuple[int, int, bool, float], list[Rows]] = {}
-    for (layer, items, named, weight), parts in runs.items():
-        first = parts[0]
-        rows_per_item = sum([part.rows_per_item for part in parts])
-        rows = Rows(layer, first.dtype, first.width, _merge(parts))
-        layouts.setdefault((items, rows_per_item, named, weight), []).append(rows)
+    for one in _merged(tuple(staged)):
+        rows = Rows(one.layer, one.dtype, one.width, one.payload)
+        layout = (one.items, one.rows_per_item, one.named, one.weight)
+        layouts.setdefault(layout, []).append(rows)
     return tuple(
         [
             Group(tuple(rows), _requests(batch, items, weight, named=named), per_item)
@@ -108,33 +114,44 @@ def _requests(
     return (clean(Request(), whole),) * items
 
 
-def _merge(parts: list[TappedRows]) -> memoryview:
+def _merged(staged: tuple[TappedRows, ...]) -> Iterable[TappedRows]:
+    """Return the rows with the runs of each layer joined."""
+    if len({tapped.layer for tapped in staged}) == len(staged):
+        return staged  # the usual case: every layer ran once
+    runs: dict[tuple[LayerKey, int, bool, float], list[TappedRows]] = {}
+    for tapped in staged:
+        key = (tapped.layer, tapped.items, tapped.named, tapped.weight)
+        runs.setdefault(key, []).append(tapped)
+    return [_join(parts) for parts in runs.values()]
+
+
+def _join(parts: list[TappedRows]) -> TappedRows:
     """Join the runs of one layer so that each item's rows stay next to each other."""
     if len(parts) == 1:
-        return parts[0].payload
+        return parts[0]
     arrays = [
         np.frombuffer(part.payload, ITEM_TYPES[part.dtype]).reshape(
             part.items, part.rows_per_item, part.width
         )  # (items, rows, width)
         for part in parts
     ]
-    return np.concatenate(arrays, axis=1).reshape(-1).view(np.uint8).data
+    payload = np.concatenate(arrays, axis=1).reshape(-1).view(np.uint8).data
+    rows_per_item = sum([part.rows_per_item for part in parts])
+    return replace(parts[0], payload=payload, rows_per_item=rows_per_item)
 
 
-def split(group: Group, limit_bytes: int) -> Iterator[Group]:
+def split(group: Group, limit_bytes: int) -> Iterable[Group]:
     """Cut a group into messages of at most ``limit_bytes``.
 
     Cuts between layers first, then between requests, then between the rows of one request, which
     the daemon then counts once a message.
 
     Raises:
-        ValueError: One row alone is above the limit; raised before or after other parts.
+        ValueError: One row alone is above the limit.
     """
-    if group.bound_bytes <= limit_bytes and len(group.requests) <= REQUEST_LIMIT:
-        yield group
-        return
-    for half in _halves(group):
-        yield from split(half, limit_bytes)
+    if len(group.requests) <= REQUEST_LIMIT and group.fits(limit_bytes):
+        return (group,)
+    return [part for half in _halves(group) for part in split(half, limit_bytes)]
 
 
 def _halves(group: Group) -> Iterable[Group]:

@@ -11,7 +11,7 @@ from sidecar.features import NAME_LIMIT, SLICE_LIMIT, WEIGHT_LIMIT, Request, Sli
 # A context variable is this module's only global; its value belongs to each thread and task.
 _CURRENT: ContextVar[tuple[Request, ...]] = ContextVar("sidecar_requests", default=())
 
-_PLAIN = re.compile("[!-~]*")
+_NUMBER = (int, float)
 _NOT_IN_ID = re.compile("[^!-~]")
 _NOT_IN_KEY = re.compile(r"[^A-Za-z0-9_.:\-]")
 _NOT_IN_VALUE = re.compile(r"[^A-Za-z0-9_./:\-]")
@@ -94,12 +94,13 @@ def clean(request: Request, weight: float) -> Request:
         weight: Times the request's own; the result is held within 1 to ``WEIGHT_LIMIT``.
     """
     identifier = request.id[:NAME_LIMIT]
-    if not _PLAIN.fullmatch(identifier):
+    if not (identifier.isascii() and identifier.isprintable()) or " " in identifier:
         identifier = _NOT_IN_ID.sub("_", identifier)
-    told = request.weight if isinstance(request.weight, int | float) else 1.0
+    told = request.weight if isinstance(request.weight, _NUMBER) else 1.0
     own = max(1.0, told)  # in this order a NaN gives 1
     traffic, whole = _clean_slice(request.traffic), min(own * weight, float(WEIGHT_LIMIT))
-    if identifier is request.id and traffic == request.traffic and whole == request.weight:
+    same = traffic is request.traffic or traffic == request.traffic
+    if same and identifier is request.id and whole == request.weight:
         return request  # the usual case: named well, and sampled as planned
     return Request(identifier, traffic, whole)
 

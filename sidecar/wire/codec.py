@@ -4,13 +4,12 @@ The requests' decoder is stateful and lives in ``stream``.
 """
 
 import math
-from collections.abc import Iterable
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
 from sidecar.errors import MalformedMessage
-from sidecar.features import FeatureKind, Request, Scope, Slice, View
+from sidecar.features import FeatureKind, Scope, Slice, View
 from sidecar.wire.frames import FrameKind, encode_frame
 from sidecar.wire.messages import (
     Acknowledgement,
@@ -133,12 +132,13 @@ def _fill(message: pb.ActivationBatch, value: OutgoingBatch, *, inline: bool) ->
     )
     for item in value.sparse:
         message.sparse.append(encode_sparse(item, DTYPE_TO_WIRE[item.dtype]))
-    slices = _slice_numbers(value.requests)
+    slices: dict[Slice, int] = {}
     for request in value.requests:
         sampled = message.requests.add()
         sampled.id = request.id
         sampled.weight = request.weight
-        sampled.slice = slices.get(request.traffic, 0) if slices else 0
+        if request.traffic.pairs:  # the empty slice is 0 on the wire and not listed
+            sampled.slice = slices.setdefault(request.traffic, len(slices) + 1)
     for traffic in slices:
         message.slices.add(pairs=dict(traffic.pairs))
     if value.request_index is None:
@@ -147,12 +147,6 @@ def _fill(message: pb.ActivationBatch, value: OutgoingBatch, *, inline: bool) ->
         message.request_index.extend(value.request_index.tolist())
     if value.report is not None:
         message.report.CopyFrom(_report(value.report))
-
-
-def _slice_numbers(requests: Iterable[Request]) -> dict[Slice, int]:
-    """Number the distinct slices from 1; the empty slice is 0 on the wire and not listed."""
-    distinct = dict.fromkeys([r.traffic for r in requests if r.traffic.pairs])
-    return {traffic: number for number, traffic in enumerate(distinct, start=1)}
 
 
 Answer = Welcome | Acknowledgement | Steering | Refusal

@@ -136,6 +136,26 @@ def test_splitting_loses_and_changes_nothing(
             assert bytes(whole.payload) == b"".join(pieces)
 
 
+@pytest.mark.parametrize("count", [1, 50])
+def test_the_longest_requests_fit_where_they_are_said_to(
+    tapped: Rows, forward_batch: Make, count: int
+) -> None:
+    """A message that is not looked at closely is within its bound, whatever its requests say."""
+    full = [
+        {f"{n}{key}".ljust(200, "k"): f"{n}".ljust(200, "v") for key in range(8)}
+        for n in range(count)
+    ]
+    requests = tuple(
+        Request(f"{n}".ljust(200, "i"), Slice.of(pairs), 2.0**20) for n, pairs in enumerate(full)
+    )
+    batch = forward_batch(tapped(items=count, named=True), requests=requests)
+
+    (group,) = groups(batch, batch.stage())
+
+    limits = [limit for limit in range(1000, 400_000, 500) if group.fits(limit)]
+    assert length(group) <= group.bound_bytes <= min(limits) < group.bound_bytes + 500
+
+
 def length(part: Any) -> int:
     """Return the encoded length of a part with the longest report there can be."""
     top = 2**64 - 1
