@@ -64,8 +64,13 @@ class Account:
         self._governor = governor
 
     def passed(self, seconds: float) -> None:
-        """Count a forward pass that was not sampled: the one call every dormant pass pays for."""
-        self._note((seconds, None, 0.0))
+        """Count a forward pass that was not sampled: the one call every dormant pass pays for.
+
+        Put down without a lock; the next report, which the sender asks for, counts it in.
+        """
+        self._passes.append((seconds, None, 0.0))
+        if len(self._passes) >= _FOLD:
+            self._fold_in()
 
     def sampled(self, seconds: float, hook_seconds: float, rate: float) -> None:
         """Count a sampled forward pass.
@@ -75,15 +80,13 @@ class Account:
             hook_seconds: What the hooks took of it.
             rate: Sampling rate it was chosen with.
         """
-        self._note((seconds, hook_seconds, rate))
+        self._passes.append((seconds, hook_seconds, rate))
+        if len(self._passes) >= _FOLD:
+            self._fold_in()
 
-    def _note(self, entry: tuple[float, float | None, float]) -> None:
-        """Put a pass down without a lock; the next report, which the sender asks for, counts it in."""
-        passes = self._passes
-        passes.append(entry)
-        if len(passes) >= _FOLD:
-            with self._lock:
-                self._fold()
+    def _fold_in(self) -> None:
+        with self._lock:
+            self._fold()
 
     def _fold(self) -> None:
         """Count in the passes put down so far; the lock is held."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from sidecar.features import LayerKey, Request
 
@@ -31,23 +32,46 @@ class TappedRows:
     weight: float = 1.0
 
 
+class Batch(Protocol):
+    """The sampled rows of one forward pass."""
+
+    @property
+    def requests(self) -> tuple[Request, ...]:
+        """Those of ``current_requests`` that were sampled, or empty."""
+
+    @property
+    def weight(self) -> float:
+        """The plan's sampling rate over the rate the pass was sampled with; at least 1."""
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory the rows take; what the queue is charged with."""
+
+    def stage(self) -> tuple[TappedRows, ...]:
+        """Return the rows, in the order the modules ran.
+
+        A module that ran twice is there twice, and none are there when every hook had to refuse its
+        own. May wait for a device, so it is called by the sender only, at most once.
+        """
+
+    def release(self) -> None:
+        """Give the memory of ``stage`` back; called after the last use, and also without ``stage``."""
+
+
 def _nothing() -> None:
     pass
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardBatch:
-    """The sampled rows of one forward pass.
+    """A ``Batch`` of rows that somebody else made.
 
     Attributes:
-        stage: Returns the rows, in the order the modules ran; a module that ran twice is there
-            twice, and none are there when every hook had to refuse its own. May wait for a device,
-            so it is called by the sender only, at most once.
-        requests: Those of ``current_requests`` that were sampled, or empty.
-        weight: The plan's sampling rate over the rate the pass was sampled with; at least 1.
-        held_bytes: Memory the rows take; what the queue is charged with.
-        release: Gives the memory of ``stage`` back to the pool; called after the last use, and
-            also when ``stage`` never was.
+        stage: Returns the rows.
+        requests: Those that were sampled.
+        weight: At least 1.
+        held_bytes: What the queue is charged with.
+        release: Called after the last use.
     """
 
     stage: Callable[[], tuple[TappedRows, ...]]

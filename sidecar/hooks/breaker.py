@@ -20,16 +20,17 @@ class Breaker:
 
     Args:
         rng: Source of the jitter.
+
+    Attributes:
+        failures: In a row.
+        open: Whether so many attempts failed that copying is a waste. Kept, not worked out: every
+            sampled forward pass looks at it.
     """
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self.failures = 0
-
-    @property
-    def open(self) -> bool:
-        """Whether so many attempts failed that copying is a waste."""
-        return self.failures >= FAILURE_LIMIT
+        self.open = False
 
     def failed(self) -> float:
         """Count a failure and return the seconds to wait before the next attempt.
@@ -41,8 +42,10 @@ class Breaker:
         # The exponent is clipped: 2.0**1024 overflows after an outage of half a day.
         ceiling = min(BACKOFF_CAP_SECONDS, BACKOFF_SECONDS * 2.0 ** min(self.failures, 32))
         self.failures += 1
+        self.open = self.failures >= FAILURE_LIMIT
         return self._rng.uniform(0.0, ceiling)
 
     def succeeded(self) -> None:
         """Forget the failures: the daemon took something."""
         self.failures = 0
+        self.open = False

@@ -7,7 +7,7 @@ import torch
 
 from sidecar.features import LayerKey, Request
 from sidecar.hooks.batch import TappedRows
-from sidecar.hooks.sampler import Choice, Sampler
+from sidecar.hooks.sampler import Sampler
 from sidecar.hooks.staging import Pool
 
 _ITEM_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
@@ -36,7 +36,7 @@ class Population(NamedTuple):
 
 def sample_items(
     sampler: Sampler, rate: float, items: int, requests: tuple[Request, ...]
-) -> tuple[Population, Choice] | None:
+) -> tuple[Population, float] | None:
     """Decide which items of a forward pass are sampled.
 
     By the requests' ids where the server tells them, else by chance; items beyond the requests are
@@ -49,21 +49,24 @@ def sample_items(
         requests: Those of the first items, or empty; ignored where there are more than items.
 
     Returns:
-        What is sampled, or None.
+        What is sampled, and a random number from 0 to below 1 for choices within the pass; or None.
     """
     # Of several passes over parts of the requests nobody says which part this one is.
     served = requests if len(requests) <= items else ()
-    ids = [request.id for request in served] if served else ()
+    if not served and (items <= 1 or rate >= 1.0):  # first: the usual case, in every pass
+        draw = sampler.draw(rate)
+        return None if draw is None else (Population(items, items or 1, None, ()), draw)
+    ids = [request.id for request in served]
     if any(ids):
         choice = sampler.choose_named(rate, ids)
     else:
-        choice = sampler.choose(rate, len(ids) or items or 1)
+        choice = sampler.choose(rate, len(ids) or items)
     if choice is None:
         return None
     if choice.items >= items:
-        return Population(items, choice.items, None, served), choice
+        return Population(items, choice.items, None, served), choice.draw
     mine = tuple(request for start, stop in choice.runs for request in served[start:stop])
-    return Population(items, choice.items, choice.runs, mine), choice
+    return Population(items, choice.items, choice.runs, mine), choice.draw
 
 
 def pick(population: Population, tensor: torch.Tensor) -> tuple[torch.Tensor | None, bool]:
@@ -102,35 +105,92 @@ positions, width)``; positions there were for each one taken; whether the entrie
 nobody's in particular. A plain tuple, since it is made between two layers of the model."""
 
 
-class Captured:
-    """The private copies of one forward pass, until the sender has taken them off the device.
+class Sample:
+    """A sampled forward pass: filled under way by one thread, and then the sender's ``Batch``.
+
+    One object from the decision to the wire, as each that is made in the forward pass costs it a
+    microsecond or more.
 
     Args:
-        pool: Where host memory comes from.
-        dtype: dtype of the wire.
+        population: What the pass computes, and what of it is sampled.
+        rate: Sampling rate it was chosen with.
+        draw: Random number from 0 to below 1 for choices within the pass.
+
+    Attributes:
+        partial: Whether only a part of the items is sampled.
+        recording: Whether torch records for a backward pass.
+        cuda: Whether rows may be on a CUDA device.
         taken: The rows, in the order the modules ran.
-        population: What the pass computed.
-        marks: For each CUDA device the event after which the rows are complete.
+        unreduced_bytes: Memory of those rows that are copies of whole outputs.
+        hook_seconds: What the hooks took so far.
+        too_large: Whether rows were given up as they outgrew the queue.
+        others: Whether a module gave rows, but none of a sampled item.
     """
 
+    __slots__ = (
+        "_buffer",
+        "_dtype",
+        "_marks",
+        "_pool",
+        "cuda",
+        "draw",
+        "held_bytes",
+        "hook_seconds",
+        "others",
+        "partial",
+        "population",
+        "rate",
+        "recording",
+        "requests",
+        "taken",
+        "too_large",
+        "unreduced_bytes",
+        "weight",
+    )
+
     def __init__(
+        self, population: Population, rate: float, draw: float, *, recording: bool, cuda: bool
+    ) -> None:
+        self.population = population
+        self.partial = population.runs is not None
+        self.rate = rate
+        self.draw = draw
+        self.recording = recording
+        self.cuda = cuda
+        self.taken: list[Taken] = []
+        self.unreduced_bytes = 0
+        self.hook_seconds = 0.0
+        self.too_large = False
+        self.others = False
+
+    def seal(
         self,
         pool: Pool,
         dtype: str,
-        taken: list[Taken],
-        population: Population,
+        weight: float,
+        held_bytes: int,
         marks: Mapping[torch.device, Any],
     ) -> None:
+        """Make it a batch; nothing is added any more.
+
+        Args:
+            pool: Where host memory comes from.
+            dtype: dtype of the wire.
+            weight: Of the batch.
+            held_bytes: Memory the rows take.
+            marks: For each CUDA device the event after which the rows are complete.
+        """
         self._pool = pool
         self._dtype = dtype
-        self._taken = taken
-        self._population = population
         self._marks = marks
         self._buffer: torch.Tensor | None = None
+        self.requests = self.population.requests
+        self.weight = weight
+        self.held_bytes = held_bytes
 
     def stage(self) -> tuple[TappedRows, ...]:
         """Bring the rows into pooled host memory; may wait for the device."""
-        accepted = [taken for taken in self._taken if taken[0].accept(taken[1])]
+        accepted = [taken for taken in self.taken if taken[0].accept(taken[1])]
         if not accepted:
             return ()
         parts = [rows.detach() for _, rows, _, _ in accepted]
@@ -149,7 +209,7 @@ class Captured:
         source, rows, weight, stray = taken
         entries, *positions, width = rows.shape
         per_entry = positions[0] if positions else 1
-        people = self._population
+        people = self.population
         if stray or not people.items or entries % people.chosen:
             owners, named = entries, False
         else:
@@ -167,7 +227,7 @@ class Captured:
 
     def release(self) -> None:
         """Give the memory back."""
-        self._taken = []
+        self.taken = []
         if self._buffer is not None:
             self._pool.give_back(self._buffer)
             self._buffer = None

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sidecar.features import NAME_LIMIT, SLICE_LIMIT, LayerKey, Request
-from sidecar.hooks.batch import ForwardBatch, TappedRows
+from sidecar.hooks.batch import Batch, TappedRows
 from sidecar.hooks.requests import clean
 from sidecar.wire import REQUEST_LIMIT
 
@@ -78,7 +78,7 @@ class Group:
         return self.payload_bytes + overhead
 
 
-def groups(batch: ForwardBatch, staged: Iterable[TappedRows]) -> tuple[Group, ...]:
+def groups(batch: Batch, staged: Iterable[TappedRows]) -> tuple[Group, ...]:
     """Gather a forward pass into groups of equal row layout.
 
     A layer that ran several times in the pass gives each of its requests the rows of every run; runs
@@ -86,7 +86,7 @@ def groups(batch: ForwardBatch, staged: Iterable[TappedRows]) -> tuple[Group, ..
 
     Args:
         batch: What ``staged`` came from.
-        staged: Its rows, from ``ForwardBatch.stage``.
+        staged: Its rows, from ``Batch.stage``.
 
     Returns:
         Groups whose payloads alias the batch's wherever nothing had to be merged.
@@ -104,9 +104,7 @@ def groups(batch: ForwardBatch, staged: Iterable[TappedRows]) -> tuple[Group, ..
     )
 
 
-def _requests(
-    batch: ForwardBatch, items: int, weight: float, *, named: bool
-) -> tuple[Request, ...]:
+def _requests(batch: Batch, items: int, weight: float, *, named: bool) -> tuple[Request, ...]:
     """Return whose rows they are, weighted by how much of the traffic the rows stand for."""
     whole = weight * batch.weight
     if named:

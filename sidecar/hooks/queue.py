@@ -5,7 +5,20 @@ from collections import deque
 from collections.abc import Callable
 
 from sidecar.hooks.account import Account, Drop
-from sidecar.hooks.batch import ForwardBatch
+from sidecar.hooks.batch import Batch
+
+NAP_SECONDS = 0.1
+"""How long a consumer that finds nothing looks away before it asks to be woken. Under steady traffic
+none of the batches then has to wake it: that is a system call in the forward pass, and a second thread
+that wants the interpreter right behind it. As long as the least time between two reports."""
+
+_CROWDED = (
+    0.25  # of the bytes: from here on each batch wakes the consumer, so that none is lost to a nap
+)
+
+
+def _queue_full() -> Drop:
+    return Drop.QUEUE_FULL
 
 
 class ByteQueue:
@@ -21,6 +34,7 @@ class ByteQueue:
 
     def __init__(self, limit_bytes: int, account: Account) -> None:
         self.limit_bytes = limit_bytes
+        self._crowded_bytes = int(_CROWDED * limit_bytes)
         self._account = account
         self.reset()
 
@@ -28,10 +42,11 @@ class ByteQueue:
         """Forget everything with fresh locks, as a forked child must."""
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._items: deque[tuple[float, ForwardBatch]] = deque()
+        self._items: deque[tuple[float, Batch]] = deque()
         self._held_bytes = 0
         self._in_hand = 0
         self._closed = False
+        self._asleep = False  # whether a consumer waits to be woken by the next batch
 
     @property
     def pending(self) -> int:
@@ -44,42 +59,40 @@ class ByteQueue:
         """Whether nothing more is taken in."""
         return self._closed
 
-    def offer(self, batch: ForwardBatch, now: float, when_full: Drop = Drop.QUEUE_FULL) -> bool:
+    def offer(self, batch: Batch, now: float, when_full: Callable[[], Drop] = _queue_full) -> bool:
         """Take a batch in, or drop it and count why.
 
         Args:
             batch: Released at once when dropped.
             now: Seconds on the clock that ``take`` is asked with.
-            when_full: What a full queue means at the moment.
+            when_full: Says what a full queue means at the moment.
 
         Returns:
             Whether the batch is in the queue.
         """
         self._account.offer()
+        size = batch.held_bytes
         with self._lock:
-            reason = self._refusal(batch.held_bytes, when_full)
-            if reason is None:
-                # Whoever waits found the queue empty; waking nobody costs as much as taking in.
-                if not self._items:
-                    self._changed.notify_all()
+            held_bytes = self._held_bytes + size
+            if held_bytes <= self.limit_bytes and not self._closed:
                 self._items.append((now, batch))
-                self._held_bytes += batch.held_bytes
+                self._held_bytes = held_bytes
+                if self._asleep or held_bytes > self._crowded_bytes:
+                    self._changed.notify_all()
                 return True
+            closed = self._closed
         batch.release()
-        self._account.drop(reason)
+        if closed:
+            self._account.drop(Drop.SHUTDOWN)
+        else:
+            self._account.drop(Drop.TOO_LARGE if size > self.limit_bytes else when_full())
         return False
 
-    def _refusal(self, size: int, when_full: Drop) -> Drop | None:
-        if self._closed:
-            return Drop.SHUTDOWN
-        if size > self.limit_bytes:
-            return Drop.TOO_LARGE
-        return when_full if self._held_bytes + size > self.limit_bytes else None
-
-    def take(
-        self, timeout_seconds: float, ended: Callable[[], bool]
-    ) -> tuple[float, ForwardBatch] | None:
+    def take(self, timeout_seconds: float, ended: Callable[[], bool]) -> tuple[float, Batch] | None:
         """Wait for the oldest batch; the caller settles it, see ``settle``.
+
+        One that comes while the queue is empty is taken at once after a pause in the traffic, and up
+        to ``NAP_SECONDS`` later within it.
 
         Args:
             timeout_seconds: Longest wait.
@@ -92,9 +105,7 @@ class ByteQueue:
         """
         with self._lock:
             if not self._items:
-                self._changed.wait_for(
-                    lambda: self._items or ended() or self._closed, timeout_seconds
-                )
+                self._wait(timeout_seconds, ended)
             if ended() or not self._items:
                 return None
             offered_at, batch = self._items.popleft()
@@ -103,7 +114,7 @@ class ByteQueue:
 
     def take_ready(
         self, limit_bytes: int, ended: Callable[[], bool]
-    ) -> tuple[float, ForwardBatch] | None:
+    ) -> tuple[float, Batch] | None:
         """Take the oldest batch like ``take``, but only one that waits already and is small enough.
 
         Args:
@@ -116,7 +127,23 @@ class ByteQueue:
             self._in_hand += 1
             return self._items.popleft()
 
-    def settle(self, batch: ForwardBatch, reason: Drop | None) -> None:
+    def _wait(self, timeout_seconds: float, ended: Callable[[], bool]) -> None:
+        """Wait for a batch with the lock held: first without being woken by one, then with."""
+        nap_seconds = min(timeout_seconds, NAP_SECONDS)
+        self._changed.wait_for(
+            lambda: ended() or self._closed or self._held_bytes > self._crowded_bytes, nap_seconds
+        )
+        if self._items or timeout_seconds <= nap_seconds:
+            return
+        self._asleep = True
+        try:
+            self._changed.wait_for(
+                lambda: self._items or ended() or self._closed, timeout_seconds - nap_seconds
+            )
+        finally:
+            self._asleep = False
+
+    def settle(self, batch: Batch, reason: Drop | None) -> None:
         """Count a taken batch as sent, or as dropped for a reason, and release it."""
         if reason is None:
             self._account.sent()

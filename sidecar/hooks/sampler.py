@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from sidecar.features import NAME_LIMIT
 
-_ONLY = ((0, 1),)  # the runs of the only item
 _KNOWN_LIMIT = 4096  # ids whose hash is remembered: a second's worth of a busy language model
 
 
@@ -58,6 +57,15 @@ class Sampler:
         """Go on with a seed of this process's own; called by the interpreter in a forked child."""
         self._start(_drawn())
 
+    def draw(self, rate: float) -> float | None:
+        """Decide on a forward pass that is sampled as a whole or not at all.
+
+        Returns:
+            A random number from 0 to below 1 for further choices within the pass, or None.
+        """
+        number = self._random
+        return number() if number() < rate else None
+
     def choose(self, rate: float, items: int) -> Choice | None:
         """Decide on the items of one forward pass of which nothing else is known.
 
@@ -72,8 +80,6 @@ class Sampler:
             The sampled items, or None.
         """
         chance = self._random()
-        if items == 1:
-            return Choice(_ONLY, 1, self._random()) if chance < rate else None
         blocks, share = self._cut(rate)
         blocks += chance >= share
         block = int(self._random() * blocks)

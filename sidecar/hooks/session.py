@@ -13,7 +13,7 @@ from typing import Self
 from sidecar.errors import MalformedMessage
 from sidecar.features import LayerKey
 from sidecar.hooks.account import Account, Drop
-from sidecar.hooks.batch import ForwardBatch
+from sidecar.hooks.batch import Batch
 from sidecar.hooks.pack import Group, groups, split
 from sidecar.hooks.queue import ByteQueue
 from sidecar.wire import (
@@ -153,7 +153,7 @@ class Session(Iterator[Sendable]):
         self._cancel: Callable[[], object] = _nothing
         self._abandon: Callable[[], object] = _nothing
         self._listen: Callable[[float], object] | None = None
-        self._in_hand: list[ForwardBatch] = []
+        self._in_hand: list[Batch] = []
         self._burst_bytes = min(BURST_BYTES, queue.limit_bytes // BURST_SHARE)
         self._finished = False
         self._welcome: Welcome | None = None
@@ -227,7 +227,7 @@ class Session(Iterator[Sendable]):
         for batch in batches:
             self._queue.settle(batch, reason)
 
-    def _hold(self, batch: ForwardBatch) -> bool:
+    def _hold(self, batch: Batch) -> bool:
         """Take a batch in hand; not after ``finish``, as nobody would ask for the next message."""
         with self._lock:
             if not self._finished:
@@ -306,7 +306,7 @@ class Session(Iterator[Sendable]):
             return False
         return True
 
-    def _take(self, now: float, stalls_at: float) -> tuple[float, ForwardBatch] | None:
+    def _take(self, now: float, stalls_at: float) -> tuple[float, Batch] | None:
         """Wait for a batch until something else is due; hear what has come in meanwhile."""
         patience = min(self._report_at(), stalls_at) - now
         if self._listen is not None:
@@ -372,7 +372,7 @@ class Session(Iterator[Sendable]):
         self._report_owed = True
         return None
 
-    def _send(self, offered_at: float, batch: ForwardBatch) -> None:
+    def _send(self, offered_at: float, batch: Batch) -> None:
         """Put a batch's messages into the outbox and keep it in hand, or drop it whole."""
         if not self._hold(batch):
             return
@@ -392,7 +392,7 @@ class Session(Iterator[Sendable]):
                 self._in_hand.pop()
             return held
 
-    def _pack(self, offered_at: float, batch: ForwardBatch) -> Drop | None:
+    def _pack(self, offered_at: float, batch: Batch) -> Drop | None:
         if self._clock() - offered_at > self._timing.stale:
             return Drop.DISCONNECTED
         staged = batch.stage()

@@ -15,7 +15,7 @@ from typing import Protocol
 from sidecar.errors import InvalidInput, SidecarError
 from sidecar.features import NAME_LIMIT
 from sidecar.hooks.account import Account, Drop
-from sidecar.hooks.batch import ForwardBatch
+from sidecar.hooks.batch import Batch
 from sidecar.hooks.breaker import Breaker
 from sidecar.hooks.queue import ByteQueue
 from sidecar.hooks.session import Registry, Session, Timing
@@ -57,7 +57,7 @@ class Sink(Protocol):
             InvalidInput: Another model or capture was announced before.
         """
 
-    def offer(self, batch: ForwardBatch) -> bool:
+    def offer(self, batch: Batch) -> bool:
         """Take a batch, or drop it and count why; return whether it was taken."""
 
     def report(self) -> HookReport:
@@ -123,6 +123,7 @@ class QueuedSink:
         self._session: Session | None = None
         self._closing = threading.Event()
         self._steered = 1.0
+        self.sampling_rate = self._ceiling
         self._refused: Counter[str] = Counter()
 
     def before_fork(self) -> None:
@@ -161,11 +162,6 @@ class QueuedSink:
         return self._queue.pending
 
     @property
-    def sampling_rate(self) -> float:
-        """The announced rate, or what the daemon asks for where that is less; 0 to 1."""
-        return min(self._ceiling, self._steered)
-
-    @property
     def connected(self) -> bool:
         """Whether a stream is up and welcomed."""
         session = self._session
@@ -196,20 +192,22 @@ class QueuedSink:
                 )
             self._hello = hello
             self._ceiling = sampling_rate
+            self.sampling_rate = min(self._ceiling, self._steered)
 
-    def offer(self, batch: ForwardBatch) -> bool:
+    def offer(self, batch: Batch) -> bool:
         """Take a batch, or drop it and count why; never waits and never raises."""
-        connected = self.connected
-        if self._breaker.open and not connected:
+        if self._breaker.open and not self.connected:
             self._account.refuse(Drop.BREAKER_OPEN)
             batch.release()
             return False
-        # A queue that fills while nobody empties it means something else than a slow daemon.
-        full = Drop.QUEUE_FULL if connected else Drop.DISCONNECTED
-        taken = self._queue.offer(batch, self._clock(), full)
+        taken = self._queue.offer(batch, self._clock(), self._when_full)
         if taken and self._thread is None:
             self._start()
         return taken
+
+    def _when_full(self) -> Drop:
+        # A queue that fills while nobody empties it means something else than a slow daemon.
+        return Drop.QUEUE_FULL if self.connected else Drop.DISCONNECTED
 
     def _start(self) -> None:
         with self._lock:
@@ -304,6 +302,8 @@ class QueuedSink:
 
     def _steer(self, rate: float) -> None:
         self._steered = rate
+        # Worked out here and not where it is read, which is in every forward pass.
+        self.sampling_rate = min(self._ceiling, rate)
 
 
 def _client_id() -> str:

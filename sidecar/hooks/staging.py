@@ -69,6 +69,8 @@ class Pool:
                 offset += count
                 if device in marks:
                     pending.append(self._streams.copy(together, target, marks[device]))
+                elif device.type == "cuda":  # it came up in the middle of the very first pass
+                    raise RuntimeError(f"rows on {device} without an event to wait for")
                 else:
                     flats = [part.reshape(-1) for part in together]
                     target.copy_(torch.cat(flats))

@@ -17,8 +17,7 @@ from sidecar import __version__
 from sidecar.errors import InvalidInput, InvalidName, ShapeMismatch
 from sidecar.features import Capture, FeatureKind, LayerKey
 from sidecar.hooks.account import Drop
-from sidecar.hooks.batch import ForwardBatch
-from sidecar.hooks.capture import Captured, Population, Taken, pick, sample_items
+from sidecar.hooks.capture import Sample, pick, sample_items
 from sidecar.hooks.cuda import SideStreams
 from sidecar.hooks.governor import Governor
 from sidecar.hooks.plan import ROOT_LAYER, Plan, Tap
@@ -75,35 +74,6 @@ class Statistics:
     disabled: tuple[str, ...]
 
 
-class _Sample:
-    """A sampled forward pass under way in one thread."""
-
-    __slots__ = (
-        "draw",
-        "held_bytes",
-        "hook_seconds",
-        "others",
-        "partial",
-        "population",
-        "rate",
-        "recording",
-        "taken",
-        "too_large",
-    )
-
-    def __init__(self, population: Population, rate: float, draw: float) -> None:
-        self.population = population
-        self.partial = population.runs is not None
-        self.rate = rate
-        self.draw = draw  # random number for choices within the pass
-        self.recording = _is_grad_enabled()
-        self.taken: list[Taken] = []
-        self.held_bytes = 0  # of unreduced rows so far
-        self.hook_seconds = 0.0
-        self.too_large = False
-        self.others = False  # a module gave rows, but none of a sampled item
-
-
 class _Forward:
     """One forward pass under way in one thread."""
 
@@ -113,7 +83,7 @@ class _Forward:
         self.outer = outer
         self.depth = depth
         self.started = started
-        self.sample: _Sample | None = None
+        self.sample: Sample | None = None
 
 
 def _inert(*_: Any, **__: Any) -> None:
@@ -218,7 +188,7 @@ class _LayerHook(_Hook):
             self.failed(self._explain(error, output))
         sample.hook_seconds += _clock() - started
 
-    def _take(self, sample: _Sample, output: Any) -> None:
+    def _take(self, sample: Sample, output: Any) -> None:
         # Next to nothing is looked at here: between two convolutions each property of a tensor costs
         # a microsecond or two. The rows are checked by the sender, in ``accept``.
         tensor = output if type(output) is _Tensor else find_tensor(output, self._dims)
@@ -233,8 +203,8 @@ class _LayerHook(_Hook):
             tensor = picked
         rows, weight = self._reduce(tensor, sample.draw)
         if self._unreduced:
-            sample.held_bytes += rows.nbytes
-            if sample.held_bytes > self._limit_bytes:
+            sample.unreduced_bytes += rows.nbytes
+            if sample.unreduced_bytes > self._limit_bytes:
                 sample.too_large = True
                 sample.taken.clear()
                 self._sampling.pop(_thread(), None)  # the other layers need not try
@@ -285,7 +255,7 @@ class Attachment:
         self.sink = sink
         self.layers = layers
         # By thread: a plain dict is read in a fifth of the time of a thread-local attribute.
-        self.sampling: dict[int, _Sample] = {}
+        self.sampling: dict[int, Sample] = {}
         self._passes: dict[int, _Forward] = {}
         self._sampler = Sampler(plan.seed)
         self._governor = Governor(plan.overhead_budget, plan.sampling_rate)
@@ -360,19 +330,24 @@ class Attachment:
         self._passes[thread] = forward
         if self.sampling:
             self.sampling.pop(thread, None)  # an outer pass waits; an interrupted one is over
-        rate = min(self.sink.sampling_rate, self._governor.rate)  # this one starts at the plan's
+        rate, allowed = self.sink.sampling_rate, self._governor.rate  # this starts at the plan's
+        rate = min(rate, allowed)
         if rate > 0.0:
             self._choose(forward, thread, rate, _first_items(args) or _first_of(kwargs))
 
     def _choose(self, forward: _Forward, thread: int, rate: float, items: int) -> None:
         chosen = sample_items(self._sampler, rate, items, active_requests())
-        if chosen is None or _recording():
+        if chosen is None:
+            return
+        cuda = _has_cuda()
+        # A trace or a CUDA graph under construction must not contain our copies.
+        if _is_tracing() or (cuda and _cuda.is_current_stream_capturing()):
             return
         if not self.sink.accepting:
             self._account.refuse(Drop.BREAKER_OPEN)
             return
-        population, choice = chosen
-        sample = _Sample(population, rate, choice.draw)
+        population, draw = chosen
+        sample = Sample(population, rate, draw, recording=_is_grad_enabled(), cuda=cuda)
         forward.sample = self.sampling[thread] = sample
         sample.hook_seconds = _clock() - forward.started
 
@@ -404,7 +379,7 @@ class Attachment:
             hook_seconds = sample.hook_seconds + ended - now
             self._account.sampled(ended - forward.started, hook_seconds, sample.rate)
 
-    def _hand_over(self, sample: _Sample) -> None:
+    def _hand_over(self, sample: Sample) -> None:
         taken = sample.taken
         held_bytes = _OBJECT_BYTES * len(taken)
         for _, rows, _, _ in taken:
@@ -416,12 +391,12 @@ class Attachment:
             if not sample.others:
                 self._account.refuse(Drop.NO_ROWS)
             return
-        devices = {rows.device for _, rows, _, _ in taken if rows.is_cuda} if _has_cuda() else ()
-        marks = self._streams.mark(devices) if devices else {}
-        capture = Captured(self._pool, self.plan.dtype, taken, sample.population, marks)
+        marks: Mapping[torch.device, Any] = {}
+        if sample.cuda:
+            marks = self._streams.mark({rows.device for _, rows, _, _ in taken if rows.is_cuda})
         weight = self.plan.sampling_rate / sample.rate
-        requests = sample.population.requests
-        self.sink.offer(ForwardBatch(capture.stage, requests, weight, held_bytes, capture.release))
+        sample.seal(self._pool, self.plan.dtype, weight, held_bytes, marks)
+        self.sink.offer(sample)
 
 
 def _register_always(model: torch.nn.Module, hook: _Hook) -> RemovableHandle:
@@ -432,16 +407,11 @@ def _register_always(model: torch.nn.Module, hook: _Hook) -> RemovableHandle:
         return model.register_forward_hook(hook)
 
 
-def _recording() -> bool:
-    """Whether this pass builds a trace or a CUDA graph, which must not contain our copies."""
-    return bool(_is_tracing() or (_has_cuda() and _cuda.is_current_stream_capturing()))
-
-
 def _first_items(values: Iterable[Any]) -> int:
     """Return the first dimension of the first tensor among a forward's arguments, or 0."""
     for value in values:
-        if isinstance(value, _Tensor) and value.dim():
-            return len(value)
+        if isinstance(value, _Tensor) and (shape := value.shape):  # len() of it is Python code
+            return shape[0]
     return 0
 
 

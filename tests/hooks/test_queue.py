@@ -1,4 +1,5 @@
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -166,3 +167,71 @@ def test_threads_lose_nothing(forward_batch: Make) -> None:
     assert report.batches_sent == len(taken)
     assert report.batches_sent + sum(report.dropped.values()) == 2000
     assert queue.pending == 0
+
+
+def taken_when(
+    queue: "WatchedQueue",
+    happens: Callable[[], object],
+    wait_for: Any,
+    ended: Callable[[], bool] = never,
+) -> float:
+    """Return how long a waiting consumer took to come back once something had happened."""
+    consumer = threading.Thread(target=queue.take, args=(20.0, ended))
+    consumer.start()
+    wait_for(queue.watched)
+    started = time.monotonic()
+    happens()
+    consumer.join()
+    return time.monotonic() - started
+
+
+class WatchedQueue(ByteQueue):
+    """Says whether a consumer waits."""
+
+    def watched(self) -> bool:
+        """Return whether one does, in its nap or after it."""
+        return bool(self._changed._waiters)  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def test_a_batch_within_steady_traffic_wakes_nobody(
+    forward_batch: Make, wait_for: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lies there until the consumer's nap is over; the forward pass pays for no wake-up."""
+    monkeypatch.setattr("sidecar.hooks.queue.NAP_SECONDS", 1.0)
+    queue = WatchedQueue(100, Account())
+
+    waited = taken_when(queue, lambda: queue.offer(forward_batch(held_bytes=1), 0.0), wait_for)
+
+    assert 0.5 < waited < 10.0
+    assert queue.pending == 1  # in hand
+
+
+def test_the_first_batch_after_a_pause_wakes_the_consumer(
+    forward_batch: Make, wait_for: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After its nap a consumer sleeps until a batch comes, which is then taken at once."""
+    monkeypatch.setattr("sidecar.hooks.queue.NAP_SECONDS", 0.0)
+    queue = WatchedQueue(100, Account())
+
+    assert taken_when(queue, lambda: queue.offer(forward_batch(), 0.0), wait_for) < 10.0
+
+
+@pytest.mark.parametrize("what", ["crowded", "closed", "woken"])
+def test_a_nap_ends_early_where_it_would_cost_something(
+    forward_batch: Make, wait_for: Any, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """A queue that fills, that is closed, or whose consumer is to end waits for no nap."""
+    monkeypatch.setattr("sidecar.hooks.queue.NAP_SECONDS", 20.0)
+    queue = WatchedQueue(100, Account())
+    ends: list[bool] = []
+
+    def happens() -> None:
+        if what == "crowded":
+            queue.offer(forward_batch(held_bytes=26), 0.0)
+        elif what == "closed":
+            queue.close()
+        else:
+            ends.append(True)
+            queue.wake()
+
+    assert taken_when(queue, happens, wait_for, lambda: bool(ends)) < 10.0
