@@ -119,6 +119,7 @@ class Sample:
     Attributes:
         partial: Whether only a part of the items is sampled.
         recording: Whether torch records for a backward pass.
+        plain: Whether it is neither, so that outputs are reduced as they are.
         cuda: Whether rows may be on a CUDA device.
         taken: The rows, in the order the modules ran.
         unreduced_bytes: Memory of those rows that are copies of whole outputs.
@@ -138,6 +139,7 @@ class Sample:
         "hook_seconds",
         "others",
         "partial",
+        "plain",
         "population",
         "rate",
         "recording",
@@ -156,6 +158,7 @@ class Sample:
         self.rate = rate
         self.draw = draw
         self.recording = recording
+        self.plain = not (self.partial or recording)
         self.cuda = cuda
         self.taken: list[Taken] = []
         self.unreduced_bytes = 0

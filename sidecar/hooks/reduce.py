@@ -17,6 +17,9 @@ Reduction = Callable[[torch.Tensor, float], tuple[torch.Tensor, float]]
 """Takes the output and a random number; gives the rows, and how many of the item's positions there
 are for each one taken."""
 
+Positions = Mapping[int, tuple[int, ...]]
+"""For each number of dimensions those that are neither items nor channels."""
+
 _SEQUENCE = 3  # dimensions of (items, positions, features)
 _ATTENTION = 4  # dimensions of (items, heads, queries, keys)
 
@@ -42,6 +45,13 @@ def reduction(tap: Tap, max_rows: int, module: torch.nn.Module) -> Reduction:
     if view is View.ENTROPY:
         return _entropy
     return lambda output, _: (_head_norm(output, tap.heads), 1.0)
+
+
+def maximum_positions(tap: Tap, module: torch.nn.Module) -> Positions | None:
+    """Return which dimensions a tap takes the maximum over; None where it does something else."""
+    if tap.kind is FeatureKind.CHANNEL and tap.resolved_view is View.MAX:
+        return _positions(tap.channel_dim, module)
+    return None
 
 
 def fitting_dims(tap: Tap) -> tuple[int, ...]:
@@ -84,10 +94,6 @@ def _tensors(output: object) -> Iterator[torch.Tensor]:
 def _describe(output: object) -> str:
     shapes = [f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in _tensors(output)]
     return f"{type(output).__name__} of {', '.join(shapes[:4]) or 'no tensors'}"
-
-
-Positions = Mapping[int, tuple[int, ...]]
-"""For each number of dimensions those that are neither items nor channels."""
 
 
 def _positions(channel_dim: int | None, module: torch.nn.Module) -> Positions:

@@ -21,7 +21,7 @@ from sidecar.hooks.capture import Sample, pick, sample_items
 from sidecar.hooks.cuda import SideStreams
 from sidecar.hooks.governor import Governor
 from sidecar.hooks.plan import ROOT_LAYER, Plan, Tap
-from sidecar.hooks.reduce import find_tensor, fitting_dims, reduction
+from sidecar.hooks.reduce import find_tensor, fitting_dims, maximum_positions, reduction
 from sidecar.hooks.requests import active_requests
 from sidecar.hooks.sampler import Sampler
 from sidecar.hooks.sink import Sink
@@ -168,6 +168,7 @@ class _LayerHook(_Hook):
         # Whether every position is a row of its own: (items, positions, width), and many bytes.
         self._unreduced = tap.kind is FeatureKind.NEURON
         self._reduce = reduction(tap, attachment.plan.max_rows, module)
+        self._maximum = maximum_positions(tap, module)
         self._shape: torch.Size | None = None
         self._dtype: torch.dtype | None = None
         self._width = 0
@@ -183,7 +184,14 @@ class _LayerHook(_Hook):
             return
         started = _clock()
         try:
-            self._take(sample, output)
+            maximum = self._maximum
+            if maximum is not None and sample.plain and type(output) is _Tensor:
+                # The usual case, in one frame: that of another is cold memory once more, each time.
+                where = maximum[output.dim()]
+                rows = output.amax(where) if where else output.clone()  # (items, channels)
+                sample.taken.append((self, rows, 1.0, False))
+            else:
+                self._take(sample, output)
         except Exception as error:  # noqa: BLE001 - nothing may reach the server
             self.failed(self._explain(error, output))
         sample.hook_seconds += _clock() - started
@@ -330,8 +338,7 @@ class Attachment:
         self._passes[thread] = forward
         if self.sampling:
             self.sampling.pop(thread, None)  # an outer pass waits; an interrupted one is over
-        rate, allowed = self.sink.sampling_rate, self._governor.rate  # this starts at the plan's
-        rate = min(rate, allowed)
+        rate = min(self.sink.sampling_rate, self._governor.rate)  # this one starts at the plan's
         if rate > 0.0:
             self._choose(forward, thread, rate, _first_items(args) or _first_of(kwargs))
 
