@@ -267,6 +267,9 @@ class Attachment:
         self._passes: dict[int, _Forward] = {}
         self._sampler = Sampler(plan.seed)
         self._governor = Governor(plan.overhead_budget, plan.sampling_rate)
+        # Bound once, as above.
+        self._planned_rate, self._dtype = plan.sampling_rate, plan.dtype
+        self._limit_bytes = sink.limit_bytes
         self._account = sink.account
         self._account.follow(self._governor)
         self._streams = SideStreams()
@@ -391,7 +394,7 @@ class Attachment:
         held_bytes = _OBJECT_BYTES * len(taken)
         for _, rows, _, _ in taken:
             held_bytes += rows.nbytes
-        if sample.too_large or held_bytes > self.sink.limit_bytes:
+        if sample.too_large or held_bytes > self._limit_bytes:
             self._account.refuse(Drop.TOO_LARGE)
             return
         if not taken:
@@ -401,8 +404,8 @@ class Attachment:
         marks: Mapping[torch.device, Any] = {}
         if sample.cuda:
             marks = self._streams.mark({rows.device for _, rows, _, _ in taken if rows.is_cuda})
-        weight = self.plan.sampling_rate / sample.rate
-        sample.seal(self._pool, self.plan.dtype, weight, held_bytes, marks)
+        weight = self._planned_rate / sample.rate
+        sample.seal(self._pool, self._dtype, weight, held_bytes, marks)
         self.sink.offer(sample)
 
 

@@ -31,6 +31,20 @@ def test_every_item_is_sampled_at_the_rate(seed: int, rate: float, items: int) -
     assert np.abs(counts / PASSES - rate).max() <= 6 * (rate * (1 - rate) / PASSES) ** 0.5
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**64), st.floats(0.0, 1.0))
+def test_a_pass_is_sampled_whole_at_the_rate(seed: int, rate: float) -> None:
+    """The share of passes is as near to the rate, and what they draw is spread from 0 to 1 evenly."""
+    sampler = Sampler(seed)
+
+    drawn = [draw for _ in range(PASSES) if (draw := sampler.draw(rate)) is not None]
+    low = sum(draw < 0.5 for draw in drawn)
+
+    assert all(0.0 <= draw < 1.0 for draw in drawn)
+    assert abs(len(drawn) / PASSES - rate) <= 6 * (rate * (1 - rate) / PASSES) ** 0.5
+    assert abs(low - len(drawn) / 2) <= 6 * (len(drawn) / 4) ** 0.5 + 1
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**64), st.floats(0.02, 0.98))
 def test_every_request_is_sampled_at_the_rate(seed: int, rate: float) -> None:
