@@ -21,6 +21,8 @@ Positions = Mapping[int, tuple[int, ...]]
 """For each number of dimensions those that are neither items nor channels."""
 
 _SEQUENCE = 3  # dimensions of (items, positions, features)
+_IMAGE = 4  # dimensions of (items, channels, height, width)
+_ABREAST = 32  # channels that torch reduces at once, measured with torch 2.13 on AVX-512
 _ATTENTION = 4  # dimensions of (items, heads, queries, keys)
 
 
@@ -104,9 +106,34 @@ def _positions(channel_dim: int | None, module: torch.nn.Module) -> Positions:
     return first if channel_dim == 1 else last
 
 
+def interleaved(output: torch.Tensor) -> bool:
+    """Whether channels of an image lie next to each other, in a number that makes ``amax`` slow.
+
+    torch then takes one value at a time on a CPU: 0.5 ms for 16 channels of 112 by 112 positions,
+    instead of 0.02 ms for a multiple of 32 channels or for channels one after another.
+    """
+    return (
+        output.dim() == _IMAGE
+        and output.shape[1] % _ABREAST != 0
+        and output.is_cpu
+        and output.is_contiguous(memory_format=torch.channels_last)
+        and not output.is_contiguous()
+    )
+
+
+def _interleaved_max(output: torch.Tensor) -> torch.Tensor:
+    """Take the maximum over the height with whole lines abreast, and over the width of what is left."""
+    items, channels, height, width = output.shape
+    lines = output.permute(0, 2, 3, 1).reshape(items, height, width * channels)  # no copy
+    highest = lines.amax(1).view(items, width, channels)  # (items, width, channels)
+    return highest.amax(1)  # (items, channels)
+
+
 def _channel_max(positions: Positions) -> Reduction:
     def reduce(output: torch.Tensor, _: float) -> tuple[torch.Tensor, float]:
         where = positions[output.dim()]
+        if where == (2, 3) and interleaved(output):
+            return _interleaved_max(output), 1.0
         return (output.amax(where) if where else output.clone()), 1.0  # (items, channels)
 
     return reduce

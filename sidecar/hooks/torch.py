@@ -21,7 +21,14 @@ from sidecar.hooks.capture import Sample, pick, sample_items
 from sidecar.hooks.cuda import SideStreams
 from sidecar.hooks.governor import Governor
 from sidecar.hooks.plan import ROOT_LAYER, Plan, Tap
-from sidecar.hooks.reduce import find_tensor, fitting_dims, maximum_positions, reduction
+from sidecar.hooks.reduce import (
+    Positions,
+    find_tensor,
+    fitting_dims,
+    interleaved,
+    maximum_positions,
+    reduction,
+)
 from sidecar.hooks.requests import active_requests
 from sidecar.hooks.sampler import Sampler
 from sidecar.hooks.sink import Sink
@@ -168,7 +175,8 @@ class _LayerHook(_Hook):
         # Whether every position is a row of its own: (items, positions, width), and many bytes.
         self._unreduced = tap.kind is FeatureKind.NEURON
         self._reduce = reduction(tap, attachment.plan.max_rows, module)
-        self._maximum = maximum_positions(tap, module)
+        self._positions = maximum_positions(tap, module)
+        self._maximum: Positions | None = None  # the same, once an output was seen that lies well
         self._shape: torch.Size | None = None
         self._dtype: torch.dtype | None = None
         self._width = 0
@@ -200,6 +208,9 @@ class _LayerHook(_Hook):
         # Next to nothing is looked at here: between two convolutions each property of a tensor costs
         # a microsecond or two. The rows are checked by the sender, in ``accept``.
         tensor = output if type(output) is _Tensor else find_tensor(output, self._dims)
+        if self._positions is not None and not interleaved(tensor):
+            # Only speed rests on it, so it is not looked at again.
+            self._maximum, self._positions = self._positions, None
         if sample.recording:
             tensor = tensor.detach()
         stray = False
