@@ -222,7 +222,7 @@ def test_check_config_says_what_distributions_will_cost(tmp_path: Path) -> None:
     assert ["full detail (4", "screened detail (3"] == [
         line.partition(" at ")[2].partition(" mantissa")[0] for line in details
     ]
-    assert ["8.47 MB; 5,904 features fit", "1.64 MB; 152,625 features fit"] == [
+    assert ["8.47 MB; 5,904 features fit", "1.67 MB; 150,060 features fit"] == [
         line.rpartition(": ")[2] for line in details
     ]
     assert "0.34 MB at most; 1,048,576 fit" in lines[-2]
