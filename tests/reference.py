@@ -206,6 +206,22 @@ class Conditions:
         return 64 if ratio == 1 else max(64, math.ceil(math.log(1e-9) / math.log1p(-ratio)))
 
 
+def js_distance(one: Sequence[float], other: Sequence[float]) -> float:
+    """Return the Jensen-Shannon distance to base 2 of two histograms."""
+    if not sum(one) or not sum(other):
+        return math.nan
+    total = 0.0
+    for a, b in zip(one, other, strict=True):
+        p, q = a / sum(one), b / sum(other)
+        total += sum(x * math.log2(2 * x / (p + q)) for x in (p, q) if x)
+    return math.sqrt(max(total / 2, 0.0))
+
+
+def wasserstein(one: Sequence[float], other: Sequence[float]) -> float:
+    """Return the mean distance between two samples of equal size when each is put in order."""
+    return math.fsum(abs(a - b) for a, b in zip(sorted(one), sorted(other), strict=True)) / len(one)
+
+
 def sparse_counts(
     column: Sequence[float], exponent: int, octaves: int = 19
 ) -> tuple[int, int, int, int, float, list[int]]:

@@ -15,6 +15,14 @@ from sidecar.detect.certain import (
     Extremes,
     conditions,
 )
+from sidecar.detect.drift import (
+    DriftChange,
+    DriftMemory,
+    DriftPolicy,
+    Places,
+    Reference,
+    drift_step,
+)
 from sidecar.detect.eprocess import tolerated_rate
 from sidecar.detect.machine import blindness, step
 from sidecar.detect.policy import (
@@ -33,14 +41,20 @@ __all__ = [
     "ConditionMemory",
     "Detector",
     "Direction",
+    "DriftChange",
+    "DriftMemory",
+    "DriftPolicy",
     "Extremes",
     "Observation",
+    "Places",
+    "Reference",
     "SpikePolicy",
     "SpikeState",
     "State",
     "Transition",
     "blindness",
     "conditions",
+    "drift_step",
     "evidence",
     "initial",
     "rates",

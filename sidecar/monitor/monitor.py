@@ -269,6 +269,9 @@ class Monitor:
             feature = layer.watch.keys[certain.index]
             verdict = certain.condition if certain.holds else f"no longer {certain.condition}"
             yield Event(now, "feature_condition", str(feature), f"{verdict}: {certain.reason}")
+        for moved in layer.watch.drift.observe(counts, layer.watch.flags, now):
+            what = "feature_drifting" if moved.drifting else "feature_settled"
+            yield Event(now, what, str(layer.watch.keys[moved.index]), moved.reason)
         if self._frozen(key):
             return
         # A clock that was put back must not put off the baseline until it has caught up.

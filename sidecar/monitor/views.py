@@ -65,6 +65,10 @@ class FeatureStatus:
         level_ratio: Recent level of the exceeding share; NaN before there is one.
         tolerated_ratio: Share that is tolerated now; NaN before there is a baseline.
         conditions: What certainly holds of it: ``never_seen``, ``nonfinite``, ``silent``, ``saturated``.
+        drift_js: Jensen-Shannon distance of its newest hour from the baseline; NaN before there is one.
+        drift_wasserstein: Wasserstein distance from the baseline, in standard deviations of that.
+        drift_js_yesterday: Jensen-Shannon distance from the same hour of yesterday.
+        drifting: Whether that is further than the baseline's own hours are apart.
     """
 
     key: FeatureKey
@@ -83,6 +87,10 @@ class FeatureStatus:
     level_ratio: float = math.nan
     tolerated_ratio: float = math.nan
     conditions: tuple[str, ...] = ()
+    drift_js: float = math.nan
+    drift_wasserstein: float = math.nan
+    drift_js_yesterday: float = math.nan
+    drifting: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from sidecar.detect import (
 from sidecar.errors import CorruptState
 from sidecar.features import FeatureKey, LayerKey
 from sidecar.monitor.conditions import WatchedConditions
+from sidecar.monitor.drift import WatchedDrift
 from sidecar.monitor.views import FeatureStatus, Flag
 from sidecar.stats import Distribution, Expectation, SparseDistribution, WindowCounts
 
@@ -46,6 +47,7 @@ class LayerWatch:
         last: Largest value in the last window that had samples, shape ``(n,)``.
         reasons: Words of each feature's last transition.
         conditions: What is certain of each feature.
+        drift: How far each hour of a feature is from its baseline.
     """
 
     layer: LayerKey
@@ -58,6 +60,7 @@ class LayerWatch:
     last: NDArray[np.float64]
     reasons: list[str] = field(default_factory=list)
     conditions: WatchedConditions = field(default_factory=WatchedConditions.empty)
+    drift: WatchedDrift = field(default_factory=WatchedDrift.empty)
 
     @classmethod
     def empty(cls, layer: LayerKey, policy: SpikePolicy, now: float) -> Self:
@@ -73,6 +76,7 @@ class LayerWatch:
         keep = np.array([position.get(int(index), -1) for index in indices], dtype=np.int64)
         self.spikes = self.spikes.resized(keep, policy, now)
         self.conditions.rewatch(keep)
+        self.drift.rewatch(keep)
         self.thresholds, self.baseline_rates, self.last = (
             np.where(keep < 0, np.nan, np.append(values, np.nan)[keep])
             for values in (self.thresholds, self.baseline_rates, self.last)
@@ -100,11 +104,13 @@ class LayerWatch:
         self.thresholds = np.full(len(self.indices), np.nan)
         self.baseline_rates = np.full(len(self.indices), np.nan)
         self.conditions.forget_baseline()
+        self.drift.forget_baseline()
 
     def use_baseline(self, watched: Distribution | SparseDistribution, quantile: float) -> None:
         """Take thresholds and rates from the frozen baseline of the watched features."""
         self.thresholds = watched.threshold(quantile)
         self.conditions.use_baseline(watched)
+        self.drift.use_baseline(watched)
         # A bounded sample cannot show rates below about one over its size: do not believe 0.
         row_rate = np.maximum(watched.exceedance(self.thresholds), 1.0 / (watched.sampled + 1))
         # Only rows that were sampled are compared, whatever they stand for.
@@ -155,6 +161,7 @@ class LayerWatch:
     ) -> tuple[Transition, ...]:
         """Drop the baseline and all that was counted against it; return what changed by that."""
         self.forget_baseline()
+        self.drift.lose_baseline()
         nothing = np.zeros(len(self.indices), np.int64)
         return self._step(nothing, nothing, policy, now, flagged)
 
@@ -214,9 +221,13 @@ class LayerWatch:
         )
         certain = [tuple(map(str, found)) for found in self.conditions.holding()]
         # Whole columns at once: a scrape reads a thousand of these.
-        first, last = ([column.tolist() for column in columns] for columns in (before, after))
+        first, spiking, drifting = (
+            [column.tolist() for column in columns]
+            for columns in (before, after, self.drift.columns())
+        )
         named = (self.keys, self.flags, states)
-        return list(map(FeatureStatus, *named, *first, explanations, *last, certain))
+        rest = (explanations, *spiking, certain, *drifting)
+        return list(map(FeatureStatus, *named, *first, *rest))
 
     def _explanation(self, at: int, state: State, policy: SpikePolicy) -> str:
         if state is not State.UNKNOWN:
@@ -233,6 +244,7 @@ class LayerWatch:
             "last": [None if math.isnan(x) else x for x in self.last.tolist()],
             "reasons": self.reasons,
             "conditions": self.conditions.to_dict(),
+            "drift": self.drift.to_dict(),
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
@@ -250,7 +262,9 @@ class LayerWatch:
         )
         self.reasons = [str(reason) for reason in saved["reasons"]]
         self.conditions.restore(saved["conditions"])
-        lengths = {len(part) for part in (self.spikes, self.reasons, self.conditions.memory)}
+        self.drift.restore(saved["drift"])
+        parts = (self.spikes, self.reasons, self.conditions.memory, self.drift.memory)
+        lengths = {len(part) for part in parts}
         if {self.indices.shape, self.last.shape} | {(length,) for length in lengths} != {(n,)}:
             raise CorruptState(f"the watch over {self.layer} has parts of different lengths")
         if n and (self.indices[0] < 0 or np.any(np.diff(self.indices) <= 0)):
