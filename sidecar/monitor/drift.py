@@ -1,5 +1,6 @@
 """Slow drift of one layer's flagged features, hour by hour."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -16,6 +17,7 @@ from sidecar.detect import (
     Reference,
     drift_step,
 )
+from sidecar.errors import CorruptState
 from sidecar.monitor.views import Flag
 from sidecar.stats import Distribution, SparseDistribution, WindowCounts
 
@@ -28,20 +30,23 @@ class WatchedDrift:
 
     Attributes:
         memory: What is remembered between windows; it lies in the bins of the baseline.
+        marks: Of the bins that each feature's memory lies in, shape ``(n,)``; 0: in none yet.
         reference: The frozen baselines; None without them, or for sparse layers.
     """
 
     memory: DriftMemory
+    marks: NDArray[np.int64]
     reference: Reference | None = None
 
     @classmethod
     def empty(cls) -> Self:
         """Return that of no feature."""
-        return cls(DriftMemory.initial(0))
+        return cls(DriftMemory.initial(0), np.zeros(0, np.int64))
 
     def rewatch(self, keep: NDArray[np.int64]) -> None:
         """Become that of another set of features, see ``DriftMemory.resized``."""
         self.memory = self.memory.resized(keep)
+        self.marks = np.append(self.marks, 0)[keep]
         self.reference = None
 
     def forget_baseline(self) -> None:
@@ -49,13 +54,21 @@ class WatchedDrift:
         self.reference = None
 
     def lose_baseline(self) -> None:
-        """Forget everything: counts in the bins of one baseline mean nothing in another's."""
-        self.memory, self.reference = DriftMemory.initial(len(self.memory)), None
+        """Forget everything."""
+        self.rewatch(np.full(len(self.memory), -1))
 
     def use_baseline(self, watched: Distribution | SparseDistribution) -> None:
-        """Divide the frozen baselines of the features into bins."""
-        if isinstance(watched, Distribution):  # latents have octaves, too coarse to show a drift
-            self.reference = Reference.of(_places(watched), np.sqrt(watched.variance))
+        """Divide the frozen baselines of the features into bins.
+
+        Counts in the bins of another baseline mean nothing in these: such features start anew.
+        """
+        if not isinstance(watched, Distribution):  # octaves are too coarse to show a drift
+            return
+        reference = Reference.of(_places(watched), np.sqrt(watched.variance))
+        marks = np.array([zlib.crc32(row.tobytes()) for row in reference.edges], np.int64)
+        places = np.arange(len(marks))
+        self.rewatch(np.where(marks == self.marks, places, -1))
+        self.marks, self.reference = marks, reference
 
     def observe(
         self, counts: WindowCounts, flags: Sequence[Flag], now: float
@@ -75,15 +88,19 @@ class WatchedDrift:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the memory as JSON-able values; the reference is that of the baseline."""
-        return self.memory.to_dict()
+        return {"memory": self.memory.to_dict(), "marks": self.marks.tolist()}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Take the memory back from ``to_dict``.
 
         Raises:
-            CorruptState: It is not what ``to_dict`` returns.
+            CorruptState: It is not what ``to_dict`` returns; so may KeyError, TypeError and
+                ValueError say.
         """
-        self.memory, self.reference = DriftMemory.from_dict(saved), None
+        self.memory, self.reference = DriftMemory.from_dict(saved["memory"]), None
+        self.marks = np.array(saved["marks"], np.int64)
+        if self.marks.shape != (len(self.memory),):
+            raise CorruptState(f"drift of {len(self.memory)} features in {len(self.marks)} bins")
 
 
 def _places(found: Distribution) -> Places:

@@ -15,6 +15,8 @@ from sidecar.features import (
     View,
 )
 from sidecar.monitor import Flag, Monitor
+from sidecar.monitor.drift import WatchedDrift
+from sidecar.stats import Bank, Binning, Distribution, Period
 
 pytestmark = pytest.mark.unit
 
@@ -115,3 +117,39 @@ def test_a_new_baseline_forgets_the_old_ones_hours(traffic: Traffic) -> None:
     assert (False, True) == (gone.drifting, np.isnan(gone.drift_js))
     assert not found.drifting
     assert found.drift_js < 0.08
+
+
+def baseline(seed: int) -> Distribution:
+    """Return a frozen baseline of the layer's features, another one for each seed."""
+    bank = Bank(
+        Binning(mantissa_bits=4),
+        warmup_rows=64,
+        history_seconds=HOUR,
+        layer_limit=1,
+        feature_limit=WIDTH,
+    )
+    bank.register(LAYER, WIDTH)
+    values = np.random.default_rng(seed).normal(size=(ROWS, WIDTH)).astype(np.float32)
+    values[:, 0] = np.arange(ROWS)  # the first feature's is always the same
+    index = np.arange(ROWS, dtype=np.int32)
+    sample = LayerSample(LAYER, values, index, tuple(Request() for _ in range(ROWS)))
+    bank.update(sample, 1.0)
+    bank.freeze(LAYER)
+    return bank.snapshot(LAYER, Period.BASELINE)
+
+
+def test_only_features_whose_baseline_is_another_start_anew() -> None:
+    """The same baseline after a restart keeps what was counted in its bins; an imported one does not."""
+    drift = WatchedDrift.empty()
+    drift.rewatch(np.array([-1] * WIDTH))
+    drift.use_baseline(baseline(1))
+    drift.memory.open[:] = 7
+
+    again = WatchedDrift.empty()
+    again.restore(drift.to_dict())
+    again.use_baseline(baseline(1))
+    kept = again.memory.open[:, 0].tolist()
+    again.use_baseline(baseline(2))
+
+    assert [7, 7, 7] == kept
+    assert [7, 0, 0] == again.memory.open[:, 0].tolist()
