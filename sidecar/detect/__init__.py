@@ -5,9 +5,10 @@ judged at once, and apart from the others. The spike test holds for any dependen
 while the chance of the next one to exceed stays within the tolerated rate, the flagged features together
 raise no more false alarms than the policy says. A feature that is not sampled, has no baseline, or cannot
 be judged is ``unknown`` and never silently ``normal``; every change of state carries the numbers that
-made it.
+made it. ``attribute`` says which slice of the traffic a spike is of, or why that cannot be said.
 """
 
+from sidecar.detect.attribution import Attribution, LeftOut, SliceCount, attribute
 from sidecar.detect.certain import (
     Condition,
     ConditionChange,
@@ -36,6 +37,7 @@ from sidecar.detect.policy import (
 from sidecar.detect.state import SpikeState, evidence, initial, rates
 
 __all__ = [
+    "Attribution",
     "Condition",
     "ConditionChange",
     "ConditionMemory",
@@ -45,13 +47,16 @@ __all__ = [
     "DriftMemory",
     "DriftPolicy",
     "Extremes",
+    "LeftOut",
     "Observation",
     "Places",
     "Reference",
+    "SliceCount",
     "SpikePolicy",
     "SpikeState",
     "State",
     "Transition",
+    "attribute",
     "blindness",
     "conditions",
     "drift_step",
