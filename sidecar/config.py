@@ -431,6 +431,39 @@ class StoreConfig(_Section):
     )
 
 
+class EvidenceConfig(_Section):
+    """What is kept of the requests that made a flagged feature fire. See docs/evidence.md."""
+
+    enabled: bool = Field(
+        default=False,
+        description="Whether the top rows of flagged features are kept with their request ids, which "
+        "are personal data in most places. Requests and exceedances are counted by slice either way.",
+    )
+    rows_per_window: Annotated[int, Field(ge=1, le=100)] = Field(
+        default=3,
+        description="Rows kept of each feature in a window: enough to see whether they are alike.",
+    )
+    ids: Literal["keep", "hash", "drop"] = Field(
+        default="keep",
+        description="What becomes of request ids before they are kept. hash: 16 digits of a keyed "
+        "sha256, which can be compared but not read back; the key is drawn for each state_dir.",
+    )
+    limit_bytes: Bytes = Field(
+        default=16 << 20,
+        description="Most memory of open and recent windows, and again most bytes of records on disk; "
+        "beyond it the oldest go.",
+    )
+    expire_seconds: Positive = Field(
+        default=604_800.0,
+        description="Age at which records are deleted; a week, so that Monday can look at the weekend.",
+    )
+    slices_limit: Annotated[int, Field(ge=0, le=4096)] = Field(
+        default=256,
+        description="key=value pairs counted for each layer in a window, one key at most a quarter of "
+        "them; requests with further pairs are counted as uncounted. 0 counts no slices.",
+    )
+
+
 class AlertsConfig(_Section):
     """What happens when a feature fires."""
 
@@ -477,6 +510,9 @@ class SidecarConfig(_Section):
     jobs: JobsConfig = Field(default_factory=JobsConfig, description="Visualisation jobs.")
     store: StoreConfig = Field(default_factory=StoreConfig, description="Disk.")
     alerts: AlertsConfig = Field(default_factory=AlertsConfig, description="Alerts.")
+    evidence: EvidenceConfig = Field(
+        default_factory=EvidenceConfig, description="What is kept of a spike's requests."
+    )
     metrics: MetricsConfig = Field(default_factory=MetricsConfig, description="Exported series.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe event that is logged."

@@ -37,6 +37,7 @@ from sidecar.metrics import (
     StorageCounts,
 )
 from sidecar.monitor import (
+    EvidenceBook,
     FeatureStatus,
     IngestCounts,
     LayerActivations,
@@ -45,7 +46,15 @@ from sidecar.monitor import (
     Operations,
     live_contexts,
 )
-from sidecar.store import ArtifactStore, BaselineStore, Catalogue, Database, Snapshots
+from sidecar.store import (
+    ArtifactStore,
+    BaselineStore,
+    Catalogue,
+    Database,
+    EvidenceStore,
+    Snapshots,
+    secret_key,
+)
 from sidecar.web import WebServer, create_app
 
 HOUSEKEEPING_SECONDS = 0.2
@@ -71,7 +80,9 @@ class Storage:
         artifacts: Pictures, manifests and baselines by sha256.
         baselines: Versions of baselines.
         catalogue: Flags and audit log.
-        database: The SQLite file behind the catalogue and the job table.
+        database: The SQLite file behind the catalogue, the evidence and the job table.
+        evidence: Why features fired.
+        evidence_key: Secret of hashed request ids.
         snapshots: The monitor's state.
     """
 
@@ -90,6 +101,8 @@ class Storage:
             self.database = Database(root / "sidecar.sqlite3")
             undo.callback(self.database.close)
             self.catalogue = Catalogue(self.database)
+            self.evidence = EvidenceStore(self.database, config.evidence.limit_bytes)
+            self.evidence_key = secret_key(root / "evidence.key")
             self.artifacts = ArtifactStore(root / "artifacts", config.store.artifact_limit_bytes)
             self.baselines = BaselineStore(self.database, self.artifacts)
             self.snapshots = Snapshots(root / "snapshots", "monitor")
@@ -165,6 +178,7 @@ class Daemon:
             config.spike,
             now=clock(),
             activation_limit=config.metrics.flagged_limit,
+            evidence=EvidenceBook(config.evidence, key=self.storage.evidence_key),
         )
         self._restore()
         self.compilation = Compilation(
@@ -194,6 +208,7 @@ class Daemon:
             config,
             monitor=self.monitor,
             catalogue=self.storage.catalogue,
+            evidence=self.storage.evidence,
             artifacts=self.storage.artifacts,
             queue=self.queue,
             runner=self.runner,
@@ -320,6 +335,7 @@ class Daemon:
         if self._housekeeper.is_alive():
             self._housekeeper.join(grace)
         if served:
+            self._tried("evidence_failed", self.operations.save_evidence)
             self._save()
             self._flush()
         for server in (self.web, self.metrics):
@@ -357,6 +373,7 @@ class Daemon:
             changed = self.operations.changes != changes and time.monotonic() >= self._flush_after
             if changed or not save_at - self.config.store.snapshot_seconds <= now < save_at:
                 changes = self.operations.changes
+                self._tried("evidence_failed", self.operations.save_evidence)
                 self._save()
                 save_at = now + self.config.store.snapshot_seconds
             if time.monotonic() >= self._flush_after:
@@ -364,6 +381,7 @@ class Daemon:
             self._keep_baselines()
             if not collect_at - COLLECT_SECONDS <= now < collect_at:
                 self._tried("artifact_collection_failed", self.runner.collect)
+                self._tried("evidence_not_expired", self.operations.expire_evidence)
                 self._tried("memory_not_given_back", give_back)
                 collect_at = now + COLLECT_SECONDS
 

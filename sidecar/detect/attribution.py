@@ -82,13 +82,13 @@ class Attribution:
     Attributes:
         words: One sentence or two for people.
         cause: Name of the pair without which the spike is gone, ``key=value``; empty where none is.
-        share: Share of the excess it explains, 0 to 1; NaN without a cause.
+        share: Share of the excess it explains, 0 to 1; 0 without a cause.
         ranked: Every pair that not all requests have, the one that explains most first.
     """
 
     words: str
     cause: str = ""
-    share: float = math.nan
+    share: float = 0.0
     ranked: tuple[LeftOut, ...] = ()
 
 

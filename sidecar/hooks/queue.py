@@ -112,9 +112,7 @@ class ByteQueue:
             self._in_hand += 1
             return offered_at, batch
 
-    def take_ready(
-        self, limit_bytes: int, ended: Callable[[], bool]
-    ) -> tuple[float, Batch] | None:
+    def take_ready(self, limit_bytes: int, ended: Callable[[], bool]) -> tuple[float, Batch] | None:
         """Take the oldest batch like ``take``, but only one that waits already and is small enough.
 
         Args:

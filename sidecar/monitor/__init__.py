@@ -7,9 +7,11 @@ the job queue beside it.
 """
 
 from sidecar.monitor.baselines import BaselineVersion
+from sidecar.monitor.evidence import EvidenceBook, EvidenceCounts
 from sidecar.monitor.live import live_contexts
 from sidecar.monitor.monitor import Monitor, budget_of
 from sidecar.monitor.operations import Operations
+from sidecar.monitor.record import EvidenceRecord, EvidenceRow, Exposure
 from sidecar.monitor.views import (
     Event,
     FeatureDistribution,
@@ -24,6 +26,11 @@ from sidecar.monitor.views import (
 __all__ = [
     "BaselineVersion",
     "Event",
+    "EvidenceBook",
+    "EvidenceCounts",
+    "EvidenceRecord",
+    "EvidenceRow",
+    "Exposure",
     "FeatureDistribution",
     "FeatureStatus",
     "Flag",

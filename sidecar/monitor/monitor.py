@@ -5,7 +5,7 @@ import math
 import struct
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,8 @@ from sidecar.features import (
     revision_matches,
 )
 from sidecar.monitor.activations import Activations, fallback_bounds, place_bounds
+from sidecar.monitor.evidence import EvidenceBook, EvidenceCounts
+from sidecar.monitor.record import EvidenceRecord
 from sidecar.monitor.views import (
     Event,
     FeatureDistribution,
@@ -118,6 +120,7 @@ class Monitor:
         *,
         now: float,
         activation_limit: int = 1000,
+        evidence: EvidenceBook | None = None,
     ) -> None:
         """Start empty.
 
@@ -126,7 +129,10 @@ class Monitor:
             spike: When a flagged feature counts as spiking.
             now: Unix seconds; the first window starts here.
             activation_limit: Most watched features whose activations are added up for scrapes.
+            evidence: What keeps slices and rows; None: one with the default settings.
         """
+        self._evidence = evidence or EvidenceBook()
+        self._evidence_ids: dict[FeatureKey, str] = {}
         self._activation_limit = activation_limit
         self._settings = statistics
         self._policy = SpikePolicy(**spike.model_dump(), window_seconds=statistics.window_seconds)
@@ -195,6 +201,7 @@ class Monitor:
                 if oldest is None or silent < self._settings.retire_seconds or width > limit:
                     raise
                 bank.forget(oldest)
+                self._evidence.forget(oldest)
                 self._followed -= len(self._layers.pop(oldest).activations.keys)
                 self._unmatched = self._order = None
                 detail = (
@@ -235,6 +242,10 @@ class Monitor:
                 layer.baseline_requests += requests
             layer.last_seen = now
             layer.baseline_started = layer.baseline_started or now
+            if len(layer.watch.indices):
+                high = layer.watch.thresholds
+                low = np.full(len(high), -np.inf)
+                self._evidence.absorb(sample, layer.watch.indices, high, low, now)
 
     def tick(self, now: float) -> tuple[Event, ...]:
         """Close the window if it is over, run the detectors, and return what changed.
@@ -264,7 +275,11 @@ class Monitor:
         if counts.watched is not None:
             followed = np.arange(len(layer.activations.keys))
             layer.activations.add(counts.watched.select(followed))
-        yield from _told(key, layer.watch, layer.watch.observe(counts, self._policy, now, flagged))
+        self._evidence.close(key, now)
+        for change in layer.watch.observe(counts, self._policy, now, flagged):
+            blamed = self._follow(layer.watch, change)
+            for event in _told(key, layer.watch, (change,)):
+                yield replace(event, detail=event.detail + blamed)
         for certain in layer.watch.conditions.observe(counts, layer.watch.flags, now):
             feature = layer.watch.keys[certain.index]
             verdict = certain.condition if certain.holds else f"no longer {certain.condition}"
@@ -304,6 +319,45 @@ class Monitor:
     def _tested(self) -> int:
         """Return how many features are tested for spikes: they share the false alarms."""
         return sum(int(layer.watch.tested.sum()) for layer in self._layers.values())
+
+    def _follow(self, watch: LayerWatch, change: Transition) -> str:
+        """Make the evidence of a change of state; return what the audit log says of its cause."""
+        above = float(watch.thresholds[change.index])
+        feature = watch.keys[change.index]
+        record = self._evidence.follow(feature, change, above=above, below=-math.inf)
+        if record is None:
+            return ""
+        self._evidence_ids[feature] = record.id
+        return f". {record.attribution.words}" if record.attribution.cause else ""
+
+    # -- evidence ---------------------------------------------------------------------------
+
+    def waiting_evidence(self) -> tuple[EvidenceRecord, ...]:
+        """Return the records that are not on the disk yet, oldest first."""
+        with self._lock:
+            return self._evidence.waiting()
+
+    def evidence_saved(self, record_id: str) -> None:
+        """Let go of a record that is on the disk."""
+        with self._lock:
+            self._evidence.saved(record_id)
+
+    def show_evidence(self, newest: Mapping[FeatureKey, str]) -> None:
+        """Say which record of each feature is the newest on the disk; those that wait are newer."""
+        with self._lock:
+            waiting = {record.feature: record.id for record in self._evidence.waiting()}
+            self._evidence_ids = {**newest, **waiting}
+
+    def evidence_counts(self) -> EvidenceCounts:
+        """Return how the memory of evidence stands."""
+        with self._lock:
+            return self._evidence.counts()
+
+    def _with_evidence(self, statuses: Iterable[FeatureStatus]) -> Iterator[FeatureStatus]:
+        """Put the ids of the newest records into statuses; few features have one."""
+        for status in statuses:
+            found = self._evidence_ids.get(status.key)
+            yield replace(status, evidence_id=found) if found else status
 
     def use(self, kernels: Kernels) -> None:
         """Count with other kernels from now on."""
@@ -590,7 +644,8 @@ class Monitor:
             )
 
     def _statuses(self, key: LayerKey, flagged: int) -> Sequence[FeatureStatus]:
-        return self._layers[key].watch.statuses(self._policy, self._learning(key), flagged)
+        watch = self._layers[key].watch
+        return list(self._with_evidence(watch.statuses(self._policy, self._learning(key), flagged)))
 
     def activations(self) -> tuple[LayerActivations, ...]:
         """Return what watched features did since the daemon started, of every layer with such."""
@@ -690,7 +745,7 @@ class Monitor:
     # -- survival ---------------------------------------------------------------------------
 
     def encode(self) -> bytes:
-        """Return everything but the flags, for ``restore``."""
+        """Return everything but the flags and the evidence, for ``restore``."""
         with self._lock:
             keys = self._bank.layers()
             saved = [self._encode_layer(key) for key in self._sparse.layers()]

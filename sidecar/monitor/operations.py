@@ -4,6 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -16,6 +17,7 @@ from sidecar.config import FlagConfig, SidecarConfig, read_labels
 from sidecar.detect import Detector, Direction, State
 from sidecar.errors import (
     Conflict,
+    CorruptState,
     InvalidInput,
     InvalidName,
     NotFound,
@@ -30,6 +32,7 @@ from sidecar.features import FeatureKey, FeatureSelector, LayerKey, Slice, revis
 from sidecar.jobs import Job, JobQueue, JobRequest, Portrait, Runner
 from sidecar.monitor.baselines import Baselines, BaselineVersion
 from sidecar.monitor.monitor import Monitor
+from sidecar.monitor.record import EvidenceRecord, exposure_of
 from sidecar.monitor.views import (
     Event,
     FeatureDistribution,
@@ -39,7 +42,7 @@ from sidecar.monitor.views import (
     Window,
 )
 from sidecar.recipes import PICTURE_KINDS, Recipe, Target
-from sidecar.store import ArtifactStore, BaselineStore, Catalogue
+from sidecar.store import ArtifactStore, BaselineStore, Catalogue, EvidenceStore
 
 PORTRAIT_LIMIT = 20
 """Portraits of one feature that are listed; older ones stay in the store until it is full."""
@@ -78,21 +81,25 @@ class Operations:
     ``SidecarError``.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the composition root names each
         self,
         config: SidecarConfig,
         *,
         monitor: Monitor,
         catalogue: Catalogue,
+        evidence: EvidenceStore,
         artifacts: ArtifactStore,
         queue: JobQueue,
         runner: Runner,
         baselines: BaselineStore,
         clock: Callable[[], float],
     ) -> None:
-        """Join the parts; flags of the configuration and the catalogue take effect."""
+        """Join the parts; flags of the configuration and the catalogue take effect.
+
+        Evidence that says more of a person than the configuration now allows is deleted.
+        """
         self._config, self._monitor, self._clock = config, monitor, clock
-        self._catalogue, self._artifacts = catalogue, artifacts
+        self._catalogue, self._evidence, self._artifacts = catalogue, evidence, artifacts
         self._queue, self._runner = queue, runner
         self._configured = {
             FeatureSelector.parse(flag.feature): _configured(flag) for flag in config.flags
@@ -111,6 +118,7 @@ class Operations:
             record=self.record,
         )
         self._apply_flags()
+        self._forget_evidence()
 
     # -- features ---------------------------------------------------------------------------
 
@@ -365,6 +373,61 @@ class Operations:
             lost, self._lost = self._lost, 0
         if lost:
             structlog.get_logger().warning("audit_entries_lost", count=lost)
+
+    # -- evidence ---------------------------------------------------------------------------
+
+    def evidence(self, key: FeatureKey, limit: int) -> Sequence[EvidenceRecord]:
+        """Return the newest records of why a feature fired, newest first; none that expired."""
+        found = []
+        for body in self._evidence.of(str(key), self._oldest_evidence(), limit):
+            try:
+                found.append(EvidenceRecord.decode(body))
+            except CorruptState as error:
+                log = structlog.get_logger()
+                log.warning("evidence_unreadable", subject=str(key), error=str(error))
+        return found
+
+    def save_evidence(self) -> None:
+        """Write the records that wait; those the disk refuses stay for the next time.
+
+        Raises:
+            StorageError: The disk refuses them.
+        """
+        with self._flush_lock:
+            waiting = self._monitor.waiting_evidence()
+            for one in waiting:
+                self._evidence.add(one.id, str(one.feature), one.at, one.exposure, one.encode())
+                self._monitor.evidence_saved(one.id)
+            if waiting:
+                self._show_evidence()
+
+    def expire_evidence(self) -> None:
+        """Delete the records that are too old, and try again to write those that wait.
+
+        Raises:
+            StorageError: The disk refuses that.
+        """
+        if self._evidence.expire(self._oldest_evidence()):
+            self._show_evidence()
+        self.save_evidence()
+
+    def _forget_evidence(self) -> None:
+        """Delete what expired while nobody was there, and what may not be kept any longer."""
+        allowed = exposure_of(self._config.evidence)
+        gone = self._evidence.forget(allowed) + self._evidence.expire(self._oldest_evidence())
+        if gone:
+            structlog.get_logger().info("evidence_deleted", records=gone, exposure=allowed.name)
+        self._show_evidence()
+
+    def _oldest_evidence(self) -> float:
+        return self._clock() - self._config.evidence.expire_seconds
+
+    def _show_evidence(self) -> None:
+        newest: dict[FeatureKey, str] = {}
+        for text, record_id in self._evidence.newest(self._oldest_evidence()).items():
+            with suppress(InvalidName):  # a row that the disk has damaged
+                newest[FeatureKey.parse(text)] = record_id
+        self._monitor.show_evidence(newest)
 
     # -- jobs -------------------------------------------------------------------------------
 

@@ -69,6 +69,7 @@ class FeatureStatus:
         drift_wasserstein: Wasserstein distance from the baseline, in standard deviations of that.
         drift_js_yesterday: Jensen-Shannon distance from the same hour of yesterday.
         drifting: Whether that is further than the baseline's own hours are apart.
+        evidence_id: The newest record of why it fired; empty: there is none.
     """
 
     key: FeatureKey
@@ -91,6 +92,7 @@ class FeatureStatus:
     drift_wasserstein: float = math.nan
     drift_js_yesterday: float = math.nan
     drifting: bool = False
+    evidence_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ here reads a clock, a file or a socket. The inner loops are a value, ``Kernels``
 """
 
 from sidecar.stats.bank import Bank
+from sidecar.stats.batch import decoded
 from sidecar.stats.binning import Binning
 from sidecar.stats.budget import Budget, Detail, Memory
 from sidecar.stats.distribution import Distribution, Occupied, merge
@@ -52,6 +53,7 @@ __all__ = [
     "compile_sparse_kernels",
     "compiled",
     "decode",
+    "decoded",
     "encode",
     "merge",
     "recentre",

@@ -1,4 +1,4 @@
-"""What survives a restart: the catalogue, the artifacts and the snapshots.
+"""What survives a restart: the catalogue, the evidence, the artifacts and the snapshots.
 
 The room promises that a write it has answered is on the disk, that a crash at any instruction leaves
 the state of before or of after it, and that a damaged file is set aside and counted, so it never
@@ -15,6 +15,7 @@ from sidecar.store.baselines import (
 )
 from sidecar.store.catalogue import Catalogue, StoredEvent, StoredFlag
 from sidecar.store.database import Database
+from sidecar.store.evidence import EvidenceStore, secret_key
 from sidecar.store.snapshots import Snapshots
 
 __all__ = [
@@ -24,10 +25,12 @@ __all__ = [
     "BaselineStore",
     "Catalogue",
     "Database",
+    "EvidenceStore",
     "Snapshots",
     "StoredBaseline",
     "StoredEvent",
     "StoredFlag",
     "pack_baseline",
+    "secret_key",
     "unpack_baseline",
 ]

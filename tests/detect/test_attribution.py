@@ -84,7 +84,7 @@ def test_a_spike_of_all_traffic_is_blamed_on_nobody() -> None:
     )
 
     assert "" == found.cause
-    assert math.isnan(found.share)
+    assert 0.0 == found.share
     assert "No single slice explains it: without canary=no" in found.words
     assert "still 10 % of requests exceed; 0.4 % would be tolerated" in found.words
 
@@ -180,10 +180,9 @@ def test_whatever_the_traffic_a_named_cause_keeps_its_promises(
     found = say(requests, exceedances, *pairs)
     seed.shuffle(pairs)
 
-    assert found == say(requests, exceedances, *pairs) or math.isnan(found.share)
-    assert found.words == say(requests, exceedances, *pairs).words
+    assert found == say(requests, exceedances, *pairs)
     assert all(0 <= one.share <= 1 for one in found.ranked)
-    assert bool(found.cause) == math.isfinite(found.share)
+    assert bool(found.cause) == bool(found.share)
     if not found.cause:
         return
     key, _, value = found.cause.partition("=")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.config import SpikeConfig, StatisticsConfig
+from sidecar.config import EvidenceConfig, SpikeConfig, StatisticsConfig
 from sidecar.detect import Detector, State
 from sidecar.errors import (
     BaselineNotReady,
@@ -27,9 +27,10 @@ from sidecar.features import (
     LayerSample,
     Request,
     Scope,
+    Slice,
     View,
 )
-from sidecar.monitor import Flag, Monitor, Window
+from sidecar.monitor import EvidenceBook, Flag, Monitor, Window
 
 pytestmark = pytest.mark.unit
 
@@ -314,6 +315,8 @@ def test_everything_comes_back_from_its_encoding(rng: np.random.Generator) -> No
     again = Monitor(STATISTICS, SPIKE, now=now)
     again.restore(made.encode(), now)
     again.set_flags(flags, now)
+    # Records are kept on the disk by themselves.
+    again.show_evidence({record.feature: record.id for record in made.waiting_evidence()})
 
     assert made.layers() == tuple(replace(one, restored=(0, 0, 0)) for one in again.layers())
     assert (made.layers()[0].rows, made.layers()[0].requests, 0) == again.layers()[0].restored
@@ -474,3 +477,36 @@ def test_a_layer_no_retiring_could_make_room_for_costs_nobody_anything() -> None
         made.register(OTHER, 11, Capture(), 1000.0)
 
     assert [LAYER] == [status.key for status in made.layers()]
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_a_feature_that_fires_has_a_record_that_names_the_route(
+    rng: np.random.Generator, *, enabled: bool
+) -> None:
+    """Of two routes one spikes: record, audit entry and status agree on which."""
+    book = EvidenceBook(EvidenceConfig(enabled=enabled))
+    made = Monitor(STATISTICS, SPIKE, now=0.0, evidence=book)
+    made.register(LAYER, WIDTH, Capture(), 0.0)
+    made.set_flags({FeatureSelector.parse("m/conv/channel/2"): Flag("stripes")}, 0.0)
+    now, events = learn(made, rng), []
+    routes = [Slice.of({"route": "/eu" if i < 16 else "/us"}) for i in range(64)]
+
+    for _ in range(3):
+        loud = spike(rng, 2, share=0.2)
+        requests = tuple(map(Request, map(str, range(64)), routes))
+        made.apply(replace(loud, requests=requests), now + 1)
+        now += WINDOW
+        events += made.tick(now)
+    (record,) = made.waiting_evidence()
+    status = made.feature(LAYER.feature(2))
+
+    assert "route=/eu" == record.attribution.cause
+    assert "Without route=/eu the spike is gone" in next(
+        event.detail for event in events if event.what == "feature_firing"
+    )
+    assert record.id == status.evidence_id == made.watched()[0].evidence_id
+    assert status.threshold == pytest.approx(record.above)
+    assert record.numbers["baseline_rate"] == pytest.approx(status.baseline_ratio)
+    assert enabled == bool(record.rows)
+    assert {"route=/eu"} >= {row.traffic for row in record.rows if row.value == 8.0}
+    assert (128, 0) == (record.requests, record.uncounted)
