@@ -1,12 +1,14 @@
 """``sidecar feature``."""
 
 import math
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import click
+import grpc
 
-from sidecar.cli.client import TIMEOUT_SECONDS, channel, print_json, print_table, with_daemon
+from sidecar.cli.client import EXITS, TIMEOUT_SECONDS, channel, print_json, print_table, with_daemon
 from sidecar.features import short_revision
 from sidecar.wire.v1 import features_pb2, features_pb2_grpc
 
@@ -25,7 +27,7 @@ WINDOWS = {
 
 @click.group()
 def feature() -> None:
-    """List, describe, flag and unflag features.
+    """List, describe, explain, flag and unflag features.
 
     A KEY is model@revision/layer/kind/index; the revision may be shortened, or left out with its @.
     """
@@ -129,12 +131,12 @@ def get(key: str, window: str, address: str, output: str) -> None:
 
 
 def _describe(found: features_pb2.Feature) -> None:
-    since = datetime.fromtimestamp(found.state_since_unix_seconds, UTC)
+    since = _moment(found.state_since_unix_seconds)
     click.echo(f"feature    {found.key}")
     click.echo(f"name       {found.name or '-'}")
     click.echo(f"flagged    {found.severity + ' ' + found.owner if found.flagged else 'no'}")
     if found.flagged:
-        click.echo(f"state      {_state(found)} since {since:%Y-%m-%d %H:%M:%S} UTC")
+        click.echo(f"state      {_state(found)} since {since}")
         click.echo(f"threshold  {found.threshold:.4g}")
     click.echo(f"why        {found.explanation}")
     click.echo(f"portrait   {found.portrait_digest or '-'}")
@@ -171,6 +173,83 @@ def _coarse(edges: Sequence[float], counts: Sequence[int]) -> list[tuple[float, 
             inside = max(0.0, min(high, right) - max(low, left)) / (high - low)
             found[i] = (left, right, n + count * inside)
     return found
+
+
+@feature.command()
+@click.argument("key")
+@click.option(
+    "--limit", type=click.IntRange(1, 50), default=1, show_default=True, help="At most so many."
+)
+@with_daemon
+def evidence(*, key: str, limit: int, address: str, output: str) -> None:
+    """Say why a feature fired: numbers, slices, and rows where they are kept.
+
+    The newest record comes first. Exit status 3 where there is none, or none any more.
+    """
+    with channel(address) as opened:
+        found = (
+            features_pb2_grpc.FeatureServiceStub(opened)
+            .GetEvidence(
+                features_pb2.GetEvidenceRequest(key=key, limit=limit), timeout=TIMEOUT_SECONDS
+            )
+            .evidence
+        )
+    if output == "json":
+        print_json(found)
+    for i, record in enumerate(found if output == "table" else ()):
+        click.echo("\n" if i else "", nl=False)
+        _explain(record)
+    if not found:
+        click.echo(f"{key} has no evidence: it never fired, or that is too long ago", err=True)
+        sys.exit(EXITS[grpc.StatusCode.NOT_FOUND])
+
+
+def _explain(found: features_pb2.Evidence) -> None:
+    click.echo(f"feature    {found.key}")
+    click.echo(f"evidence   {found.id}, fired {_moment(found.at_unix_seconds)}")
+    click.echo(f"why        {found.reason}")
+    click.echo(f"traffic    {found.attribution}")
+    if found.windows:
+        click.echo(
+            f"seen       {found.exceedances} of {found.requests} requests exceed in {found.windows} "
+            f"windows from {_moment(found.since_unix_seconds)}"
+        )
+    if found.slices:
+        click.echo()
+        print_table(
+            ["SLICE", "REQUESTS", "EXCEED", "WITHOUT IT", "EXPLAINS"],
+            [
+                [
+                    f"{one.key}={one.value}",
+                    str(one.requests),
+                    str(one.exceedances),
+                    f"{one.rate_without:.2%}",
+                    f"{one.share:.0%}",
+                ]
+                for one in found.slices
+            ],
+        )
+    if found.rows:
+        click.echo()
+        print_table(
+            ["VALUE", "REQUEST", "ROW", "SLICE", "TIME"],
+            [
+                [
+                    f"{row.value:.4g}",
+                    row.request_id or "-",
+                    str(row.position),
+                    row.traffic or "-",
+                    _moment(row.at_unix_seconds),
+                ]
+                for row in found.rows
+            ],
+        )
+    elif found.exposure == "none":
+        click.echo("rows       not kept: evidence.enabled is off")
+
+
+def _moment(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 @feature.command()

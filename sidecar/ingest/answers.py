@@ -14,7 +14,13 @@ from sidecar.detect import State
 from sidecar.errors import SidecarError
 from sidecar.features import FeatureKind, Scope, View
 from sidecar.jobs import Job, JobState
-from sidecar.monitor import BaselineVersion, FeatureDistribution, FeatureStatus, Window
+from sidecar.monitor import (
+    BaselineVersion,
+    EvidenceRecord,
+    FeatureDistribution,
+    FeatureStatus,
+    Window,
+)
 from sidecar.wire.v1 import features_pb2, ingest_pb2, jobs_pb2
 
 P = ParamSpec("P")
@@ -127,6 +133,51 @@ def baseline(found: BaselineVersion) -> features_pb2.Baseline:
         origin=stored.origin,
         in_force=found.in_force,
         cautions=found.cautions,
+    )
+
+
+def evidence(found: EvidenceRecord) -> features_pb2.Evidence:
+    """Return an evidence record as its message."""
+    said = found.attribution
+    return features_pb2.Evidence(
+        id=found.id,
+        key=str(found.feature),
+        at_unix_seconds=found.at,
+        reason=found.reason,
+        numbers=found.numbers,
+        above=found.above,
+        below=found.below,
+        since_unix_seconds=found.since,
+        windows=found.windows,
+        requests=found.requests,
+        exceedances=found.exceedances,
+        uncounted=found.uncounted,
+        attribution=said.words,
+        cause=said.cause,
+        share=said.share,
+        slices=[
+            features_pb2.EvidenceSlice(
+                key=one.left.key,
+                value=one.left.value,
+                requests=one.left.requests,
+                exceedances=one.left.exceedances,
+                rate_without=one.rate,
+                share=one.share,
+                gone=one.gone,
+            )
+            for one in said.ranked
+        ],
+        rows=[
+            features_pb2.EvidenceRow(
+                value=row.value,
+                at_unix_seconds=row.at,
+                request_id=row.request_id,
+                position=row.position,
+                traffic=row.traffic,
+            )
+            for row in found.rows
+        ],
+        exposure=found.exposure.name.lower(),
     )
 
 

@@ -14,6 +14,9 @@ from sidecar.wire.v1 import features_pb2, features_pb2_grpc
 PAGE_DEFAULT, PAGE_LIMIT = 100, 1000
 """Features in a page: enough for a screen, and never a message over gRPC's 4 MiB."""
 
+EVIDENCE_DEFAULT, EVIDENCE_LIMIT = 10, 50
+"""Records in an answer; of 50 KB each, so never a message over 4 MiB either."""
+
 TOKEN_LIMIT = 18
 """Digits of a page token: an offset below 2**63."""
 
@@ -107,6 +110,12 @@ class FeatureServicer(features_pb2_grpc.FeatureServiceServicer):
         found = await answers.answer(context, self._operations.import_baseline, bytes(content))
         return features_pb2.ImportBaselineResponse(baseline=answers.baseline(found))
 
+    async def GetEvidence(  # noqa: N802 - named by the protocol
+        self, request: features_pb2.GetEvidenceRequest, context: Context
+    ) -> features_pb2.GetEvidenceResponse:
+        """Return why a feature fired."""
+        return await answers.answer(context, self._evidence, request)
+
     def _message(self, key: FeatureKey) -> features_pb2.Feature:
         status = self._operations.feature(key)
         portraits = self._operations.portraits(key)
@@ -146,6 +155,14 @@ class FeatureServicer(features_pb2_grpc.FeatureServiceServicer):
             )
         key = self._operations.resolve(request.key)
         return answers.distribution(self._operations.distribution(key, window))
+
+    def _evidence(
+        self, request: features_pb2.GetEvidenceRequest
+    ) -> features_pb2.GetEvidenceResponse:
+        key = self._operations.resolve(request.key)
+        limit = min(request.limit or EVIDENCE_DEFAULT, EVIDENCE_LIMIT)
+        found = self._operations.evidence(key, limit)
+        return features_pb2.GetEvidenceResponse(evidence=map(answers.evidence, found))
 
     def _flag(self, request: features_pb2.FlagFeatureRequest) -> features_pb2.Feature:
         key = self._operations.resolve(request.key)

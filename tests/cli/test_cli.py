@@ -1,9 +1,12 @@
 """The command line against a real daemon, and what it refuses."""
 
+import dataclasses
 import json
+import math
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +16,9 @@ import yaml
 from click.testing import CliRunner, Result
 
 from sidecar.cli import main
+from sidecar.detect import Attribution, LeftOut, SliceCount
+from sidecar.features import FeatureKey
+from sidecar.monitor import EvidenceRecord, EvidenceRow, Exposure
 from sidecar.testing import RunningDaemon, running_daemon, wait_until
 from tests.ingest.conftest import REVISION, GrpcClient
 
@@ -85,6 +91,48 @@ def test_a_feature_is_described_with_its_distribution(running: RunningDaemon) ->
     assert "current: n 200, mean" in found.output
     assert "p50" in found.output
     assert "####" in found.output
+
+
+def test_evidence_is_shown_and_its_absence_said(running: RunningDaemon) -> None:
+    """Why a feature fired: words, slices and rows; exit code 3 where it never did."""
+    left = LeftOut(SliceCount("route", "/eu", 60, 41), 0.005, 0.94, gone=True, telling=True)
+    row = EvidenceRow(math.inf, 1e9, "user-1", 3, "route=/eu")
+    record = EvidenceRecord(
+        feature=FeatureKey.parse(KEY),
+        at=time.time(),
+        reason="41 of 64 requests",
+        numbers={"short_rate": 0.4, "long_rate": math.nan},
+        above=4.7,
+        below=-math.inf,
+        since=1e9,
+        windows=2,
+        requests=640,
+        exceedances=44,
+        uncounted=0,
+        attribution=Attribution("Without route=/eu it is gone.", "route=/eu", 0.94, (left,)),
+        rows=(row,),
+        exposure=Exposure.KEEP,
+    )
+    none = run(running, "feature", "evidence", KEY)
+    bare = dataclasses.replace(record, rows=(), exposure=Exposure.NONE, at=record.at - 60)
+    for one in (bare, record):
+        running.daemon.storage.evidence.add(one.id, KEY, one.at, one.exposure, one.encode())
+    found = run(running, "feature", "evidence", "tiny/conv/channel/2")
+    both = run(running, "feature", "evidence", KEY, "--limit", "2")
+    listed = json.loads(run(running, "feature", "evidence", KEY, "-o", "json").output)
+
+    assert (3, 0) == (none.exit_code, found.exit_code)
+    assert "has no evidence" in none.stderr
+    for part in ("Without route=/eu", "44 of 640", "41 of 64", "user-1", "inf", "94%", record.id):
+        assert part in found.output, part
+    assert "rows       not kept: evidence.enabled is off" not in found.output
+    assert "rows       not kept: evidence.enabled is off" in both.output
+    assert [record.id] == [one["id"] for one in listed]
+    assert ("NaN", "keep", "user-1") == (
+        listed[0]["numbers"]["long_rate"],
+        listed[0]["exposure"],
+        listed[0]["rows"][0]["request_id"],
+    )
 
 
 def test_flag_and_unflag_change_what_is_listed(running: RunningDaemon) -> None:

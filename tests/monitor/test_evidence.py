@@ -18,7 +18,7 @@ from sidecar.detect import State, Transition
 from sidecar.errors import CorruptState
 from sidecar.features import LayerKey, LayerSample, Request, Slice, SparseSample
 from sidecar.monitor import EvidenceBook, EvidenceRecord, Exposure
-from sidecar.monitor.evidence import KEPT_WINDOWS, tolerated_rate
+from sidecar.monitor.evidence import KEPT_WINDOWS
 from tests.monitor.test_monitor import LAYER, OTHER, WIDTH, WINDOW
 
 pytestmark = pytest.mark.unit
@@ -50,10 +50,12 @@ def change(after: State, at: float = WINDOW, **more: Any) -> Transition:
         after=after,
         at=at,
         reason="because",
+        evidence_log10=8.5,
+        threshold_log10=7.0,
         short_rate=0.3,
-        long_rate=0.2,
+        level=0.01,
         baseline_rate=0.01,
-        probability=1e-9,
+        tolerated=0.05,
     )
     return replace(made, **more)
 
@@ -63,7 +65,7 @@ def fire(
 ) -> EvidenceRecord:
     """Let a feature fire and return the record."""
     said = change(State.FIRING, **more)
-    found = book.follow(layer.feature(index), said, factor=5.0, above=2.0, below=-math.inf)
+    found = book.follow(layer.feature(index), said, above=2.0, below=-math.inf)
     assert found is not None
     return found
 
@@ -132,7 +134,7 @@ def test_a_feature_may_be_watched_below() -> None:
     book.absorb(sample, FLAGGED, HIGH, np.array([-5.0, math.nan]), 1.0)
     book.close(LAYER, WINDOW)
     said = change(State.FIRING)
-    found = book.follow(LAYER.feature(1), said, factor=5.0, above=2.0, below=-5.0)
+    found = book.follow(LAYER.feature(1), said, above=2.0, below=-5.0)
 
     assert found is not None
     assert ["a", "b"] == [row.request_id for row in found.rows]
@@ -251,7 +253,6 @@ def test_the_windows_of_a_record_begin_where_the_spike_began() -> None:
             pending = book.follow(
                 LAYER.feature(1),
                 change(State.PENDING, now),
-                factor=5.0,
                 above=2.0,
                 below=-math.inf,
             )
@@ -286,7 +287,7 @@ def test_a_new_threshold_does_not_mix_with_what_an_old_one_counted() -> None:
     book.absorb(batch([[9, 0]], [Request("new")]), FLAGGED, HIGH + 1, LOW, 11.0)
     book.close(LAYER, 20.0)
     said = change(State.FIRING, 20.0)
-    found = book.follow(LAYER.feature(1), said, factor=5.0, above=3.0, below=-math.inf)
+    found = book.follow(LAYER.feature(1), said, above=3.0, below=-math.inf)
 
     assert found is not None
     assert ["new"] == [row.request_id for row in found.rows]
@@ -445,15 +446,6 @@ def test_a_record_is_named_by_its_content() -> None:
     ):
         with pytest.raises(CorruptState, match="evidence cannot be read back"):
             EvidenceRecord.decode(damaged)
-
-
-@given(baseline=st.floats(0, 1), factor=st.floats(1.001, 100))
-def test_the_tolerated_rate_is_a_rate_above_the_baseline(baseline: float, factor: float) -> None:
-    """Wherever the baseline lies there is room for a spike above it."""
-    found = tolerated_rate(baseline, factor)
-
-    assert baseline - 1e-9 <= found <= 1.0
-    assert math.isnan(tolerated_rate(math.nan, factor))
 
 
 PLAN = st.lists(

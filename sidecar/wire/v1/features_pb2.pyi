@@ -570,3 +570,200 @@ class ImportBaselineResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["baseline", b"baseline"]) -> None: ...
 
 global___ImportBaselineResponse = ImportBaselineResponse
+
+@typing.final
+class GetEvidenceRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: builtins.int
+    LIMIT_FIELD_NUMBER: builtins.int
+    key: builtins.str
+    limit: builtins.int
+    """Most records; 0: ten."""
+    def __init__(
+        self,
+        *,
+        key: builtins.str = ...,
+        limit: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["key", b"key", "limit", b"limit"]) -> None: ...
+
+global___GetEvidenceRequest = GetEvidenceRequest
+
+@typing.final
+class GetEvidenceResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    EVIDENCE_FIELD_NUMBER: builtins.int
+    @property
+    def evidence(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Evidence]:
+        """Newest first; none that expired."""
+
+    def __init__(
+        self,
+        *,
+        evidence: collections.abc.Iterable[global___Evidence] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["evidence", b"evidence"]) -> None: ...
+
+global___GetEvidenceResponse = GetEvidenceResponse
+
+@typing.final
+class Evidence(google.protobuf.message.Message):
+    """Why a feature began to fire."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class NumbersEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.float
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.float = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    ID_FIELD_NUMBER: builtins.int
+    KEY_FIELD_NUMBER: builtins.int
+    AT_UNIX_SECONDS_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    NUMBERS_FIELD_NUMBER: builtins.int
+    ABOVE_FIELD_NUMBER: builtins.int
+    BELOW_FIELD_NUMBER: builtins.int
+    SINCE_UNIX_SECONDS_FIELD_NUMBER: builtins.int
+    WINDOWS_FIELD_NUMBER: builtins.int
+    REQUESTS_FIELD_NUMBER: builtins.int
+    EXCEEDANCES_FIELD_NUMBER: builtins.int
+    UNCOUNTED_FIELD_NUMBER: builtins.int
+    ATTRIBUTION_FIELD_NUMBER: builtins.int
+    CAUSE_FIELD_NUMBER: builtins.int
+    SHARE_FIELD_NUMBER: builtins.int
+    SLICES_FIELD_NUMBER: builtins.int
+    ROWS_FIELD_NUMBER: builtins.int
+    EXPOSURE_FIELD_NUMBER: builtins.int
+    id: builtins.str
+    key: builtins.str
+    at_unix_seconds: builtins.float
+    reason: builtins.str
+    """The detector's words and numbers."""
+    above: builtins.float
+    """A row is beyond above the one or below the other; infinite where there is no such threshold."""
+    below: builtins.float
+    since_unix_seconds: builtins.float
+    """What the windows since the onset held."""
+    windows: builtins.int
+    requests: builtins.int
+    exceedances: builtins.int
+    uncounted: builtins.int
+    """Requests with slices beyond those that were counted."""
+    attribution: builtins.str
+    """Which slice explains the spike, in words; its name as key=value, or empty; its share of the excess."""
+    cause: builtins.str
+    share: builtins.float
+    exposure: builtins.str
+    """none, drop, hash or keep: what became of request ids."""
+    @property
+    def numbers(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]: ...
+    @property
+    def slices(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___EvidenceSlice]: ...
+    @property
+    def rows(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___EvidenceRow]:
+        """The rows furthest beyond; none unless evidence is enabled."""
+
+    def __init__(
+        self,
+        *,
+        id: builtins.str = ...,
+        key: builtins.str = ...,
+        at_unix_seconds: builtins.float = ...,
+        reason: builtins.str = ...,
+        numbers: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
+        above: builtins.float = ...,
+        below: builtins.float = ...,
+        since_unix_seconds: builtins.float = ...,
+        windows: builtins.int = ...,
+        requests: builtins.int = ...,
+        exceedances: builtins.int = ...,
+        uncounted: builtins.int = ...,
+        attribution: builtins.str = ...,
+        cause: builtins.str = ...,
+        share: builtins.float = ...,
+        slices: collections.abc.Iterable[global___EvidenceSlice] | None = ...,
+        rows: collections.abc.Iterable[global___EvidenceRow] | None = ...,
+        exposure: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["above", b"above", "at_unix_seconds", b"at_unix_seconds", "attribution", b"attribution", "below", b"below", "cause", b"cause", "exceedances", b"exceedances", "exposure", b"exposure", "id", b"id", "key", b"key", "numbers", b"numbers", "reason", b"reason", "requests", b"requests", "rows", b"rows", "share", b"share", "since_unix_seconds", b"since_unix_seconds", "slices", b"slices", "uncounted", b"uncounted", "windows", b"windows"]) -> None: ...
+
+global___Evidence = Evidence
+
+@typing.final
+class EvidenceSlice(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: builtins.int
+    VALUE_FIELD_NUMBER: builtins.int
+    REQUESTS_FIELD_NUMBER: builtins.int
+    EXCEEDANCES_FIELD_NUMBER: builtins.int
+    RATE_WITHOUT_FIELD_NUMBER: builtins.int
+    SHARE_FIELD_NUMBER: builtins.int
+    GONE_FIELD_NUMBER: builtins.int
+    key: builtins.str
+    value: builtins.str
+    requests: builtins.int
+    exceedances: builtins.int
+    rate_without: builtins.float
+    """Share of the other requests that exceed."""
+    share: builtins.float
+    """Share of the excess that goes when this slice is left out."""
+    gone: builtins.bool
+    """Whether the spike goes with it."""
+    def __init__(
+        self,
+        *,
+        key: builtins.str = ...,
+        value: builtins.str = ...,
+        requests: builtins.int = ...,
+        exceedances: builtins.int = ...,
+        rate_without: builtins.float = ...,
+        share: builtins.float = ...,
+        gone: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["exceedances", b"exceedances", "gone", b"gone", "key", b"key", "rate_without", b"rate_without", "requests", b"requests", "share", b"share", "value", b"value"]) -> None: ...
+
+global___EvidenceSlice = EvidenceSlice
+
+@typing.final
+class EvidenceRow(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: builtins.int
+    AT_UNIX_SECONDS_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    POSITION_FIELD_NUMBER: builtins.int
+    TRAFFIC_FIELD_NUMBER: builtins.int
+    value: builtins.float
+    at_unix_seconds: builtins.float
+    request_id: builtins.str
+    position: builtins.int
+    """Which of the request's sampled rows, from 0."""
+    traffic: builtins.str
+    """key=value pairs joined by commas."""
+    def __init__(
+        self,
+        *,
+        value: builtins.float = ...,
+        at_unix_seconds: builtins.float = ...,
+        request_id: builtins.str = ...,
+        position: builtins.int = ...,
+        traffic: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["at_unix_seconds", b"at_unix_seconds", "position", b"position", "request_id", b"request_id", "traffic", b"traffic", "value", b"value"]) -> None: ...
+
+global___EvidenceRow = EvidenceRow

@@ -85,6 +85,11 @@ class FeatureServiceStub(object):
                 request_serializer=sidecar_dot_wire_dot_v1_dot_features__pb2.ImportBaselineRequest.SerializeToString,
                 response_deserializer=sidecar_dot_wire_dot_v1_dot_features__pb2.ImportBaselineResponse.FromString,
                 _registered_method=True)
+        self.GetEvidence = channel.unary_unary(
+                '/sidecar.wire.v1.FeatureService/GetEvidence',
+                request_serializer=sidecar_dot_wire_dot_v1_dot_features__pb2.GetEvidenceRequest.SerializeToString,
+                response_deserializer=sidecar_dot_wire_dot_v1_dot_features__pb2.GetEvidenceResponse.FromString,
+                _registered_method=True)
 
 
 class FeatureServiceServicer(object):
@@ -148,6 +153,12 @@ class FeatureServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetEvidence(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FeatureServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -195,6 +206,11 @@ def add_FeatureServiceServicer_to_server(servicer, server):
                     servicer.ImportBaseline,
                     request_deserializer=sidecar_dot_wire_dot_v1_dot_features__pb2.ImportBaselineRequest.FromString,
                     response_serializer=sidecar_dot_wire_dot_v1_dot_features__pb2.ImportBaselineResponse.SerializeToString,
+            ),
+            'GetEvidence': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetEvidence,
+                    request_deserializer=sidecar_dot_wire_dot_v1_dot_features__pb2.GetEvidenceRequest.FromString,
+                    response_serializer=sidecar_dot_wire_dot_v1_dot_features__pb2.GetEvidenceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -440,6 +456,33 @@ class FeatureService(object):
             '/sidecar.wire.v1.FeatureService/ImportBaseline',
             sidecar_dot_wire_dot_v1_dot_features__pb2.ImportBaselineRequest.SerializeToString,
             sidecar_dot_wire_dot_v1_dot_features__pb2.ImportBaselineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetEvidence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecar.wire.v1.FeatureService/GetEvidence',
+            sidecar_dot_wire_dot_v1_dot_features__pb2.GetEvidenceRequest.SerializeToString,
+            sidecar_dot_wire_dot_v1_dot_features__pb2.GetEvidenceResponse.FromString,
             options,
             channel_credentials,
             insecure,

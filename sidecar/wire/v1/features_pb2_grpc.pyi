@@ -69,6 +69,11 @@ class FeatureServiceStub:
     ]
     """Compares a layer with an exported baseline from now on; the file comes in chunks."""
 
+    GetEvidence: grpc.UnaryUnaryMultiCallable[
+        sidecar.wire.v1.features_pb2.GetEvidenceRequest,
+        sidecar.wire.v1.features_pb2.GetEvidenceResponse,
+    ]
+
 class FeatureServiceAsyncStub:
     """Reads features, their distributions and states, and steers what is watched."""
 
@@ -119,6 +124,11 @@ class FeatureServiceAsyncStub:
         sidecar.wire.v1.features_pb2.ImportBaselineResponse,
     ]
     """Compares a layer with an exported baseline from now on; the file comes in chunks."""
+
+    GetEvidence: grpc.aio.UnaryUnaryMultiCallable[
+        sidecar.wire.v1.features_pb2.GetEvidenceRequest,
+        sidecar.wire.v1.features_pb2.GetEvidenceResponse,
+    ]
 
 class FeatureServiceServicer(metaclass=abc.ABCMeta):
     """Reads features, their distributions and states, and steers what is watched."""
@@ -188,5 +198,12 @@ class FeatureServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[sidecar.wire.v1.features_pb2.ImportBaselineResponse, collections.abc.Awaitable[sidecar.wire.v1.features_pb2.ImportBaselineResponse]]:
         """Compares a layer with an exported baseline from now on; the file comes in chunks."""
+
+    @abc.abstractmethod
+    def GetEvidence(
+        self,
+        request: sidecar.wire.v1.features_pb2.GetEvidenceRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sidecar.wire.v1.features_pb2.GetEvidenceResponse, collections.abc.Awaitable[sidecar.wire.v1.features_pb2.GetEvidenceResponse]]: ...
 
 def add_FeatureServiceServicer_to_server(servicer: FeatureServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
