@@ -22,6 +22,7 @@ BODY_LIMIT_BYTES = 256 << 10
 """Largest job request."""
 
 _TARGET_LIMIT = 64
+_EVIDENCE_LIMIT = 50
 _OFFSET_LIMIT = 1 << 40
 
 
@@ -67,6 +68,16 @@ def distribution(request: Request) -> Response:
     wanted = window(request.query_params)
     key = console.backend.resolve(request.path_params["feature"])
     return Json(serialise.distribution(console.backend.distribution(key, wanted)))
+
+
+def evidence(request: Request) -> Response:
+    """``GET /api/v1/features/{feature}/evidence``: why it fired, the newest record first."""
+    console, params = Console.of(request), request.query_params
+    limit = whole(params, "limit", 10, 1, _EVIDENCE_LIMIT)
+    key = console.backend.resolve(request.path_params["feature"])
+    found = [serialise.evidence(one) for one in console.backend.evidence(key, limit)]
+    page = f"{console.base}/f/{key.path}/evidence"
+    return Json({"key": str(key), "page": page, "evidence": found})
 
 
 def layers(request: Request) -> Response:

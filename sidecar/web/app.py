@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sidecar.errors import ConfigError, MessageTooLarge, SidecarError
-from sidecar.web import actions, alerts, api, live, pages, pictures, serialise
+from sidecar.web import actions, alerts, api, evidence, live, pages, pictures, serialise
 from sidecar.web.backend import Backend
 from sidecar.web.console import Console
 from sidecar.web.security import Guard
@@ -81,11 +81,13 @@ def _routes(console: Console) -> list[Route]:
         Route("/f/{feature:path}/portrait", actions.make_portrait, methods=post),
         Route("/f/{feature:path}/flag", actions.flag, methods=post),
         Route("/f/{feature:path}/unflag", actions.unflag, methods=post),
+        Route("/f/{feature:path}/evidence", evidence.page),
         Route("/f/{feature:path}", pages.feature),
         Route("/static/{name}", console.static.answer),
         Route("/api/v1/layers", api.layers),
         Route("/api/v1/features", api.features),
         Route("/api/v1/features/{feature:path}/distribution", api.distribution),
+        Route("/api/v1/features/{feature:path}/evidence", api.evidence),
         Route("/api/v1/features/{feature:path}", api.feature),
         Route("/api/v1/jobs", api.jobs),
         Route("/api/v1/jobs", api.submit, methods=post),

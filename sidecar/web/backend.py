@@ -7,7 +7,15 @@ from typing import Protocol
 from sidecar.detect import State
 from sidecar.features import FeatureKey
 from sidecar.jobs import Job, JobRequest, Portrait
-from sidecar.monitor import Event, FeatureDistribution, FeatureStatus, Flag, LayerStatus, Window
+from sidecar.monitor import (
+    Event,
+    EvidenceRecord,
+    FeatureDistribution,
+    FeatureStatus,
+    Flag,
+    LayerStatus,
+    Window,
+)
 from sidecar.recipes import Recipe
 
 
@@ -71,6 +79,9 @@ class Backend(Protocol):
 
     def events(self, key: FeatureKey | None, limit: int) -> Sequence[Event]:
         """Return the newest audit events, newest first, of one feature and its layer or of all."""
+
+    def evidence(self, key: FeatureKey, limit: int) -> Sequence[EvidenceRecord]:
+        """Return the newest records of why a feature fired, newest first; none that expired."""
 
     def portraits(self, key: FeatureKey) -> Sequence[Portrait]:
         """Return the finished pictures of a feature, newest first; a few suffice."""

@@ -1,5 +1,6 @@
 """What every page and call of the console shares."""
 
+import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -87,6 +88,7 @@ class Console:
         )
         base = urlsplit(url).path
         templates.filters.update({name: getattr(wording, name) for name in _WORDS})
+        templates.tests["finite"] = math.isfinite
         templates.filters["segment"] = lambda text: quote(str(text), safe="")
         templates.filters["path"] = wording.short_path
         templates.filters["short"] = wording.short_key

@@ -153,6 +153,7 @@ def feature(request: Request) -> Response:
         jobs=jobs,
         running=next((job for job in jobs if not job.state.ended), None),
         events=backend.events(key, _EVENT_ROWS),
+        evidence=next(iter(backend.evidence(key, 1)), None),
         recipe=backend.default_recipe(),
         can_picture=key.layer.kind in PICTURE_KINDS,
         commands=_commands(key),
@@ -211,6 +212,7 @@ def _commands(key: FeatureKey) -> list[tuple[str, str]]:
     named = wording.short_key(key)
     return [
         ("Show", wording.command("sidecar", "feature", "get", named)),
+        ("Why it fired", wording.command("sidecar", "feature", "evidence", named)),
         ("Make a portrait", wording.command("sidecar", "job", "run", named)),
         ("As JSON", wording.command("sidecar", "feature", "get", named, "-o", "json")),
     ]

@@ -9,9 +9,10 @@ from urllib.parse import quote
 
 from starlette.responses import Response
 
+from sidecar.detect import LeftOut
 from sidecar.features import LayerKey
 from sidecar.jobs import Job
-from sidecar.monitor import FeatureDistribution, FeatureStatus, LayerStatus
+from sidecar.monitor import EvidenceRecord, FeatureDistribution, FeatureStatus, LayerStatus
 
 
 class Json(Response):
@@ -63,8 +64,59 @@ def feature(status: FeatureStatus, base: str) -> dict[str, Any]:
         "threshold": known(status.threshold),
         "last": known(status.last),
         "explanation": status.explanation,
+        "evidence_id": status.evidence_id or None,
         "page": page,
+        "evidence": f"{page}/evidence",
         "portrait": f"{page}/portrait.png",
+    }
+
+
+def evidence(record: EvidenceRecord) -> dict[str, Any]:
+    """Return why a feature fired; a row's value is null where it is infinite."""
+    said = record.attribution
+    return {
+        "id": record.id,
+        "at": record.at,
+        "reason": record.reason,
+        "numbers": {name: known(value) for name, value in record.numbers.items()},
+        "above": known(record.above),
+        "below": known(record.below),
+        "since": record.since or None,
+        "windows": record.windows,
+        "requests": record.requests,
+        "exceedances": record.exceedances,
+        "uncounted": record.uncounted,
+        "attribution": {
+            "words": said.words,
+            "cause": said.cause or None,
+            "share": said.share if said.cause else None,
+            "slices": [_left_out(one) for one in said.ranked],
+        },
+        "exposure": record.exposure.name.lower(),
+        "rows": [
+            {
+                "value": known(row.value),
+                "infinite": math.isinf(row.value),
+                "at": row.at,
+                "request_id": row.request_id or None,
+                "position": row.position,
+                "traffic": row.traffic,
+            }
+            for row in record.rows
+        ],
+    }
+
+
+def _left_out(one: LeftOut) -> dict[str, Any]:
+    return {
+        "key": one.left.key,
+        "value": one.left.value,
+        "requests": one.left.requests,
+        "exceedances": one.left.exceedances,
+        "exceedance_ratio": known(one.left.rate),
+        "exceedance_ratio_without": known(one.rate),
+        "share": one.share,
+        "gone": one.gone,
     }
 
 

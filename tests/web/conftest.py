@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sidecar.detect import State
+from sidecar.detect import SliceCount, State, attribute
 from sidecar.errors import (
     BaselineNotReady,
     JobFinished,
@@ -37,6 +37,9 @@ from sidecar.features import Capture, FeatureKey, FeatureKind, FeatureSelector, 
 from sidecar.jobs import Job, JobRequest, JobState, Portrait
 from sidecar.monitor import (
     Event,
+    EvidenceRecord,
+    EvidenceRow,
+    Exposure,
     FeatureDistribution,
     FeatureStatus,
     Flag,
@@ -128,6 +131,7 @@ class MemoryBackend:
     watched: dict[FeatureKey, FeatureStatus] = field(default_factory=dict)
     values: dict[tuple[FeatureKey, Window], np.ndarray] = field(default_factory=dict)
     log: list[Event] = field(default_factory=list)
+    records: dict[FeatureKey, list[EvidenceRecord]] = field(default_factory=dict)
     pictures: dict[str, list[Portrait]] = field(default_factory=dict)
     media_types: dict[str, str] = field(default_factory=dict)
     queue: dict[str, Job] = field(default_factory=dict)
@@ -206,6 +210,42 @@ class MemoryBackend:
         )
         self.pictures.setdefault(str(key), []).insert(0, portrait)
         return portrait
+
+    def add_evidence(self, key: FeatureKey, **more: Any) -> EvidenceRecord:
+        """Keep a record of a spike of one route, with rows of every kind."""
+        eu, us = SliceCount("route", "/v1/eu", 60, 41), SliceCount("route", "/v1/us", 580, 3)
+        tenant = SliceCount("tenant", "a-tenant-whose-name-is-as-long-as-names-get." * 4, 640, 44)
+        rows = [
+            EvidenceRow(math.inf, self.now - 262, "9f2c4a7718d0e35b", 0, "route=/v1/eu"),
+            EvidenceRow(
+                9.42, self.now - 271, "request-" + "x" * 190, 12, f"route=/v1/eu,{tenant.name}"
+            ),
+            EvidenceRow(8.97, self.now - 275, "", 3, ""),
+        ]
+        pairs = (eu, us, tenant)
+        said = attribute(640, 44, pairs, baseline_rate=0.001, tolerated_rate=0.005)
+        numbers = {"short_rate": 0.083, "baseline_rate": 0.001, "probability": 1e-12}
+        record = EvidenceRecord(
+            feature=key,
+            at=self.now - 260,
+            reason="8.3 % of 640 requests above the baseline's 99.9 % quantile",
+            numbers=numbers | {"long_rate": math.nan},
+            above=4.71,
+            below=-math.inf,
+            since=self.now - 280,
+            windows=2,
+            requests=640,
+            exceedances=44,
+            uncounted=0,
+            attribution=said,
+            rows=tuple(rows),
+            exposure=Exposure.KEEP,
+        )
+        made = replace(record, **more)
+        self.records.setdefault(key, []).insert(0, made)
+        if key in self.watched:
+            self.watched[key] = replace(self.watched[key], evidence_id=made.id)
+        return made
 
     def add_job(self, key: FeatureKey, state: JobState, **more: Any) -> Job:
         """Queue a job and say how it stands."""
@@ -312,6 +352,10 @@ class MemoryBackend:
         """Return the log of a feature and its layer."""
         subjects = None if key is None else (str(key), str(key.layer))
         return [e for e in self.log if subjects is None or e.subject in subjects][:limit]
+
+    def evidence(self, key: FeatureKey, limit: int) -> Sequence[EvidenceRecord]:
+        """Return why a feature fired."""
+        return self.records.get(key, [])[:limit]
 
     def portraits(self, key: FeatureKey) -> Sequence[Portrait]:
         """Return finished pictures."""
@@ -463,6 +507,8 @@ def spiking(backend: MemoryBackend, channels: LayerKey) -> FeatureKey:
         Event(backend.now - 9_000, "baseline_frozen", str(channels), "learned, 20000 requests"),
         Event(backend.now - 90_000, "feature_flagged", subject, "striped texture, warning"),
     ]
+    backend.add_evidence(key, at=backend.now - 90_000)
+    backend.add_evidence(key)
     live = {"percentile": 100.0, "maximum": 9.42, "count": 20_000, "window": "baseline"}
     made = {
         "duration_seconds": 14.2,

@@ -5,6 +5,7 @@ import httpx
 import numpy as np
 import pytest
 
+from sidecar.detect import Attribution
 from sidecar.features import FeatureKey, LayerKey
 from sidecar.jobs import JobState
 from sidecar.web import WebServer
@@ -62,6 +63,7 @@ def pages(server: WebServer, backend: Any, spiking: FeatureKey, logits: LayerKey
     ]
     paths = ["/", "/?show=all", "/?q=nothing", "/layers", "/jobs", "/missing"]
     paths += [f"/f/{spiking.path}", f"/f/{logits.feature(3).path}"]
+    paths += [f"/f/{spiking.path}/evidence", f"/f/{logits.feature(3).path}/evidence"]
     paths += [f"/jobs/{job.id}" for job in jobs]
     return [f"http://127.0.0.1:{server.port}{path}" for path in paths]
 
@@ -174,7 +176,8 @@ def test_a_name_with_script_in_it_runs_nothing(
     """The browser itself sees words, not elements."""
     evil = "<img src=x onerror=\"document.title='pwned'\"><script>document.title='pwned'</script>"
     key = backend.watch(channels.feature(1), "firing", evil, explanation=evil)
-    for path in ("/", f"/f/{key.path}"):
+    backend.add_evidence(key, reason=evil, attribution=Attribution(evil))
+    for path in ("/", f"/f/{key.path}", f"/f/{key.path}/evidence"):
         page = browser.open(f"http://127.0.0.1:{server.port}{path}")
 
         assert "pwned" not in page.evaluate("document.title").replace(evil, "")

@@ -10,11 +10,11 @@ import httpx
 import numpy as np
 import pytest
 
-from sidecar.detect import State
+from sidecar.detect import Attribution, LeftOut, SliceCount, State
 from sidecar.errors import CorruptState, JobQueueFull
 from sidecar.features import FeatureKey, FeatureKind, LayerKey
 from sidecar.jobs import JobState
-from sidecar.monitor import Event, Flag, Window
+from sidecar.monitor import Event, EvidenceRow, Flag, Window
 
 pytestmark = pytest.mark.service
 
@@ -50,6 +50,7 @@ def test_every_page_is_well_formed_with_unique_ids_and_named_controls(
     )
     pages = ["/", "/?show=all", "/?q=nothing", "/?page=9", "/layers", "/jobs", "/missing"]
     pages += [f"/f/{spiking.path}", f"/f/{logits.feature(130).path}"]
+    pages += [f"/f/{spiking.path}/evidence", f"/f/{logits.feature(130).path}/evidence"]
     pages += [f"/jobs/{job.id}" for job in (running, failed, done)]
     for page in pages:
         root = parse(client.get(page).text)
@@ -68,7 +69,7 @@ def test_no_page_holds_inline_script_style_or_foreign_addresses(
 ) -> None:
     """The strict policy would block them, so none may be relied on."""
     backend.add_job(spiking, JobState.RUNNING, step=1, steps=2)
-    for page in ("/", f"/f/{spiking.path}", "/layers", "/jobs"):
+    for page in ("/", f"/f/{spiking.path}", f"/f/{spiking.path}/evidence", "/layers", "/jobs"):
         for tag, attributes in Elements(client.get(page).text).found:
             assert "style" not in attributes
             assert tag != "style"
@@ -92,6 +93,15 @@ def test_names_and_explanations_from_outside_are_only_text(
     job = backend.add_job(key, JobState.FAILED, error_code=EVIL, error=EVIL, message=EVIL)
     live = backend.add_job(key, JobState.RUNNING, message=EVIL, step=1, steps=2)
     pages = ("/", f"/f/{key.path}", "/jobs", f"/jobs/{job.id}", f"/jobs/{live.id}")
+    left = LeftOut(SliceCount(EVIL, EVIL, 9, 9), 0.1, 1.0, gone=True, telling=True)
+    backend.add_evidence(
+        key,
+        reason=EVIL,
+        numbers={EVIL: 1.0},
+        attribution=Attribution(EVIL, EVIL, 1.0, (left,)),
+        rows=(EvidenceRow(1.0, 1.0, EVIL, 0, EVIL),),
+    )
+    pages += (f"/f/{key.path}/evidence", f"/f/{key.path}/evidence?record={EVIL}")
     pages += (f"/?q={EVIL}", f"/?model={EVIL}&layer={EVIL}&revision={EVIL}", f"/f/{EVIL}")
     for page in pages:
         response = client.get(page)

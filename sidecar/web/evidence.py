@@ -1,0 +1,46 @@
+"""The page that says why a feature fired."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sidecar.errors import NotFound
+from sidecar.monitor import Exposure
+from sidecar.web import wording
+from sidecar.web.console import Console
+from sidecar.web.filters import text
+
+RECORDS = 10
+"""Records that are offered; who wants more asks the API."""
+
+ROWS_WORDS = {
+    Exposure.NONE: "Rows and request ids are not kept: evidence.enabled is off. Requests and "
+    "exceedances are counted by slice either way.",
+    Exposure.DROP: "Request ids are not kept: evidence.ids is drop.",
+    Exposure.HASH: "Request ids are hashed with a key of this daemon alone: equal ids have equal hashes.",
+    Exposure.KEEP: "Request ids are those the model server gave.",
+}
+"""What became of the requests' ids, below the table of rows."""
+
+
+def page(request: Request) -> Response:
+    """``/f/{feature}/evidence``: the newest record, or the one that ``record`` names."""
+    console = Console.of(request)
+    backend, key = console.backend, console.backend.resolve(request.path_params["feature"])
+    wanted = text(request.query_params, "record")
+    records = backend.evidence(key, RECORDS)
+    shown = next((one for one in records if wanted in ("", one.id)), None)
+    if wanted and shown is None:
+        raise NotFound(f"evidence {wanted!r} of {key} is not there: it expired, or never was")
+    status = backend.feature(key)
+    unit = wording.unit_name(key, tuple(backend.labels(key.layer.model)))
+    return console.page(
+        "evidence.html",
+        key=key,
+        status=status,
+        name=(status.flag.name if status.flag else "") or unit,
+        record=shown,
+        records=records,
+        rows_words=ROWS_WORDS[shown.exposure] if shown else "",
+        command=wording.command("sidecar", "feature", "evidence", wording.short_key(key)),
+        notice="",
+    )
