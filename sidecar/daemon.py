@@ -496,6 +496,7 @@ class _Source:
                 kept.quarantined
                 for kept in (storage.snapshots, storage.database, storage.artifacts)
             ),
+            evidence=self._daemon.monitor.evidence_counts(),
         )
 
 

@@ -344,6 +344,19 @@ SNAPSHOT_FAILURES = _counter(
 QUARANTINED = _gauge(
     "sidecar_quarantined_files", "files", "State files and artifacts set aside as corrupt."
 )
+EVIDENCE_BYTES = _gauge(
+    "sidecar_evidence_bytes", "bytes", "Memory of the slices and rows of flagged features."
+)
+EVIDENCE_LIMIT = _gauge(
+    "sidecar_evidence_limit_bytes", "bytes", "Memory that those may take; then the oldest go."
+)
+EVIDENCE_DROPPED = _counter(
+    "sidecar_evidence_dropped_total",
+    "items",
+    "Evidence that found no room, by what it was: whole windows, the slices of requests, slices of "
+    "requests beyond evidence.slices_limit, rows, records.",
+    "what",
+)
 STATISTICS_KERNELS = Family(
     "sidecar_statistics_kernels_info",
     FamilyType.INFO,
@@ -437,6 +450,9 @@ FAMILIES: tuple[Family, ...] = (
     SNAPSHOT_INTERVAL,
     SNAPSHOT_FAILURES,
     QUARANTINED,
+    EVIDENCE_BYTES,
+    EVIDENCE_LIMIT,
+    EVIDENCE_DROPPED,
     STATISTICS_KERNELS,
     STATISTICS_KERNELS_FAILED,
     STATISTICS_MEMORY,

@@ -309,6 +309,29 @@ HEALTH_ROW = Row(
             no_value="no sidecar",
             columns=(Column("instance", "Instance"), Column("kernels", "Kernels")),
         ),
+        Panel(
+            "Memory of evidence",
+            "timeseries",
+            "What the slices and rows of flagged features take; at the dashed line the oldest go. "
+            f"Metrics: `{c.EVIDENCE_BYTES.name}`, `{c.EVIDENCE_LIMIT.name}`.",
+            "bytes",
+            (
+                Query(f"{c.EVIDENCE_BYTES.name}{{{SIDECAR}}}", "{{instance}}"),
+                Query(f"{c.EVIDENCE_LIMIT.name}{{{SIDECAR}}}", "limit", QUIET, dashed=True),
+            ),
+            size=(16, 8),
+            no_value="no sidecar",
+        ),
+        Panel(
+            "Evidence without room",
+            "timeseries",
+            "Should be empty: requests whose slices are too many to be counted, and rows, windows and "
+            f"records for which there was no memory. Metric: `{c.EVIDENCE_DROPPED.name}`.",
+            "none",
+            (Query(f"{rate_by(c.EVIDENCE_DROPPED, 'what')} > 0", "{{what}}"),),
+            size=(8, 8),
+            no_value="none",
+        ),
     ),
     folded=True,
 )

@@ -158,6 +158,10 @@ def storage_rows(counts: StorageCounts) -> Iterator[Row]:
     yield catalogue.SNAPSHOT_INTERVAL, (), counts.snapshot_interval_seconds
     yield catalogue.SNAPSHOT_FAILURES, (), counts.snapshot_failures
     yield catalogue.QUARANTINED, (), counts.quarantined
+    yield catalogue.EVIDENCE_BYTES, (), counts.evidence.used_bytes
+    yield catalogue.EVIDENCE_LIMIT, (), counts.evidence.limit_bytes
+    for what, number in counts.evidence.dropped.items():
+        yield catalogue.EVIDENCE_DROPPED, (what,), number
 
 
 def clean(value: str) -> str:

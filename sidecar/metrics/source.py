@@ -4,7 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from sidecar.monitor import FeatureStatus, IngestCounts, LayerActivations, LayerStatus
+from sidecar.monitor import (
+    EvidenceCounts,
+    FeatureStatus,
+    IngestCounts,
+    LayerActivations,
+    LayerStatus,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,7 @@ class StorageCounts:
         snapshot_interval_seconds: Configured interval of snapshots.
         snapshot_failures: Snapshots that could not be written since the daemon started.
         quarantined: Snapshot files set aside as corrupt.
+        evidence: How the memory of evidence stands.
     """
 
     artifact_bytes: int = 0
@@ -59,6 +66,7 @@ class StorageCounts:
     snapshot_interval_seconds: float = 0.0
     snapshot_failures: int = 0
     quarantined: int = 0
+    evidence: EvidenceCounts = field(default_factory=EvidenceCounts)
 
 
 class MetricsSource(Protocol):

@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
 
@@ -30,6 +31,8 @@ WAITING_SHARE = 4
 HASH_DIGITS = 16
 """Hexadecimal digits of a hashed request id: two of a million ids are alike once in 40 million times."""
 
+_DROPS = ("windows", "slices", "uncounted", "rows", "records")
+
 _PAIRS = attrgetter("traffic.pairs")  # over a thousand requests three times as fast as a loop
 
 
@@ -40,13 +43,14 @@ class EvidenceCounts:
     Attributes:
         used_bytes: Memory charged now.
         limit_bytes: Memory that may be charged.
-        dropped: What found no room since the daemon started: ``windows``, ``slices``, ``rows`` and
-            ``records``; ``uncounted`` are requests with pairs beyond ``slices_limit``.
+        dropped: What found no room since the daemon started: ``windows``, ``slices`` (of so many
+            requests), ``rows``, ``records``; and ``uncounted``, requests with pairs beyond
+            ``slices_limit``.
     """
 
-    used_bytes: int
-    limit_bytes: int
-    dropped: dict[str, int]
+    used_bytes: int = 0
+    limit_bytes: int = 0
+    dropped: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(_DROPS, 0))
 
 
 @dataclass(slots=True)
@@ -83,7 +87,7 @@ class EvidenceBook:
         self._layers: dict[LayerKey, _Layer] = {}
         self._waiting: dict[str, tuple[EvidenceRecord, int]] = {}
         self._used = self._waiting_bytes = 0
-        self._dropped = dict.fromkeys(("windows", "slices", "rows", "records", "uncounted"), 0)
+        self._dropped = dict.fromkeys(_DROPS, 0)
 
     def counts(self) -> EvidenceCounts:
         """Return how the book stands."""
@@ -124,13 +128,18 @@ class EvidenceBook:
         if window is None:
             return
         values = _columns(sample, window.features)  # (rows, n)
-        beyond = (values > window.high) | (values < window.low)  # neither of NaN
+        beyond = values > window.high  # never a NaN
+        if window.two_sided:
+            beyond |= values < window.low
         changes = np.flatnonzero(sample.request_index[1:] != sample.request_index[:-1]) + 1
         starts = np.concatenate(([0], changes))  # (requests,)
         requests = [sample.requests[i] for i in sample.request_index[starts].tolist()]
-        places = self._places(window, requests) if sliced else None
-        window.count(np.logical_or.reduceat(beyond, starts, axis=0), places)
-        if self._settings.enabled:
+        plain = len(starts) == len(beyond)  # one row a request
+        by_request = beyond if plain else np.logical_or.reduceat(beyond, starts, axis=0)
+        window.count(by_request)
+        if sliced:
+            self._count_slices(window, by_request, requests)
+        if self._settings.enabled and by_request.any():
             self._keep_rows(window, values, beyond, starts, requests, now)
 
     def _window(
@@ -153,14 +162,15 @@ class EvidenceBook:
         layer.open = window
         return window
 
-    def _places(self, window: SliceWindow, requests: list[Request]) -> NDArray[np.int64] | None:
-        """Return the places of every request's pairs, see ``SliceWindow.count``."""
+    def _count_slices(
+        self, window: SliceWindow, by_request: NDArray[np.bool_], requests: list[Request]
+    ) -> None:
         limit = self._settings.slices_limit
         if not window.sliced:
             cost = window.slice_bytes(limit)
             if not self._take(cost):
                 self._dropped["slices"] += len(requests)
-                return None
+                return
             window.nbytes += cost
             window.begin_slices(limit)
         # By object first: a batch has few slices, and the wire makes each of them once.
@@ -169,12 +179,8 @@ class EvidenceBook:
         distinct = dict(zip(objects, slices, strict=True))
         order = dict(zip(distinct, range(len(distinct)), strict=True))
         of_request = np.fromiter(map(order.__getitem__, objects), np.int64, len(objects))
-        found = [self._admit(window, pairs, limit) for pairs in distinct.values()]
-        most = max(1, *map(len, found))
-        filled = np.array([[*one, *[limit + 1] * (most - len(one))] for one in found], np.int64)
-        places: NDArray[np.int64] = filled[of_request]  # (requests, most)
-        self._dropped["uncounted"] += int(np.count_nonzero(places == limit))
-        return places
+        places = [self._admit(window, pairs, limit) for pairs in distinct.values()]
+        self._dropped["uncounted"] += window.count_slices(by_request, of_request, places)
 
     def _admit(self, window: SliceWindow, pairs: tuple[Pair, ...], limit: int) -> list[int]:
         places, taken = window.admit(pairs, limit, self._settings.limit_bytes - self._used)
@@ -191,10 +197,11 @@ class EvidenceBook:
         requests: list[Request],
         now: float,
     ) -> None:
-        with np.errstate(
-            invalid="ignore", over="ignore"
-        ):  # inf - inf is NaN, and fmax passes it over
-            distance = np.fmax(values - window.high, window.low - values)
+        # inf - inf is NaN: of a row that is not beyond, or what fmax passes over.
+        with np.errstate(invalid="ignore", over="ignore"):
+            distance = values - window.high
+            if window.two_sided:
+                distance = np.fmax(distance, window.low - values)
         distance = np.where(beyond, distance, -np.inf)  # (rows, n)
         better = distance > window.floors
         for at in np.flatnonzero(better.any(axis=0)).tolist():

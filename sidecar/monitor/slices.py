@@ -89,18 +89,23 @@ class SliceWindow:
         return int(found[0]) if len(found) else -1
 
     @property
+    def two_sided(self) -> bool:
+        """Whether any feature has a threshold below."""
+        return bool(np.isfinite(self.low).any())
+
+    @property
     def sliced(self) -> bool:
         """Whether any slice was seen."""
         return bool(len(self.pair_requests))
 
     def slice_bytes(self, limit: int) -> int:
         """Return what it takes to begin counting up to ``limit`` pairs."""
-        return (limit + 2) * (8 + 4 * len(self.features))
+        return (limit + 1) * (8 + 4 * len(self.features))
 
     def begin_slices(self, limit: int) -> None:
-        """Make room for the counts of ``limit`` pairs, the rest, and requests without a pair."""
-        self.pair_requests = np.zeros(limit + 2, np.int64)
-        self.pair_exceedances = np.zeros((limit + 2, len(self.features)), np.uint32)
+        """Make room for the counts of ``limit`` pairs, and of those beyond."""
+        self.pair_requests = np.zeros(limit + 1, np.int64)
+        self.pair_exceedances = np.zeros((limit + 1, len(self.features)), np.uint32)
 
     def admit(self, pairs: Sequence[Pair], limit: int, room: int) -> tuple[list[int], int]:
         """Find the places of one slice's pairs, giving new ones to those that have none.
@@ -126,23 +131,45 @@ class SliceWindow:
             found.add(place)
         return sorted(found), taken
 
-    def count(self, by_request: NDArray[np.bool_], places: NDArray[np.int64] | None) -> None:
+    def count(self, by_request: NDArray[np.bool_]) -> None:
         """Count requests.
 
         Args:
             by_request: Whether each request has a row beyond each threshold, shape
                 ``(requests, n)``.
-            places: Of each request the places of its pairs, filled up with the last place there is,
-                shape ``(requests, most)``; None: no request has a slice that is counted.
         """
         self.requests += len(by_request)
         self.exceedances += np.count_nonzero(by_request, axis=0)
-        if places is None:
-            return
-        self.pair_requests += np.bincount(places.ravel(), minlength=len(self.pair_requests))
-        request, feature = np.nonzero(by_request)  # (exceeding,), usually few
-        flat = places[request] * len(self.features) + feature[:, None]  # (exceeding, most)
-        np.add.at(self.pair_exceedances.reshape(-1), flat.ravel(), 1)
+
+    def count_slices(
+        self,
+        by_request: NDArray[np.bool_],
+        of_request: NDArray[np.int64],
+        places: Sequence[Sequence[int]],
+    ) -> int:
+        """Count the same requests for every pair of their slices.
+
+        Args:
+            by_request: As for ``count``.
+            of_request: Which slice each request has, shape ``(requests,)``; every slice is there.
+            places: The places of each slice's pairs, see ``admit``.
+
+        Returns:
+            How many requests have a pair without a place of its own.
+        """
+        order = np.argsort(of_request, kind="stable")
+        sizes = np.bincount(of_request)  # (slices,)
+        starts = np.cumsum(sizes) - sizes
+        # One sum for each slice first: there are few, and a spike may be thousands of exceedances.
+        sums = np.add.reduceat(by_request[order], starts, axis=0, dtype=np.uint32)  # (slices, n)
+        loud = np.count_nonzero(sums, axis=1)
+        for number, own in enumerate(places):
+            for place in own:
+                self.pair_requests[place] += sizes[number]
+                if loud[number]:
+                    self.pair_exceedances[place] += sums[number]
+        rest = len(self.pair_requests) - 1
+        return int(sum(sizes[number] for number, own in enumerate(places) if rest in own))
 
     def close(self, now: float) -> int:
         """End the window, and return the bytes that are free again."""
@@ -150,8 +177,7 @@ class SliceWindow:
         if not self.sliced:
             return 0
         before = self.pair_requests.nbytes + self.pair_exceedances.nbytes
-        used, rest = len(self.places), len(self.pair_requests) - 2
-        kept = [*range(used), rest]
+        kept = [*range(len(self.places)), len(self.pair_requests) - 1]
         self.pair_requests = self.pair_requests[kept]
         self.pair_exceedances = self.pair_exceedances[kept]
         freed = before - self.pair_requests.nbytes - self.pair_exceedances.nbytes

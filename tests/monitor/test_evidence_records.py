@@ -1,5 +1,6 @@
 """Records over a real daemon's parts: written, found again, gone in time, never more than allowed."""
 
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -211,3 +212,20 @@ def test_flagging_by_selector_does_not_lose_the_id(tmp_path: Path) -> None:
 
         assert before == monitor.feature(KEY).evidence_id != ""
         assert "" == monitor.feature(LAYER.feature(1)).evidence_id
+
+
+def test_what_is_left_out_is_in_the_scrape(tmp_path: Path) -> None:
+    """Memory, its limit, and the requests whose slices were too many to be counted."""
+    clock, rng = FakeClock(), np.random.default_rng(5)
+    with running_daemon(tmp_path, settings(slices_limit=1), clock=clock) as running:
+        fire(running, clock)
+        window(running, clock, rng, loud=True)
+        with urllib.request.urlopen(f"{running.metrics_url}/metrics", timeout=5) as answer:
+            lines = dict(line.decode().rsplit(" ", 1) for line in answer if b"#" not in line)
+
+    assert 0 < float(lines["sidecar_evidence_bytes"]) < float(lines["sidecar_evidence_limit_bytes"])
+    # One place, and the first request has it: what is left over are those of the other route.
+    left_out = float(lines['sidecar_evidence_dropped_total{what="uncounted"}'])
+    assert left_out >= 2 * 170
+    assert 0 == left_out % 170
+    assert 0 == float(lines['sidecar_evidence_dropped_total{what="rows"}'])
