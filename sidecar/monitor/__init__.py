@@ -6,10 +6,11 @@ here, ``now`` is an argument; everything it knows is encoded into one payload an
 the job queue beside it.
 """
 
+from sidecar.monitor.banks import budget_of
 from sidecar.monitor.baselines import BaselineVersion
 from sidecar.monitor.evidence import EvidenceBook, EvidenceCounts
 from sidecar.monitor.live import live_contexts
-from sidecar.monitor.monitor import Monitor, budget_of
+from sidecar.monitor.monitor import Monitor
 from sidecar.monitor.operations import Operations
 from sidecar.monitor.record import EvidenceRecord, EvidenceRow, Exposure
 from sidecar.monitor.views import (

@@ -151,10 +151,10 @@ class Baselines:
             content, "imported", now, self._monitor.baseline_digests().get(facts.layer, "")
         )
         try:
-            event = self._monitor.adopt_baseline(facts, statistics, stored.digest, how, now)
+            events = self._monitor.adopt_baseline(facts, statistics, stored.digest, how, now)
         except LayerConflict as error:
             raise BaselineMismatch(error.message) from error
-        self._record((event,))
+        self._record(events)
         return BaselineVersion(stored, in_force=True, cautions=cautions(facts, self._quantile))
 
     def _check(self, facts: BaselineFacts) -> None:

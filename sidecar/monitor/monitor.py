@@ -1,21 +1,16 @@
 """Statistics, flags and detectors under one lock."""
 
-import json
 import math
-import struct
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
 from sidecar.config import SpikeConfig, StatisticsConfig
-from sidecar.detect import SpikePolicy, State, Transition
+from sidecar.detect import SpikePolicy, Transition
 from sidecar.errors import (
     BaselineNotReady,
-    CorruptState,
-    InvalidInput,
     LayerConflict,
     LimitReached,
     UnknownFeature,
@@ -31,8 +26,11 @@ from sidecar.features import (
     SparseSample,
     revision_matches,
 )
-from sidecar.monitor.activations import Activations, fallback_bounds, place_bounds
+from sidecar.monitor.activations import fallback_bounds, place_bounds
+from sidecar.monitor.banks import new_banks, pack, unpack
+from sidecar.monitor.describe import describe, unwatched
 from sidecar.monitor.evidence import EvidenceBook, EvidenceCounts
+from sidecar.monitor.layer import MonitoredLayer
 from sidecar.monitor.record import EvidenceRecord
 from sidecar.monitor.views import (
     Event,
@@ -46,23 +44,16 @@ from sidecar.monitor.views import (
 from sidecar.monitor.watch import LayerWatch
 from sidecar.stats import (
     Bank,
-    Binning,
-    Budget,
-    Distribution,
     Kernels,
     Memory,
     Period,
     SparseBank,
-    SparseDistribution,
     SparseKernels,
     Watched,
     WatchedWindow,
     WindowCounts,
 )
 from sidecar.store import BaselineFacts
-
-LEVELS = np.array([0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 0.9999])
-"""Quantile levels shown to people; dense in the upper tail, where spikes live."""
 
 TYPICAL_LEVELS = np.array([0.01, 0.999])
 """The range of activations called typical: what all but the rarest live rows stay within."""
@@ -76,33 +67,8 @@ _PERIODS = {
     Window.BASELINE: Period.BASELINE,
     Window.HISTORY: Period.HISTORY,
 }
-_HEADER = struct.Struct("<4sIIQ")  # magic, version, lengths of the JSON and the bank that follow
-_MAGIC = b"SCMO"
-_VERSION = 3
-
 DIGEST_SHOWN = 12
 """Hexadecimal digits of a digest that people see."""
-
-
-@dataclass(slots=True)
-class _Layer:
-    """Book-keeping of one layer beside its statistics."""
-
-    capture: Capture
-    watch: LayerWatch
-    activations: Activations = field(default_factory=Activations)
-    rows: int = 0
-    requests: int = 0
-    nonfinite: int = 0
-    baseline_requests: int = 0
-    baseline_started: float = 0.0
-    last_seen: float = 0.0
-    registered: float = 0.0
-    restored: tuple[int, int, int] = (0, 0, 0)
-    baseline_digest: str = ""
-    baseline_frozen_at: float = 0.0
-    baseline_origin: str = ""
-    relearns: bool = False  # somebody wants its own baseline, not a shared one
 
 
 class Monitor:
@@ -137,9 +103,8 @@ class Monitor:
         self._settings = statistics
         self._policy = SpikePolicy(**spike.model_dump(), window_seconds=statistics.window_seconds)
         self._lock = threading.RLock()
-        self._bank = Bank(**_bank_settings(statistics))
-        self._sparse = SparseBank(**_sparse_settings(statistics))
-        self._layers: dict[LayerKey, _Layer] = {}
+        self._bank, self._sparse = new_banks(statistics)
+        self._layers: dict[LayerKey, MonitoredLayer] = {}
         self._flags: dict[FeatureSelector, Flag] = {}
         # Worked out when a scrape asks; None after any change of what they depend on.
         self._unmatched: tuple[FeatureSelector, ...] | None = None
@@ -179,7 +144,9 @@ class Monitor:
             self._make_room(bank, layer, width, now)
             known = self._layers.get(layer)
             if known is None:
-                known = _Layer(capture, LayerWatch.empty(layer, self._policy, now), registered=now)
+                known = MonitoredLayer(
+                    capture, LayerWatch.empty(layer, self._policy, now), registered=now
+                )
                 self._layers[layer] = known
                 self._unmatched = self._order = None
                 self._rewatch(layer, now)
@@ -296,7 +263,7 @@ class Monitor:
         elif self._has_learned(layer, now, _PLACING):
             self._place_thresholds(key)
 
-    def _has_learned(self, layer: _Layer, now: float, share: float) -> bool:
+    def _has_learned(self, layer: MonitoredLayer, now: float, share: float) -> bool:
         """Whether a layer has learned this share of what its baseline needs."""
         age = now - layer.baseline_started if layer.baseline_started else 0.0
         return (
@@ -518,10 +485,10 @@ class Monitor:
 
     def adopt_baseline(
         self, facts: BaselineFacts, statistics: bytes, digest: str, how: str, now: float
-    ) -> Event:
+    ) -> tuple[Event, ...]:
         """Compare a registered dense layer with a baseline that was learned elsewhere.
 
-        Its windows and history start anew, on the bins of that baseline; detectors keep their state.
+        Its windows and history start anew, on the bins of that baseline, and so do its detectors.
 
         Raises:
             UnknownLayer: It was never registered, or is sparse.
@@ -531,12 +498,14 @@ class Monitor:
         with self._lock:
             self._bank.adopt(facts.layer, statistics)
             layer = self._layers[facts.layer]
+            lost = layer.watch.lose_baseline(self._policy, now, self._tested())
             layer.baseline_requests, layer.baseline_started = facts.requests, facts.started
             layer.baseline_frozen_at, layer.baseline_digest = facts.frozen, digest
             layer.baseline_origin, layer.relearns = "imported", False
             self._set_thresholds(facts.layer)
             detail = f"{how}, {facts.requests} requests, baseline {digest[:DIGEST_SHOWN]}"
-            return Event(now, "baseline_imported", str(facts.layer), detail)
+            told = Event(now, "baseline_imported", str(facts.layer), detail)
+            return told, *_told(facts.layer, layer.watch, lost)
 
     # -- questions --------------------------------------------------------------------------
 
@@ -697,7 +666,7 @@ class Monitor:
                 last = min(offset + limit - total, width)
                 if first < last:
                     known = {one.key.index: one for one in self._statuses(key, flagged)}
-                    found += [known.get(i) or _unwatched(key, i) for i in range(first, last)]
+                    found += [known.get(i) or unwatched(key, i) for i in range(first, last)]
                 total += width
         return tuple(found), total
 
@@ -727,7 +696,7 @@ class Monitor:
             one = self._bank_of(key.layer).snapshot(
                 key.layer, _PERIODS[window], np.array([key.index])
             )
-        return _describe(key, window, one)
+        return describe(key, window, one)
 
     def typical_range(self, layer: LayerKey) -> tuple[np.ndarray, np.ndarray] | None:
         """Return ``(low, high)``, each ``(width,)`` float32, of the frozen baseline; else None.
@@ -748,37 +717,15 @@ class Monitor:
         """Return everything but the flags and the evidence, for ``restore``."""
         with self._lock:
             keys = self._bank.layers()
-            saved = [self._encode_layer(key) for key in self._sparse.layers()]
+            saved = [self._layers[key].to_dict(key) for key in self._sparse.layers()]
             sparse = self._sparse.encoder()
         copies = []
         for key in keys:  # readers and the writer get their turn in between
             with self._lock:
                 if key in self._layers:  # it may have had to give way
-                    saved.append(self._encode_layer(key))
+                    saved.append(self._layers[key].to_dict(key))
                     copies.append(self._bank.copy(key))
-        text = json.dumps({"layers": saved}, separators=(",", ":")).encode()
-        dense = self._bank.pack(copies)
-        return _HEADER.pack(_MAGIC, _VERSION, len(text), len(dense)) + text + dense + sparse()
-
-    def _encode_layer(self, key: LayerKey) -> dict[str, Any]:
-        layer = self._layers[key]
-        return {
-            "key": str(key.feature(0)),
-            "capture": asdict(layer.capture),
-            "rows": layer.rows,
-            "requests": layer.requests,
-            "nonfinite": layer.nonfinite,
-            "baseline_requests": layer.baseline_requests,
-            "baseline_started": layer.baseline_started,
-            "last_seen": layer.last_seen,
-            "baseline": {
-                "digest": layer.baseline_digest,
-                "frozen_at": layer.baseline_frozen_at,
-                "origin": layer.baseline_origin,
-                "relearns": layer.relearns,
-            },
-            "watch": layer.watch.to_dict(),
-        }
+        return pack(saved, self._bank.pack(copies), sparse())
 
     def restore(self, payload: bytes, now: float) -> None:
         """Become what ``encode`` saw; call before anything is registered.
@@ -787,72 +734,13 @@ class Monitor:
             CorruptState: The payload is not what ``encode`` makes, or was made under settings with
                 other bins; the monitor is then unchanged.
         """
-        layers, bank, sparse = self._decode(payload, now)
+        settings = self._settings, self._policy, self._bank.kernels
+        layers, bank, sparse = unpack(payload, *settings, now)
         with self._lock:
             self._bank, self._sparse, self._layers, self._followed = bank, sparse, layers, 0
             self._unmatched = self._order = None
             for key in layers:
                 self._set_thresholds(key)
-
-    def _decode(
-        self, payload: bytes, now: float
-    ) -> tuple[dict[LayerKey, _Layer], Bank, SparseBank]:
-        try:
-            magic, version, length, bank_length = _HEADER.unpack_from(payload)
-            if (magic, version) != (_MAGIC, _VERSION):
-                raise CorruptState(f"snapshot starts with {magic!r} version {version}")
-            text = payload[_HEADER.size : _HEADER.size + length]
-            saved = json.loads(text)
-            layers = dict(self._decode_layer(item, now) for item in saved["layers"])
-        except (
-            struct.error,
-            ValueError,
-            KeyError,
-            TypeError,
-            OverflowError,
-            InvalidInput,
-        ) as error:
-            raise CorruptState(f"snapshot cannot be read: {error!r}") from error
-        rest = payload[_HEADER.size + length :]
-        bank = Bank.decode(
-            rest[:bank_length],
-            **_bank_settings(self._settings),
-            kernels=self._bank.kernels,
-        )
-        sparse = SparseBank.decode(
-            rest[bank_length:],
-            **_sparse_settings(self._settings),
-        )
-        widths = {key: of.width(key) for of in (bank, sparse) for key in of.layers()}
-        if set(widths) != set(layers) or len(widths) != len(bank.layers()) + len(sparse.layers()):
-            raise CorruptState("snapshot's layers and statistics disagree")
-        for key, layer in layers.items():
-            if np.any(layer.watch.indices >= widths[key]):
-                raise CorruptState(f"snapshot watches features that {key} does not have")
-        return layers, bank, sparse
-
-    def _decode_layer(self, item: Mapping[str, Any], now: float) -> tuple[LayerKey, _Layer]:
-        key = FeatureKey.parse(item["key"]).layer
-        watch = LayerWatch.empty(key, self._policy, now)
-        watch.restore(item["watch"])
-        saved = item["baseline"]
-        rows, requests, nonfinite = (int(item[n]) for n in ("rows", "requests", "nonfinite"))
-        return key, _Layer(
-            Capture(**item["capture"]),
-            watch,
-            rows=rows,
-            requests=requests,
-            nonfinite=nonfinite,
-            restored=(rows, requests, nonfinite),
-            registered=now,
-            baseline_requests=int(item["baseline_requests"]),
-            baseline_started=float(item["baseline_started"]),
-            last_seen=float(item["last_seen"]),
-            baseline_digest=str(saved["digest"]),
-            baseline_frozen_at=float(saved["frozen_at"]),
-            baseline_origin=str(saved["origin"]),
-            relearns=bool(saved["relearns"]),
-        )
 
 
 def _told(key: LayerKey, watch: LayerWatch, changes: Iterable[Transition]) -> Iterator[Event]:
@@ -860,82 +748,3 @@ def _told(key: LayerKey, watch: LayerWatch, changes: Iterable[Transition]) -> It
     for change in changes:
         feature = key.feature(int(watch.indices[change.index]))
         yield Event(change.at, f"feature_{change.after}", str(feature), change.reason)
-
-
-def _bank_settings(statistics: StatisticsConfig) -> dict[str, Any]:
-    """Return what a bank is made of."""
-    return {
-        "binning": Binning(mantissa_bits=statistics.mantissa_bits),
-        "warmup_rows": statistics.warmup_rows,
-        "history_seconds": statistics.history_seconds,
-        "layer_limit": statistics.layer_limit,
-        "feature_limit": statistics.feature_limit,
-        "budget": budget_of(statistics),
-    }
-
-
-def _sparse_settings(statistics: StatisticsConfig) -> dict[str, Any]:
-    """Return what a bank of sparse layers is made of."""
-    return {
-        "exponent": statistics.latent_exponent,
-        "history_seconds": statistics.history_seconds,
-        "layer_limit": statistics.layer_limit,
-        "latent_limit": statistics.latent_limit,
-    }
-
-
-def budget_of(statistics: StatisticsConfig) -> Budget:
-    """Return the memory that a configuration gives to distributions."""
-    return Budget(
-        memory_bytes=statistics.memory_bytes,
-        full_detail_ratio=statistics.full_detail_ratio,
-        flagged_memory_bytes=statistics.flagged_memory_bytes,
-        flagged_mantissa_bits=statistics.flagged_mantissa_bits,
-        flagged_windows=statistics.flagged_windows,
-    )
-
-
-def _unwatched(layer: LayerKey, index: int) -> FeatureStatus:
-    unknown = math.nan
-    return FeatureStatus(
-        key=layer.feature(index),
-        flag=None,
-        state=State.UNKNOWN,
-        since=0.0,
-        requests=0,
-        exceedance_ratio=unknown,
-        long_exceedance_ratio=unknown,
-        baseline_ratio=unknown,
-        threshold=unknown,
-        last=unknown,
-        explanation="Not flagged: its distribution is kept, but nothing is said of it.",
-    )
-
-
-def _describe(
-    key: FeatureKey, window: Window, one: Distribution | SparseDistribution
-) -> FeatureDistribution:
-    """Turn a one-feature distribution into a view, cut to its occupied bins."""
-    counts = one.counts[0].astype(np.int64)  # (bins,)
-    edges = one.edges(0)  # (bins + 1,)
-    occupied = np.flatnonzero(counts)
-    first, last = (occupied[0], occupied[-1] + 1) if len(occupied) else (0, 0)
-    count = int(one.count[0])
-    return FeatureDistribution(
-        key=key,
-        window=window,
-        count=count,
-        mean=float(one.mean[0]) if count else math.nan,
-        variance=float(one.variance[0]) if count else math.nan,
-        minimum=float(one.minimum[0]),
-        maximum=float(one.maximum[0]),
-        zero_ratio=float(one.zeros[0]) / count if count else 0.0,
-        nonfinite=one.rows - count,
-        edges=edges[first : last + 1] if count else np.empty(0),
-        counts=counts[first:last],
-        levels=LEVELS,
-        quantiles=one.quantile(LEVELS)[0],
-        relative_error=one.relative_error,
-        started=one.started,
-        ended=one.ended,
-    )
