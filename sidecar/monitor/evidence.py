@@ -293,7 +293,7 @@ class EvidenceBook:
     # -- what is made of it -----------------------------------------------------------------
 
     def follow(
-        self, key: FeatureKey, change: Transition, *, above: float, below: float
+        self, key: FeatureKey, change: Transition, *, tolerated: float, above: float, below: float
     ) -> EvidenceRecord | None:
         """Take note of a change of state, after ``close``; return the record of one to firing.
 
@@ -302,6 +302,7 @@ class EvidenceBook:
         Args:
             key: Which feature.
             change: What the detector says.
+            tolerated: Exceedance rate from which on it is a spike.
             above: Threshold of the feature; infinite where there is none.
             below: The same below.
         """
@@ -311,8 +312,8 @@ class EvidenceBook:
             layer.pending[key.index] = change.at
         if change.after is not State.FIRING:
             return None
-        found = self._since(key, began, change.tolerated, above, below)
-        record = self._record(key, change, found, above, below)
+        found = self._since(key, began, tolerated, above, below)
+        record = self._record(key, change, found, tolerated, above, below)
         self._wait(record)
         return record
 
@@ -343,6 +344,7 @@ class EvidenceBook:
         key: FeatureKey,
         change: Transition,
         found: list[tuple[SliceWindow, int]],
+        tolerated: float,
         above: float,
         below: float,
     ) -> EvidenceRecord:
@@ -354,7 +356,7 @@ class EvidenceBook:
             exceedances,
             _sum_pairs(found),
             baseline_rate=change.baseline_rate,
-            tolerated_rate=change.tolerated,
+            tolerated_rate=tolerated,
             uncounted=uncounted,
         )
         numbers = {f.name: getattr(change, f.name) for f in fields(change)}

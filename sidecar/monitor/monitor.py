@@ -291,7 +291,9 @@ class Monitor:
         """Make the evidence of a change of state; return what the audit log says of its cause."""
         above = float(watch.thresholds[change.index])
         feature = watch.keys[change.index]
-        record = self._evidence.follow(feature, change, above=above, below=-math.inf)
+        record = self._evidence.follow(
+            feature, change, tolerated=change.tolerated, above=above, below=-math.inf
+        )
         if record is None:
             return ""
         self._evidence_ids[feature] = record.id

@@ -34,6 +34,8 @@ Ranked = tuple[float, EvidenceRow]
 class SliceWindow:
     """Counts and rows of one window, of ``n`` features with the same thresholds throughout.
 
+    The arrays it is made of become its own: nobody may change them later.
+
     Attributes:
         features: Their indices, shape ``(n,)``.
         high: A row is beyond above this, shape ``(n,)``; infinite: never.
@@ -61,7 +63,7 @@ class SliceWindow:
         turn: int,
     ) -> None:
         n = len(features)
-        self.features, self.high, self.low = features.copy(), high.copy(), low.copy()
+        self.features, self.high, self.low = features, high, low
         self.started, self.ended, self.turn = now, 0.0, turn
         self.requests = 0
         self.exceedances = np.zeros(n, np.int64)

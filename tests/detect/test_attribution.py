@@ -120,6 +120,24 @@ def test_few_counts_that_may_be_chance_name_nobody() -> None:
     assert "by chance" in found.words
 
 
+def test_the_more_slices_are_tried_the_more_it_takes_to_blame_one() -> None:
+    """Five of five exceedances in a fifth of the traffic: remarkable of two routes, not of five."""
+    loud, calm = SliceCount("route", "/a", 200, 5), SliceCount("route", "/b", 800, 0)
+    others = [SliceCount("route", f"/{name}", 200, 0) for name in "bcde"]
+
+    assert "route=/a" == say(1000, 5, loud, calm).cause
+    assert "" == say(1000, 5, loud, *others).cause
+
+
+def test_a_slice_that_explains_a_small_part_is_not_the_cause() -> None:
+    """Without it the rest falls just below what is tolerated, but most of the spike is in the rest."""
+    found = say(10_000, 45, SliceCount("user", "u1", 20, 10))
+
+    assert "" == found.cause
+    assert (True, True) == (found.ranked[0].gone, found.ranked[0].telling)
+    assert "leaving out user=u1 takes away most, 29 % of the excess" in found.words
+
+
 @pytest.mark.parametrize(
     ("requests", "exceedances", "pairs", "more", "words"),
     [

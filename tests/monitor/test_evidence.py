@@ -65,7 +65,7 @@ def fire(
 ) -> EvidenceRecord:
     """Let a feature fire and return the record."""
     said = change(State.FIRING, **more)
-    found = book.follow(layer.feature(index), said, above=2.0, below=-math.inf)
+    found = book.follow(layer.feature(index), said, tolerated=0.05, above=2.0, below=-math.inf)
     assert found is not None
     return found
 
@@ -134,7 +134,7 @@ def test_a_feature_may_be_watched_below() -> None:
     book.absorb(sample, FLAGGED, HIGH, np.array([-5.0, math.nan]), 1.0)
     book.close(LAYER, WINDOW)
     said = change(State.FIRING)
-    found = book.follow(LAYER.feature(1), said, above=2.0, below=-5.0)
+    found = book.follow(LAYER.feature(1), said, tolerated=0.05, above=2.0, below=-5.0)
 
     assert found is not None
     assert ["a", "b"] == [row.request_id for row in found.rows]
@@ -253,6 +253,7 @@ def test_the_windows_of_a_record_begin_where_the_spike_began() -> None:
             pending = book.follow(
                 LAYER.feature(1),
                 change(State.PENDING, now),
+                tolerated=0.05,
                 above=2.0,
                 below=-math.inf,
             )
@@ -287,10 +288,30 @@ def test_a_new_threshold_does_not_mix_with_what_an_old_one_counted() -> None:
     book.absorb(batch([[9, 0]], [Request("new")]), FLAGGED, HIGH + 1, LOW, 11.0)
     book.close(LAYER, 20.0)
     said = change(State.FIRING, 20.0)
-    found = book.follow(LAYER.feature(1), said, above=3.0, below=-math.inf)
+    found = book.follow(LAYER.feature(1), said, tolerated=0.05, above=3.0, below=-math.inf)
 
     assert found is not None
     assert ["new"] == [row.request_id for row in found.rows]
+
+
+def test_nothing_from_before_a_break_is_evidence() -> None:
+    """A threshold that comes back does not bring back what it counted long ago."""
+    book = EvidenceBook(ON)
+    for name, high in (("old", HIGH), ("between", HIGH + 1), ("new", HIGH)):
+        book.absorb(batch([[9, 0]], [Request(name)]), FLAGGED, high, LOW, 1.0)
+        book.close(LAYER, 10.0)
+
+    assert ["new"] == [row.request_id for row in fire(book).rows]
+
+
+def test_a_row_expires_even_where_its_window_has_not() -> None:
+    """The time allowed may be shorter than a window."""
+    book = EvidenceBook(EvidenceConfig(enabled=True, expire_seconds=5))
+    absorb(book, batch([[9, 0]], [Request("early")]), 1.0)
+    absorb(book, batch([[8, 0]], [Request("late")]), 8.0)
+    book.close(LAYER, 10.0)
+
+    assert ["late"] == [row.request_id for row in fire(book, at=10.0).rows]
 
 
 def test_flagging_another_feature_keeps_what_is_known_of_the_first() -> None:
@@ -402,7 +423,8 @@ def test_memory_stays_below_its_limit_whatever_ids_and_slices_come(layers: int) 
             if number % 7 == 6:
                 book.close(sample.layer, float(number))
             if number % 20 == 19:
-                fire(book, layer=sample.layer, at=float(number))
+                record = fire(book, layer=sample.layer, at=float(number))
+                assert len(record.encode()) < 50_000
             assert book.counts().used_bytes <= HOSTILE.limit_bytes
         del sample
         gc.collect()

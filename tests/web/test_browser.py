@@ -63,7 +63,10 @@ def pages(server: WebServer, backend: Any, spiking: FeatureKey, logits: LayerKey
     ]
     paths = ["/", "/?show=all", "/?q=nothing", "/layers", "/jobs", "/missing"]
     paths += [f"/f/{spiking.path}", f"/f/{logits.feature(3).path}"]
-    paths += [f"/f/{spiking.path}/evidence", f"/f/{logits.feature(3).path}/evidence"]
+    long = "tenant=" + "x" * 200
+    said = Attribution(f"Without {long} the spike is gone.", long, 1.0)
+    backend.add_evidence(logits.feature(3), attribution=said)
+    paths += [f"/f/{key.path}/evidence" for key in (spiking, *map(logits.feature, (3, 4)))]
     paths += [f"/jobs/{job.id}" for job in jobs]
     return [f"http://127.0.0.1:{server.port}{path}" for path in paths]
 
