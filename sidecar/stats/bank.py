@@ -12,15 +12,11 @@ from sidecar.errors import (
     BaselineNotReady,
     CorruptState,
     InvalidInput,
-    LayerConflict,
     LimitReached,
     ShapeMismatch,
-    UnknownFeature,
-    UnknownLayer,
-    UnregisteredLayer,
     UnsupportedDtype,
 )
-from sidecar.features import WEIGHT_LIMIT, FeatureKind, LayerKey, LayerSample, Scope, View
+from sidecar.features import LayerKey, LayerSample
 from sidecar.stats.baseline import Baseline
 from sidecar.stats.batch import Batch, traffic_of
 from sidecar.stats.binning import Binning
@@ -31,6 +27,7 @@ from sidecar.stats.epoch import Period
 from sidecar.stats.fine import WatchedWindow
 from sidecar.stats.kernels import NUMPY, Kernels
 from sidecar.stats.layer import Layer, Settings
+from sidecar.stats.registry import Registry, read_key, weights_of
 from sidecar.stats.screen import Expectation
 from sidecar.stats.watch import Watched, WindowCounts
 
@@ -40,7 +37,6 @@ _VERSION = 3
 ones, levels and slices, and no version."""
 
 _DTYPES = (np.float32, np.float16, np.uint16)
-_ALIKE = np.empty(0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,9 +81,8 @@ class Bank:
     ) -> None:
         self._settings = Settings(binning, warmup_rows, history_seconds, budget or Budget())
         self._kernels = kernels
-        self._layer_limit = layer_limit
-        self._feature_limit = feature_limit
-        self._layers: dict[LayerKey, Layer] = {}
+        advice = "raise statistics.feature_limit or tap fewer layers"
+        self._layers: Registry[Layer] = Registry("features", layer_limit, feature_limit, advice)
 
     @property
     def kernels(self) -> Kernels:
@@ -107,18 +102,9 @@ class Bank:
                 in bytes even if they are screened.
             ShapeMismatch: The width is not positive.
         """
-        known = self._layers.get(layer)
-        if known is not None:
-            if known.width != width:
-                raise LayerConflict(
-                    f"layer {layer} has {known.width} features and was announced with {width}: "
-                    "another width needs another model revision or layer name"
-                )
-            return
-        if width < 1:
-            raise ShapeMismatch(f"layer {layer} was announced with width {width}: use at least 1")
-        self._check_room(layer, width)
-        self._layers[layer] = Layer(width, self._detail_of_next(layer, width), self._settings)
+        if self._layers.admits(layer, width):
+            detail = self._detail_of_next(layer, width)
+            self._layers[layer] = Layer(width, detail, self._settings)
 
     def _detail_of_next(self, layer: LayerKey, width: int) -> Detail:
         """Return how much is kept of a layer that is registered now."""
@@ -142,18 +128,7 @@ class Bank:
         Raises:
             UnknownLayer: It was never registered.
         """
-        self._known(layer)
         del self._layers[layer]
-
-    def _check_room(self, layer: LayerKey, width: int) -> None:
-        used = sum(known.width for known in self._layers.values())
-        if len(self._layers) >= self._layer_limit:
-            raise LimitReached(f"layer {layer}: {self._layer_limit} layers are kept already")
-        if used + width > self._feature_limit:
-            raise LimitReached(
-                f"layer {layer}: {width} features on top of {used} exceed the limit of "
-                f"{self._feature_limit}"
-            )
 
     def layers(self) -> tuple[LayerKey, ...]:
         """Return the registered layers, in the order they were announced."""
@@ -165,7 +140,7 @@ class Bank:
         Raises:
             UnknownLayer: It was never registered.
         """
-        return self._known(layer).width
+        return self._layers[layer].width
 
     def detail(self, layer: LayerKey) -> Detail:
         """Return how much is kept of a layer.
@@ -173,7 +148,7 @@ class Bank:
         Raises:
             UnknownLayer: It was never registered.
         """
-        return self._known(layer).detail
+        return self._layers[layer].detail
 
     def layer_bytes(self, layer: LayerKey) -> int:
         """Return the memory set aside for a layer, its flagged features included.
@@ -181,7 +156,7 @@ class Bank:
         Raises:
             UnknownLayer: It was never registered.
         """
-        known = self._known(layer)
+        known = self._layers[layer]
         return known.cost + known.flagged_cost
 
     def memory(self) -> Memory:
@@ -208,18 +183,17 @@ class Bank:
 
         Raises:
             UnregisteredLayer: The layer was never registered.
-            ShapeMismatch: The rows are not as wide as the layer.
+            ShapeMismatch: The rows are not as wide as the layer, or ``request_index`` points beyond the
+                requests.
             UnsupportedDtype: The values are neither float32, float16 nor uint16.
             InvalidInput: A request's weight is not from 1 to ``WEIGHT_LIMIT``.
 
         Complexity:
             O(values), vectorised over features; temporaries bounded whatever the batch.
         """
-        known = self._layers.get(sample.layer)
-        if known is None:
-            raise UnregisteredLayer(f"layer {sample.layer}: announce it before sending rows")
+        known = self._layers.sampled(sample)
         _check_values(sample, known.width)
-        weights = _weights(sample)
+        weights = weights_of(sample)
         if not len(sample.values):
             return
         changes = np.flatnonzero(sample.request_index[1:] != sample.request_index[:-1]) + 1
@@ -243,7 +217,7 @@ class Bank:
             A feature whose low threshold is in use costs an update some 10 ns a row more; rows of
             slices are copied out.
         """
-        known = self._known(layer)
+        known = self._layers[layer]
         known.watch(watched, self._room_beside(known))
 
     def place_thresholds(self, layer: LayerKey, level: float) -> None:
@@ -274,7 +248,7 @@ class Bank:
         Raises:
             UnknownLayer: The layer was never registered.
         """
-        return self._known(layer).expectation
+        return self._layers[layer].expectation
 
     def _room_beside(self, layer: Layer) -> int:
         """Return the bytes left for flagged features of a layer."""
@@ -294,7 +268,7 @@ class Bank:
         Raises:
             UnknownLayer: It was never registered.
         """
-        known = self._known(layer)
+        known = self._layers[layer]
         return known.close(now, self._room_beside(known))
 
     def watched_windows(self, layer: LayerKey) -> tuple[WatchedWindow, ...]:
@@ -303,7 +277,7 @@ class Bank:
         Raises:
             UnknownLayer: It was never registered.
         """
-        return self._known(layer).windows()
+        return self._layers[layer].windows()
 
     def snapshot(
         self, layer: LayerKey, period: Period, features: NDArray[np.int64] | None = None
@@ -322,14 +296,8 @@ class Bank:
             UnknownLayer: The layer was never registered.
             UnknownFeature: It has no such feature.
         """
-        known = self._known(layer)
-        if (
-            features is not None
-            and len(features)
-            and not 0 <= features.min() <= features.max() < known.width
-        ):
-            raise UnknownFeature(f"features of {layer}: use 0 to {known.width - 1}")
-        return known.snapshot(period, features, self._kernels)
+        self._layers.check_within(layer, features)
+        return self._layers[layer].snapshot(period, features, self._kernels)
 
     def baseline_rate(self, layer: LayerKey, level: float) -> float:
         """Return how often a request should pass a feature's baseline quantile.
@@ -349,7 +317,7 @@ class Bank:
         Raises:
             UnknownLayer: The layer was never registered.
         """
-        return self._known(layer).baseline_rate(level)
+        return self._layers[layer].baseline_rate(level)
 
     def freeze(self, layer: LayerKey) -> None:
         """End the baseline of a layer with what was seen up to now; again changes nothing.
@@ -364,7 +332,7 @@ class Bank:
 
     def _learning(self, layer: LayerKey) -> Layer:
         """Return a layer of which something was seen."""
-        known = self._known(layer)
+        known = self._layers[layer]
         if not any(known.learned()):
             raise BaselineNotReady(
                 f"layer {layer}: no sample seen yet, so there is no baseline to freeze: send traffic"
@@ -380,7 +348,7 @@ class Bank:
         Raises:
             UnknownLayer: The layer was never registered.
         """
-        known = self._known(layer)
+        known = self._layers[layer]
         self._layers[layer] = Layer(known.width, known.detail, self._settings)
 
     def frozen(self, layer: LayerKey) -> bool:
@@ -389,7 +357,7 @@ class Bank:
         Raises:
             UnknownLayer: The layer was never registered.
         """
-        return self._known(layer).frozen
+        return self._layers[layer].frozen
 
     def baseline(self, layer: LayerKey) -> Baseline:
         """Return the frozen baseline of a layer; its ``encode`` makes the bytes for ``adopt``.
@@ -402,7 +370,7 @@ class Bank:
             UnknownLayer: The layer was never registered.
             BaselineNotReady: Its baseline is not frozen.
         """
-        found = self._known(layer).baseline()
+        found = self._layers[layer].baseline()
         if found is None:
             raise BaselineNotReady(
                 f"layer {layer}: its baseline is not frozen yet, so there is none to take along: "
@@ -426,7 +394,7 @@ class Bank:
             CorruptState: The bytes are not what ``baseline`` makes.
             LayerConflict: They are of a layer of another width, or in other bins.
         """
-        self._layers[layer] = self._known(layer).adopting(payload)
+        self._layers[layer] = self._layers[layer].adopting(payload)
 
     def encode(self) -> bytes:
         """Return the whole bank as bytes for ``decode``: windows, baselines, history, watches."""
@@ -439,7 +407,7 @@ class Bank:
             UnknownLayer: It was never registered.
         """
         arrays: Arrays = {}
-        return LayerCopy({"key": asdict(layer), **self._known(layer).put(arrays)}, arrays)
+        return LayerCopy({"key": asdict(layer), **self._layers[layer].put(arrays)}, arrays)
 
     def pack(self, copies: Sequence[LayerCopy]) -> bytes:
         """Return copies of layers as bytes for ``decode``.
@@ -498,15 +466,9 @@ class Bank:
                     f"{asdict(binning)}: they start anew"
                 )
             for number, saved in enumerate(header["layers"]):
-                key = _read_key(saved["key"])
+                key = read_key(saved["key"])
                 bank._layers[key] = Layer.take(arrays, f"{number}.", saved, bank._settings)
         return bank
-
-    def _known(self, layer: LayerKey) -> Layer:
-        known = self._layers.get(layer)
-        if known is None:
-            raise UnknownLayer(f"layer {layer} was never registered")
-        return known
 
 
 def _check_values(sample: LayerSample, width: int) -> None:
@@ -519,32 +481,3 @@ def _check_values(sample: LayerSample, width: int) -> None:
         raise ShapeMismatch(
             f"layer {sample.layer}: rows of {sample.values.shape[1]} values, need {width}"
         )
-
-
-def _weights(sample: LayerSample) -> NDArray[np.float64]:
-    """Return how much each row stands for, shape ``(rows,)``; nothing where all stand for one."""
-    own = np.array([request.weight for request in sample.requests], np.float64)
-    wrong = np.flatnonzero(~((own >= 1.0) & (own <= WEIGHT_LIMIT)))  # a NaN too
-    if len(wrong):
-        raise InvalidInput(
-            f"layer {sample.layer}: request {wrong[0]} of the sample has weight {own[wrong[0]]}: use "
-            f"1 to {WEIGHT_LIMIT:.0f}"
-        )
-    if (own == 1.0).all():
-        return _ALIKE
-    if sample.request_index.min(initial=0) < 0 or sample.request_index.max(initial=0) >= len(own):
-        raise ShapeMismatch(
-            f"layer {sample.layer}: request_index has to point into {len(own)} requests"
-        )
-    return np.asarray(own[sample.request_index], np.float64)
-
-
-def _read_key(saved: dict[str, str]) -> LayerKey:
-    return LayerKey(
-        saved["model"],
-        saved["revision"],
-        saved["layer"],
-        FeatureKind(saved["kind"]),
-        View(saved["view"]),
-        Scope(saved["scope"]),
-    )

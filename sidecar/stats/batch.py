@@ -69,13 +69,11 @@ def decoded(values: Values) -> NDArray[np.float32]:
 def traffic_of(sample: LayerSample | SparseSample, starts: NDArray[np.int64]) -> list[Slice]:
     """Return the slice of each request of a sample, given the first row of each.
 
-    A request that the sample does not describe belongs to the empty slice.
+    Those of a sample that describes none belong to the empty slice.
     """
-    known = sample.requests
-    return [
-        known[i].traffic if 0 <= i < len(known) else Slice()
-        for i in sample.request_index[starts].tolist()
-    ]
+    if not sample.requests:
+        return [Slice()] * len(starts)
+    return [sample.requests[i].traffic for i in sample.request_index[starts].tolist()]
 
 
 class Rounding:

@@ -13,27 +13,20 @@ from sidecar.errors import (
     BaselineNotReady,
     CorruptState,
     InvalidInput,
-    LayerConflict,
-    LimitReached,
     ShapeMismatch,
-    UnknownFeature,
-    UnknownLayer,
-    UnregisteredLayer,
 )
-from sidecar.features import FeatureKind, LayerKey, Scope, SparseSample, View
+from sidecar.features import LayerKey, SparseSample
 from sidecar.stats.batch import decoded, traffic_of
 from sidecar.stats.budget import Detail
 from sidecar.stats.encoding import Arrays, corrupt_unless_read, pack, unpack
 from sidecar.stats.epoch import Period
+from sidecar.stats.registry import Registry, read_key, weights_of
 from sidecar.stats.sparse_distribution import SparseDistribution
 from sidecar.stats.sparse_kernels import NUMPY, SparseKernels
 from sidecar.stats.sparse_layer import LATENT_BYTES, SparseLayer
 from sidecar.stats.sparse_record import Octaves
 from sidecar.stats.sparse_watch import SparseRows
 from sidecar.stats.watch import Watched, WindowCounts
-
-WEIGHT_LIMIT = 1 << 20
-"""Greatest weight of a request; its products with whole values must stay within 64 bits."""
 
 _KIND = b"spba"
 
@@ -81,10 +74,9 @@ class SparseBank:
         except ValueError as error:
             raise InvalidInput(str(error)) from error
         self._history_seconds = history_seconds
-        self._layer_limit = layer_limit
-        self._latent_limit = latent_limit
         self._kernels = kernels
-        self._layers: dict[LayerKey, SparseLayer] = {}
+        advice = f"raise statistics.latent_limit, at {LATENT_BYTES} bytes each"
+        self._layers: Registry[SparseLayer] = Registry("latents", layer_limit, latent_limit, advice)
 
     @property
     def kernels(self) -> str:
@@ -103,18 +95,8 @@ class SparseBank:
             LimitReached: There is no room for another layer or for so many latents.
             ShapeMismatch: The width is not positive.
         """
-        known = self._layers.get(layer)
-        if known is not None:
-            if known.width != width:
-                raise LayerConflict(
-                    f"layer {layer} has {known.width} latents and was announced with {width}: "
-                    "another width needs another model revision or layer name"
-                )
-            return
-        if width < 1:
-            raise ShapeMismatch(f"layer {layer} was announced with width {width}: use at least 1")
-        self._check_room(layer, width)
-        self._layers[layer] = self._new(width)
+        if self._layers.admits(layer, width):
+            self._layers[layer] = self._new(width)
 
     def forget(self, layer: LayerKey) -> None:
         """Drop a layer with its baseline and history, and make room for others.
@@ -122,18 +104,7 @@ class SparseBank:
         Raises:
             UnknownLayer: It was never registered.
         """
-        self._known(layer)
         del self._layers[layer]
-
-    def _check_room(self, layer: LayerKey, width: int) -> None:
-        used = sum(known.width for known in self._layers.values())
-        if len(self._layers) >= self._layer_limit:
-            raise LimitReached(f"layer {layer}: {self._layer_limit} sparse layers are kept already")
-        if used + width > self._latent_limit:
-            raise LimitReached(
-                f"layer {layer}: {width} latents on top of {used} exceed the limit of "
-                f"{self._latent_limit}: raise statistics.latent_limit, at {LATENT_BYTES} bytes each"
-            )
 
     def _new(self, width: int) -> SparseLayer:
         return SparseLayer(width, self._octaves, self._history_seconds)
@@ -148,7 +119,7 @@ class SparseBank:
         Raises:
             UnknownLayer: It was never registered.
         """
-        return self._known(layer).width
+        return self._layers[layer].width
 
     def detail(self, layer: LayerKey) -> Detail:
         """Return how much is kept of a layer: of a latent there is one level of detail.
@@ -156,7 +127,7 @@ class SparseBank:
         Raises:
             UnknownLayer: It was never registered.
         """
-        self._known(layer)
+        self._layers[layer]
         return Detail.FULL
 
     def layer_bytes(self, layer: LayerKey) -> int:
@@ -165,7 +136,7 @@ class SparseBank:
         Raises:
             UnknownLayer: It was never registered.
         """
-        return self._known(layer).memory_bytes
+        return self._layers[layer].memory_bytes
 
     def update(self, sample: SparseSample, now: float) -> None:
         """Count a sample: every value, and each request of it once; what is not listed is zero.
@@ -186,9 +157,7 @@ class SparseBank:
         Complexity:
             O(rows + non-zero values), whatever the width; about one cache miss a non-zero value.
         """
-        known = self._layers.get(sample.layer)
-        if known is None:
-            raise UnregisteredLayer(f"layer {sample.layer}: announce it before sending rows")
+        known = self._layers.sampled(sample)
         if sample.width != known.width:
             raise ShapeMismatch(
                 f"layer {sample.layer}: rows of {sample.width} latents, need {known.width}"
@@ -203,9 +172,9 @@ class SparseBank:
             values=np.ascontiguousarray(decoded(sample.values)),
             starts=starts,
         )
-        traffic = traffic_of(sample, starts) if known.watch.sliced else ()
-        known.watch.absorb_rows(rows, traffic)
-        known.absorb(rows, _weights(sample), now, self._kernels)
+        weights = weights_of(sample)
+        known.watch.absorb_rows(rows, traffic_of(sample, starts) if known.watch.sliced else ())
+        known.absorb(rows, weights, now, self._kernels)
 
     def watch(self, layer: LayerKey, watched: Watched) -> None:
         """Count, from now on, the requests in which these latents pass these thresholds.
@@ -220,7 +189,7 @@ class SparseBank:
             UnknownFeature: It has no such latent.
             InvalidInput: A high threshold or a further one is negative.
         """
-        known = self._known(layer)
+        known = self._layers[layer]
         known.watch.set(watched, known.width)
 
     def close_window(self, now: float) -> dict[LayerKey, WindowCounts]:
@@ -240,7 +209,7 @@ class SparseBank:
         Complexity:
             O(latents hit in the window).
         """
-        known = self._known(layer)
+        known = self._layers[layer]
         counts = known.window()
         known.close(now, self._kernels)
         return known.watch.close(*counts, watched=None)
@@ -260,8 +229,8 @@ class SparseBank:
             UnknownLayer: The layer was never registered.
             UnknownFeature: It has no such latent.
         """
-        known = self._known(layer)
-        self._check_within(layer, features)
+        known = self._layers[layer]
+        self._layers.check_within(layer, features)
         return known.snapshot(period, features)
 
     def idle_rows(
@@ -281,8 +250,8 @@ class SparseBank:
             UnknownLayer: The layer was never registered.
             UnknownFeature: It has no such latent.
         """
-        known = self._known(layer)
-        self._check_within(layer, features)
+        known = self._layers[layer]
+        self._layers.check_within(layer, features)
         return known.idle_rows(features)
 
     def baseline_rate(self, layer: LayerKey, level: float) -> float:
@@ -291,7 +260,7 @@ class SparseBank:
         Raises:
             UnknownLayer: The layer was never registered.
         """
-        rows, requests = self._known(layer).learned()
+        rows, requests = self._layers[layer].learned()
         return min(1.0, 1.0 - level ** (rows / requests)) if requests else math.nan
 
     def freeze(self, layer: LayerKey) -> None:
@@ -301,7 +270,7 @@ class SparseBank:
             UnknownLayer: The layer was never registered.
             BaselineNotReady: Nothing was seen of it since it was registered or reset.
         """
-        known = self._known(layer)
+        known = self._layers[layer]
         if not any(known.learned()):
             raise BaselineNotReady(
                 f"layer {layer}: no sample seen yet, so there is no baseline to freeze: send traffic"
@@ -314,7 +283,7 @@ class SparseBank:
         Raises:
             UnknownLayer: The layer was never registered.
         """
-        self._layers[layer] = self._new(self._known(layer).width)
+        self._layers[layer] = self._new(self._layers[layer].width)
 
     def frozen(self, layer: LayerKey) -> bool:
         """Return whether the baseline of a layer is frozen.
@@ -322,7 +291,7 @@ class SparseBank:
         Raises:
             UnknownLayer: The layer was never registered.
         """
-        return self._known(layer).frozen
+        return self._layers[layer].frozen
 
     def encode(self) -> bytes:
         """Return the whole bank as bytes for ``decode``: windows, baselines, history, watches."""
@@ -336,7 +305,9 @@ class SparseBank:
         arrays: Arrays = {}
         layers = [
             {"key": asdict(key), **layer.put(arrays, f"{number}.")}
-            for number, (key, layer) in enumerate(self._layers.items())
+            for number, (key, layer) in enumerate(
+                zip(self._layers, self._layers.values(), strict=True)
+            )
         ]
         header = {"exponent": self._octaves.exponent, "layers": layers}
         return partial(pack, _KIND, header, arrays)
@@ -374,43 +345,7 @@ class SparseBank:
                     f"says {exponent}: they start anew"
                 )
             for number, saved in enumerate(header["layers"]):
-                bank._layers[_read_key(saved["key"])] = SparseLayer.take(
+                bank._layers[read_key(saved["key"])] = SparseLayer.take(
                     arrays, f"{number}.", saved, bank._octaves, history_seconds
                 )
         return bank
-
-    def _known(self, layer: LayerKey) -> SparseLayer:
-        known = self._layers.get(layer)
-        if known is None:
-            raise UnknownLayer(f"layer {layer} was never registered")
-        return known
-
-    def _check_within(self, layer: LayerKey, features: NDArray[np.int64] | None) -> None:
-        width = self._known(layer).width
-        if features is not None and len(features):
-            least, most = features.min(), features.max()
-            if not 0 <= least <= most < width:
-                raise UnknownFeature(f"latents {least} to {most} of {layer}: use 0 to {width - 1}")
-
-
-def _weights(sample: SparseSample) -> NDArray[np.float64]:
-    """Return how many rows each row stands for, shape ``(rows,)``; empty: one each."""
-    index, own = sample.request_index, np.array([one.weight for one in sample.requests])
-    if not 0 <= index.min() <= index.max() < len(own):
-        raise ShapeMismatch(f"layer {sample.layer}: request_index needs {len(own)} requests")
-    if not np.all((own >= 1.0) & (own <= WEIGHT_LIMIT)):  # a NaN is neither
-        raise InvalidInput(
-            f"layer {sample.layer}: weights from {own.min()} to {own.max()}: use 1 to {WEIGHT_LIMIT}"
-        )
-    return own[index] if np.any(own != 1.0) else np.empty(0)
-
-
-def _read_key(saved: dict[str, str]) -> LayerKey:
-    return LayerKey(
-        saved["model"],
-        saved["revision"],
-        saved["layer"],
-        FeatureKind(saved["kind"]),
-        View(saved["view"]),
-        Scope(saved["scope"]),
-    )

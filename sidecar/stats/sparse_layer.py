@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sidecar.stats.batch import Rounding
 from sidecar.stats.encoding import Arrays, typed
 from sidecar.stats.epoch import Period
 from sidecar.stats.sparse_distribution import SparseDistribution, gather
@@ -59,7 +60,7 @@ class SparseLayer:
         self._rows = 0  # since the layer was announced or reset
         self._hit_at = np.zeros(width, np.int64)  # of those, how many there were at the last hit
         self._present_since = math.nan
-        self._carried = 0.0  # of a row, to the next one
+        self._rounding = Rounding()
 
     @property
     def memory_bytes(self) -> int:
@@ -83,7 +84,7 @@ class SparseLayer:
             now: Unix seconds.
             kernels: The loops to count with.
         """
-        copies = self._copies(weights)  # (rows,), or empty
+        copies = self._rounding.copies(weights)  # (rows,), or empty
         total = int(copies.sum()) if len(copies) else rows.sampled
         repeated = np.repeat(copies, np.diff(rows.splits)) if len(copies) else copies  # (nnz,)
         counted = kernels.count(
@@ -95,18 +96,6 @@ class SparseLayer:
         if len(counted.fresh):
             self._fresh.append(counted.fresh)
         self._rows += total
-
-    def _copies(self, weights: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Return weights as whole numbers; the fraction cut off a row is carried to the next.
-
-        So the counts of any stretch of rows add up to its weights, and no request is favoured.
-        """
-        if not len(weights):
-            return np.empty(0, np.int64)
-        reached = self._carried + np.cumsum(weights)
-        whole = np.floor(reached)
-        self._carried = float(reached[-1] - whole[-1])
-        return np.diff(whole, prepend=0.0).astype(np.int64)
 
     def window(self) -> tuple[int, int, int]:
         """Return the requests, sampled rows and invalid values of the open window."""
@@ -194,7 +183,7 @@ class SparseLayer:
             "traffic": traffic,
             "frozen": self.frozen,
             "rows": self._rows,
-            "carried": self._carried,
+            "carried": self._rounding.carried,
             "present_since": None if math.isnan(since) else since,
             "stores": saved,
         }
@@ -213,14 +202,12 @@ class SparseLayer:
             raise ValueError(f"width {width}")
         layer = cls(width, octaves, seconds)
         layer.watch.take(arrays, f"{prefix}watch.", saved.get("traffic", []), width)
-        layer._rows, layer._carried = int(saved["rows"]), float(saved["carried"])
+        layer._rows, layer._rounding = int(saved["rows"]), Rounding(float(saved["carried"]))
         layer._hit_at = typed(arrays[f"{prefix}hit_at"], np.int64).copy()
         if layer._hit_at.shape != (width,):
             raise ValueError(f"{prefix}hit_at has shape {layer._hit_at.shape}, need ({width},)")
         if not 0 <= layer._hit_at.min() <= layer._hit_at.max() <= layer._rows:
             raise ValueError(f"{prefix}hit_at is not within the {layer._rows} rows")
-        if not 0.0 <= layer._carried < 1.0:
-            raise ValueError(f"{prefix}carried {layer._carried} is no fraction")
         found = {
             name: _take(arrays, f"{prefix}{name}.", span, width)
             for name, span in saved["stores"].items()

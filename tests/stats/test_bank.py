@@ -16,7 +16,7 @@ from sidecar.errors import (
     UnregisteredLayer,
     UnsupportedDtype,
 )
-from sidecar.features import FeatureKind, LayerKey, LayerSample, Scope, View
+from sidecar.features import FeatureKind, LayerKey, LayerSample, Request, Scope, View
 from sidecar.stats import Bank, Binning, Distribution, Period, Watched
 from tests import reference
 
@@ -462,3 +462,19 @@ def test_there_is_no_baseline_rate_before_a_sample(make_bank: MakeBank, layer: L
     bank.register(layer, 1)
 
     assert math.isnan(bank.baseline_rate(layer, 0.999))
+
+
+def test_rows_of_a_request_that_is_not_there_are_refused(
+    make_bank: MakeBank, layer: LayerKey
+) -> None:
+    """Where requests are described at all, every row belongs to one of them; nothing is counted."""
+    bank = make_bank()
+    bank.register(layer, 1)
+    index = np.array([0, 2], np.int32)
+
+    with pytest.raises(ShapeMismatch, match="point into 2 requests"):
+        bank.update(
+            LayerSample(layer, np.ones((2, 1), np.float32), index, (Request(), Request())), 1.0
+        )
+
+    assert 0 == bank.snapshot(layer, Period.CURRENT).rows

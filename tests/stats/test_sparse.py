@@ -226,7 +226,7 @@ def test_fractions_of_weights_are_carried_to_the_next_row(
 @pytest.mark.parametrize("weight", [0.5, 0.0, -1.0, np.nan, np.inf, 2.0**20 + 1])
 def test_weights_out_of_range_are_refused(weight: float) -> None:
     """A row stands for itself at least, and for no more than can be counted."""
-    with pytest.raises(InvalidInput, match="weights"):
+    with pytest.raises(InvalidInput, match="has weight"):
         make_bank().update(sample(np.eye(1, WIDTH), weights=[weight]), 1.0)
 
 
