@@ -129,7 +129,7 @@ class Watch:
         self.traffic = tuple(watched.traffic) or (_EVERYWHERE,) * len(self.indices)
         self._groups = {
             wanted: np.flatnonzero([one == wanted for one in self.traffic])
-            for wanted in set(self.traffic)
+            for wanted in dict.fromkeys(self.traffic)
         }
         self.restart()
 
