@@ -2,7 +2,7 @@
 
 import gzip
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -37,7 +37,9 @@ from sidecar.monitor import (
 )
 
 NOW = 1_795_448_000.0  # a time of today's length: timestamps are the longest numbers
-LAYERS, FLAGGED, WIDTH, ROWS = 10, 100, 512, 200
+LAYERS, WIDTH, ROWS = 10, 512, 200
+FEW, MANY = 41, 100  # flagged features of a layer: ten thousand series, and the default limit
+EVIDENCE_FROM = 0.9  # a tenth of the features has evidence, and so an exemplar
 LONG_WINDOWS = 12  # then the rates have as many digits as they ever will
 WINDOW_SECONDS = 10.0
 UNIT = "ms of CPU a scrape"
@@ -46,9 +48,16 @@ OPENMETRICS = "application/openmetrics-text;version=1.0.0"
 
 
 class _Live:
-    """A monitor with a thousand flagged features, read anew on every scrape."""
+    """A monitor with flagged features, read anew on every scrape.
 
-    def __init__(self) -> None:
+    Every field of a status has a number, whatever of it the monitor knows after some windows: a feature
+    costs the most series that it can. The numbers are put in when a window closes, not in the scrape.
+
+    Args:
+        flagged: Flagged features of each layer.
+    """
+
+    def __init__(self, flagged: int) -> None:
         statistics = StatisticsConfig(window_seconds=WINDOW_SECONDS, warmup_rows=ROWS)
         self._monitor = Monitor(statistics, SpikeConfig(), now=NOW)
         self._keys = [
@@ -57,7 +66,7 @@ class _Live:
         ]
         for key in self._keys:
             self._monitor.register(key, WIDTH, Capture(), NOW)
-        names = [f"bench/{key.layer}/channel/{i}" for key in self._keys for i in range(FLAGGED)]
+        names = [f"bench/{key.layer}/channel/{i}" for key in self._keys for i in range(flagged)]
         flags = {FeatureSelector.parse(name): Flag(name, "warning", "team") for name in names}
         self._monitor.set_flags(flags, NOW)
         self._rng, self._now = np.random.default_rng(0), NOW
@@ -74,12 +83,40 @@ class _Live:
             self._monitor.apply(LayerSample(key, values, index, requests), self._now + 1)
         self._now += WINDOW_SECONDS
         self._monitor.tick(self._now)
+        self._features = [self._filled(status) for status in self._monitor.watched()]
+        self._layers = [
+            replace(
+                status,
+                screened_features=WIDTH,
+                significant_features=int(self._rng.integers(20)),
+                baseline_id="b" * 64,
+            )
+            for status in self._monitor.layers()
+        ]
+
+    def _filled(self, status: FeatureStatus) -> FeatureStatus:
+        evidence, level, *drift = self._rng.random(5).tolist()
+        return replace(
+            status,
+            evidence_log10=evidence,
+            evidence_threshold_log10=9.0,
+            level_ratio=level,
+            tolerated_ratio=4 * level,
+            drift_js=drift[0],
+            drift_wasserstein=drift[1],
+            drift_js_yesterday=drift[2],
+            sampled_requests=int(1e6 * evidence),
+            sampled_exceedances=int(1e6 * level),
+            evidence_id="e" * 24 if evidence > EVIDENCE_FROM else "",
+        )
 
     def features(self) -> Sequence[FeatureStatus]:
-        return self._monitor.watched()
+        self._monitor.watched()  # reading it is part of a scrape
+        return self._features
 
     def layers(self) -> Sequence[LayerStatus]:
-        return self._monitor.layers()
+        self._monitor.layers()
+        return self._layers
 
     def activations(self) -> Sequence[LayerActivations]:
         return self._monitor.activations()
@@ -124,23 +161,31 @@ class _Ways:
 def run() -> Sequence[Row]:
     """Measure whole answers, without HTTP and gzip: reading the monitor, numbers, joining.
 
-    Ten series of each of 1,000 flagged features, and the daemon's own, are the ten thousand. The peer
+    24 series of each of 410 flagged features, and the daemon's own, are the ten thousand. The peer
     reads the same monitor and makes the same bytes of it. A window closes before every scrape, so
-    that values have changed. With buckets there are 20,000 more series. In protobuf, which the peer
-    cannot write, the native histograms of all features come on top: its text is the peer there.
+    that values have changed. In protobuf, which the peer cannot write, the native histograms of all
+    features come on top: its text is the peer there. The last two rows are the most that the defaults
+    allow: 1,000 flagged features, without and with their buckets.
     """
-    live = _Live()
-    plain, buckets = (_Ways.of(live, classic_buckets=wanted) for wanted in (False, True))
+    plain = _Ways.of(_Live(FEW), classic_buckets=False)
+    many = _Live(MANY)
+    full, buckets = (_Ways.of(many, classic_buckets=wanted) for wanted in (False, True))
     text = plain.milliseconds(lambda: generate_latest(plain.registry))
     strict = plain.milliseconds(lambda: generate_openmetrics(plain.registry))
+    more = full.milliseconds(lambda: generate_latest(full.registry))
     whole = buckets.milliseconds(lambda: generate_latest(buckets.registry))
     rows = [
         _row("scrape.10k", plain, "", text, "generate_latest"),
         _row("scrape.openmetrics", plain, OPENMETRICS, strict, "its openmetrics.generate_latest"),
         _row("scrape.protobuf", plain, MEDIA_TYPE, text, "generate_latest, no histograms"),
+        _row("scrape.1000_features", full, "", more, "generate_latest"),
         _row("scrape.buckets", buckets, "", whole, "generate_latest"),
     ]
-    for name, ways in (("scrape.10k", plain), ("scrape.buckets", buckets)):
+    for name, ways in (
+        ("scrape.10k", plain),
+        ("scrape.1000_features", full),
+        ("scrape.buckets", buckets),
+    ):
         body = ways.ours.answer("").body
         series = sum(not line.startswith(b"#") for line in body.splitlines())
         packed = MILLI * least_cpu_seconds(lambda body=body: gzip.compress(body, 1))

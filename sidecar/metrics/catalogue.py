@@ -11,6 +11,12 @@ MODEL = ("model", "revision")
 LAYER = ("model", "revision", "layer", "kind", "view")
 FEATURE = ("model", "revision", "layer", "kind", "feature")
 
+CONDITIONS = ("never_seen", "nonfinite", "silent", "saturated")
+"""What can certainly hold of a feature: values of the label ``condition``."""
+
+REFERENCES = ("baseline", "yesterday")
+"""What the newest hour is compared with: values of the label ``reference``."""
+
 
 class FamilyType(StrEnum):
     """How the values of a family behave."""
@@ -124,13 +130,91 @@ FEATURE_REQUESTS = _gauge(
     "Requests sampled in the short window; 0 means there is no data, not that the feature is quiet.",
     *FEATURE,
 )
+FEATURE_EVIDENCE = _gauge(
+    "sidecar_feature_spike_evidence_log10",
+    "power of ten",
+    "Evidence that a flagged feature spikes; at sidecar_spike_threshold_log10 it fires, at half of that "
+    "it is pending, and it starts again from nothing after an alarm. Absent while nothing is judged.",
+    *FEATURE,
+)
+SPIKE_THRESHOLD = _gauge(
+    "sidecar_spike_threshold_log10",
+    "power of ten",
+    "Evidence at which a flagged feature fires; it grows with the number of flagged features, so that "
+    "the false alarms of all of them together stay at sidecar_spike_expected_false_alarms.",
+)
+FEATURE_LEVEL = _gauge(
+    "sidecar_feature_level_ratio",
+    "ratio",
+    "Recent level of the share of requests above the threshold, with spikes cut off; absent before "
+    "there is one.",
+    *FEATURE,
+)
+FEATURE_TOLERATED = _gauge(
+    "sidecar_feature_tolerated_ratio",
+    "ratio",
+    "Share of requests above the threshold that is still no evidence of a spike: a multiple of the "
+    "baseline or of the recent level, whichever is more.",
+    *FEATURE,
+)
+FEATURE_SAMPLED = _counter(
+    "sidecar_feature_requests_total",
+    "requests",
+    "Sampled requests on which the feature was judged.",
+    *FEATURE,
+)
+FEATURE_EXCEEDED = _counter(
+    "sidecar_feature_exceedances_total",
+    "requests",
+    "Of those, the ones with a value above the feature's threshold: for shares over any stretch of "
+    "time.",
+    *FEATURE,
+)
+FEATURE_SPIKES = _counter(
+    "sidecar_feature_spikes_total",
+    "spikes",
+    "Times a flagged feature began to fire. In OpenMetrics and protobuf its exemplar names the newest "
+    "evidence, as `evidence_id`.",
+    *FEATURE,
+)
+FEATURE_CONDITION = _gauge(
+    "sidecar_feature_condition",
+    "0 or 1",
+    "What certainly holds of a flagged feature, without statistics: values the baseline never saw, NaN "
+    "or infinities, zeros only, or one value or the baseline's greatest all the time. Without a "
+    "baseline only `nonfinite` is there.",
+    *FEATURE,
+    "condition",
+)
+FEATURE_DRIFT = _gauge(
+    "sidecar_feature_drift_js_distance",
+    "Jensen-Shannon distance",
+    "How far the feature's distribution over the newest hour is from the reference, from 0 (the same) "
+    "to 1 (nothing in common); absent before there is an hour to compare.",
+    *FEATURE,
+    "reference",
+)
+FEATURE_DRIFT_WASSERSTEIN = _gauge(
+    "sidecar_feature_drift_wasserstein_sigma",
+    "standard deviations",
+    "How far the distribution over the newest hour has moved from the baseline (Wasserstein), in "
+    "standard deviations of the baseline; absent before there is an hour to compare.",
+    *FEATURE,
+)
+FEATURE_DRIFTING = _gauge(
+    "sidecar_feature_drifting",
+    "0 or 1",
+    "Whether the distribution is further from the baseline than the baseline's own hours are apart; "
+    "absent before there is an hour to compare.",
+    *FEATURE,
+)
 FEATURE_INFO = Family(
     "sidecar_feature_info",
     FamilyType.INFO,
     "1",
-    "Name, severity and owner of a flagged feature, and its path in the console; join on the "
-    "feature's labels.",
-    (*FEATURE, "name", "severity", "owner", "path"),
+    "Name, severity and owner of a flagged feature, its path in the console, on which side of its "
+    "threshold it exceeds, and the slice of the traffic it is judged on; join on the feature's labels.",
+    (*FEATURE, "name", "severity", "owner", "path", "direction", "slice"),
 )
 FEATURE_ACTIVATION = Family(
     "sidecar_feature_activation",
@@ -211,6 +295,41 @@ LAYER_BASELINE_REQUESTS = _gauge(
     "sidecar_layer_baseline_requests",
     "requests",
     "Requests in the frozen baseline, or learned so far.",
+    *LAYER,
+)
+LAYER_BASELINE_WINDOWS = _gauge(
+    "sidecar_layer_baseline_windows",
+    "windows",
+    "Windows in which the second half of the baseline measured how often features exceed; 0: frozen "
+    "early, and what is expected is an upper bound.",
+    *LAYER,
+)
+LAYER_BASELINE_INFO = Family(
+    "sidecar_layer_baseline_info",
+    FamilyType.INFO,
+    "1",
+    "Which frozen baseline a layer is judged by; the label `baseline` changes when it is replaced.",
+    (*LAYER, "baseline"),
+)
+LAYER_SCREENED = _gauge(
+    "sidecar_layer_screened_features",
+    "features",
+    "Features, flagged or not, that the screen judged in the newest window; 0 before the baseline is "
+    "frozen.",
+    *LAYER,
+)
+LAYER_SIGNIFICANT = _gauge(
+    "sidecar_layer_significant_features",
+    "features",
+    "Of those, the ones that exceed more often than the baseline explains, at a false discovery rate "
+    "of 5 %; absent while nothing is screened.",
+    *LAYER,
+)
+LAYER_SHIFTED = _gauge(
+    "sidecar_layer_shifted",
+    "0 or 1",
+    "Whether so many features are significant that the layer as a whole has moved; 1 from the first "
+    "such window on, in the same scrape as the features' own spikes. Absent while nothing is screened.",
     *LAYER,
 )
 LAYER_MEMORY = _gauge(
@@ -341,6 +460,8 @@ SNAPSHOT_INTERVAL = _gauge(
 SNAPSHOT_FAILURES = _counter(
     "sidecar_snapshot_failures_total", "snapshots", "Snapshots that could not be written."
 )
+RECORDING_BYTES = _gauge("sidecar_recording_bytes", "bytes", "Recorded windows on disk.")
+EVIDENCE_BYTES = _gauge("sidecar_evidence_bytes", "bytes", "Kept evidence of spikes on disk.")
 QUARANTINED = _gauge(
     "sidecar_quarantined_files", "files", "State files and artifacts set aside as corrupt."
 )
@@ -379,6 +500,12 @@ STATISTICS_MEMORY_LIMIT = _gauge(
     "bytes",
     "Memory that distributions may take: statistics.memory_bytes.",
 )
+EXPECTED_FALSE_ALARMS = _gauge(
+    "sidecar_spike_expected_false_alarms",
+    "alarms per 1,000 days",
+    "Most spike alarms without a cause to be expected in 1,000 days, over all flagged features "
+    "together, as long as what is tolerated holds.",
+)
 BUILD_INFO = Family(
     "sidecar_build_info",
     FamilyType.INFO,
@@ -403,6 +530,18 @@ FAMILIES: tuple[Family, ...] = (
     FEATURE_THRESHOLD,
     FEATURE_LAST,
     FEATURE_REQUESTS,
+    FEATURE_EVIDENCE,
+    SPIKE_THRESHOLD,
+    EXPECTED_FALSE_ALARMS,
+    FEATURE_LEVEL,
+    FEATURE_TOLERATED,
+    FEATURE_SAMPLED,
+    FEATURE_EXCEEDED,
+    FEATURE_SPIKES,
+    FEATURE_CONDITION,
+    FEATURE_DRIFT,
+    FEATURE_DRIFT_WASSERSTEIN,
+    FEATURE_DRIFTING,
     FEATURE_INFO,
     FEATURE_ACTIVATION,
     FEATURE_LEVELS,
@@ -418,6 +557,11 @@ FAMILIES: tuple[Family, ...] = (
     LAYER_NONFINITE,
     LAYER_BASELINE_FROZEN,
     LAYER_BASELINE_REQUESTS,
+    LAYER_BASELINE_WINDOWS,
+    LAYER_BASELINE_INFO,
+    LAYER_SCREENED,
+    LAYER_SIGNIFICANT,
+    LAYER_SHIFTED,
     LAYER_MEMORY,
     LAYER_LAST_SAMPLE,
     BATCHES_RECEIVED,
@@ -449,6 +593,8 @@ FAMILIES: tuple[Family, ...] = (
     SNAPSHOT_TIMESTAMP,
     SNAPSHOT_INTERVAL,
     SNAPSHOT_FAILURES,
+    RECORDING_BYTES,
+    EVIDENCE_BYTES,
     QUARANTINED,
     EVIDENCE_BYTES,
     EVIDENCE_LIMIT,
@@ -467,13 +613,19 @@ SCALAR_FAMILIES: tuple[Family, ...] = tuple(
 )
 """Those whose samples are numbers: all that text formats can hold."""
 
-FEATURE_SERIES = 10
-"""Series of one flagged feature beside its histograms: one in each family with its labels."""
+_SERIES_EACH = {FEATURE_CONDITION: len(CONDITIONS), FEATURE_DRIFT: len(REFERENCES)}
 
-LAYER_SERIES = 1 + sum(family.labels == LAYER for family in FAMILIES)
+FEATURE_SERIES = sum(
+    _SERIES_EACH.get(family, 1)
+    for family in SCALAR_FAMILIES
+    if set(FEATURE) <= set(family.labels) and family.type is not FamilyType.HISTOGRAM
+)
+"""Most series of one flagged feature beside its histograms."""
+
+LAYER_SERIES = 1 + sum(set(LAYER) <= set(family.labels) for family in FAMILIES)
 """Series of one layer, with the info of its model."""
 
-OWN_SERIES = 180
+OWN_SERIES = 190
 """More than the series that are there whatever is watched: ingest with at most 33 reasons thrice,
 jobs, storage, the scrape itself, and the process's own of the client library."""
 

@@ -17,13 +17,25 @@ from prometheus_client.core import (
     HistogramMetricFamily,
     InfoMetricFamily,
 )
+from prometheus_client.samples import Exemplar
 
 from sidecar.features import REVISION_DISPLAY, LayerKey
 from sidecar.metrics import catalogue, sections
 from sidecar.metrics.catalogue import Family, FamilyType
 from sidecar.metrics.sections import Row
 from sidecar.metrics.source import MetricsSource
-from sidecar.metrics.tables import Chosen, Histograms, Labels, Memo, Room, Scrape, Table, choose
+from sidecar.metrics.tables import (
+    EXEMPLAR,
+    Chosen,
+    Histograms,
+    Labels,
+    Memo,
+    Room,
+    Scrape,
+    Table,
+    choose,
+    fitting,
+)
 from sidecar.metrics.text import number
 from sidecar.monitor import FeatureStatus, LayerActivations, LayerStatus
 
@@ -58,9 +70,15 @@ class _Draft:
     histograms: list[Histograms] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
 
-    def put(self, family: Family, labels: tuple[Labels, ...], values: Sequence[float]) -> None:
+    def put(
+        self,
+        family: Family,
+        labels: tuple[Labels, ...],
+        values: Sequence[float],
+        exemplars: Mapping[int, str] | None = None,
+    ) -> None:
         """Add a family."""
-        self.tables[family] = Table(family, labels, values)
+        self.tables[family] = Table(family, labels, values, fitting(exemplars or {}))
 
     def put_rows(self, rows: Iterable[Row]) -> None:
         """Add families of which each has its rows in a row."""
@@ -107,7 +125,7 @@ class Collector:
         version: str,
         config_digest: str,
         flagged_limit: int = 1000,
-        series_limit: int = 40_000,
+        series_limit: int = 50_000,
         classic_buckets: bool = True,
     ) -> None:
         self._source = source
@@ -119,6 +137,9 @@ class Collector:
         self._lock = threading.Lock()
         self._features_chosen: Memo[Chosen] = Memo()
         self._infos: Memo[tuple[Labels, ...]] = Memo()
+        self._conditions: Memo[tuple[Labels, ...]] = Memo()
+        self._references: Memo[tuple[Labels, ...]] = Memo()
+        self._baselines: Memo[tuple[Labels, ...]] = Memo()
         self._layers_chosen: Memo[Chosen] = Memo()
         self._histograms_chosen: Memo[tuple[Chosen, ...]] = Memo()
         self._levels_chosen: Memo[tuple[tuple[Labels, ...], tuple[int, ...]]] = Memo()
@@ -199,12 +220,43 @@ class Collector:
         kept = [statuses[place] for place in chosen.places]
         for family, values in sections.feature_columns(kept):
             draft.put(family, chosen.labels, values)
+        spikes = [float(status.spikes) for status in kept]
+        draft.put(catalogue.FEATURE_SPIKES, chosen.labels, spikes, sections.evidence_ids(kept))
+        draft.put(catalogue.SPIKE_THRESHOLD, ((),), [sections.spike_threshold(kept)])
+        self._put_conditions(draft, chosen.labels, kept)
+        references = self._references.get(
+            None, [chosen.labels], lambda: _each(chosen.labels, catalogue.REFERENCES)
+        )
+        draft.put(catalogue.FEATURE_DRIFT, references, sections.drift_values(kept))
+        self._put_infos(draft, chosen.labels, kept)
+        draft.left_out["features"] = chosen.left_out
+
+    def _put_conditions(
+        self, draft: _Draft, labels: tuple[Labels, ...], kept: Sequence[FeatureStatus]
+    ) -> None:
+        possible = tuple(map(sections.possible_conditions, kept))
+        conditions = self._conditions.get(
+            possible,
+            [labels],
+            lambda: tuple(
+                (*mine, name)
+                for mine, names in zip(labels, possible, strict=True)
+                for name in names
+            ),
+        )
+        draft.put(catalogue.FEATURE_CONDITION, conditions, sections.condition_values(kept))
+
+    def _put_infos(
+        self, draft: _Draft, labels: tuple[Labels, ...], kept: Sequence[FeatureStatus]
+    ) -> None:
         flags = [status.flag for status in kept]
+        watched = tuple((str(status.direction), status.slice) for status in kept)
         infos = self._infos.get(
-            chosen.labels, flags, lambda: tuple(map(sections.info_labels, chosen.labels, flags))
+            watched,
+            [labels, *flags],
+            lambda: tuple(map(sections.info_labels, labels, flags, watched)),
         )
         draft.put(catalogue.FEATURE_INFO, infos, [1.0] * len(infos))
-        draft.left_out["features"] = chosen.left_out
 
     def _layers(
         self, draft: _Draft, statuses: Sequence[LayerStatus], features: Sequence[FeatureStatus]
@@ -220,6 +272,14 @@ class Collector:
             draft.put(family, chosen.labels, values)
         models = tuple(dict.fromkeys(labels[:2] for labels in chosen.labels))
         draft.put(catalogue.MODEL_INFO, models, [1.0] * len(models))
+        names = tuple(sections.clean(status.baseline_id[:REVISION_DISPLAY]) for status in kept)
+        baselines = self._baselines.get(
+            names,
+            [chosen.labels],
+            lambda: tuple((*mine, name) for mine, name in zip(chosen.labels, names, strict=True)),
+        )
+        there = [1.0 if name else float("nan") for name in names]
+        draft.put(catalogue.LAYER_BASELINE_INFO, baselines, there)
         draft.left_out["layers"] = chosen.left_out
 
     def _flags(self, draft: _Draft, flags: Sequence[str]) -> None:
@@ -276,6 +336,11 @@ def _flagged(features: Sequence[FeatureStatus]) -> Mapping[LayerKey, int]:
     return found
 
 
+def _each(labels: tuple[Labels, ...], values: tuple[str, ...]) -> tuple[Labels, ...]:
+    """Return every subject's labels with every value of one more label."""
+    return tuple((*mine, value) for mine in labels for value in values)
+
+
 def _first(layers: Sequence[LayerActivations], limit: int) -> tuple[Chosen, ...]:
     """Choose the first ``limit`` features with different labels, over all layers."""
     taken: set[Labels] = set()
@@ -326,8 +391,8 @@ def _metric(table: Table) -> Metric:
     match family.type:
         case FamilyType.COUNTER:
             counter = CounterMetricFamily(family.name, family.help, labels=names, unit=unit)
-            for labels, value in known:
-                counter.add_metric(list(labels), value)
+            for place, (labels, value) in enumerate(known):  # a counter is never absent
+                counter.add_metric(list(labels), value, exemplar=_exemplar(table, place))
             return counter
         case FamilyType.GAUGE:
             gauge = GaugeMetricFamily(family.name, family.help, labels=names, unit=unit)
@@ -342,6 +407,12 @@ def _metric(table: Table) -> Metric:
             return info
         case _:
             return _histogram(family, known)
+
+
+def _exemplar(table: Table, place: int) -> Exemplar | None:
+    label, value = EXEMPLAR
+    found = table.exemplars.get(place)
+    return Exemplar({label: found}, value) if found else None
 
 
 def _histogram(family: Family, known: Iterable[tuple[Labels, float]]) -> HistogramMetricFamily:

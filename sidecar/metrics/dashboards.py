@@ -210,7 +210,7 @@ def _target(panel: Panel, number: int, query: Query) -> _Json:
     return {
         "datasource": _SOURCE,
         "editorMode": "code",
-        "exemplar": False,
+        "exemplar": panel.exemplars,
         "expr": query.expr,
         "format": panel.type if panel.type in ("table", "heatmap") else "time_series",
         "instant": now,

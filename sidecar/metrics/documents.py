@@ -1,7 +1,14 @@
 """Renders the catalogue as documents: the list of metrics and the runbooks."""
 
 from sidecar.metrics.alerts import ALERTS, Alert
-from sidecar.metrics.catalogue import FAMILIES, FEATURE_ACTIVATION, FEATURE_LEVELS, FEATURE_SERIES
+from sidecar.metrics.catalogue import (
+    FAMILIES,
+    FEATURE_ACTIVATION,
+    FEATURE_LEVELS,
+    FEATURE_SERIES,
+    FEATURE_SPIKES,
+    LAYER_SERIES,
+)
 from sidecar.metrics.dashboards import render_dashboard
 from sidecar.metrics.rules import render_rules
 from sidecar.metrics.runbooks import RUNBOOKS
@@ -35,13 +42,21 @@ Every flagged feature has its activations twice, counted since the daemon starte
 Both are fed when a window closes; what the warm-up of a layer saw is in neither. A restart of the
 daemon, and for the buckets new bounds, are what `rate()` takes for the restart of a counter.
 
+## Exemplars
+
+`{FEATURE_SPIKES.name}` carries one, `{{evidence_id="…"}}`, for features of which evidence is kept: in
+OpenMetrics and in protobuf, at most 128 characters as the standard allows, else none. Its value is
+always 1 and it has no timestamp, so that Prometheus (`--enable-feature=exemplar-storage`) stores an
+evidence once, at the scrape that first saw it. The same evidence is found under `evidence_url` of the
+alert.
+
 ## What never changes
 
 - `sidecar_batches_received_total` = `sidecar_batches_accepted_total` +
   sum of `sidecar_batches_refused_total`, in every scrape.
 - `sidecar_batches_accepted_total` = `sidecar_batches_processed_total` + sum of
   `sidecar_batches_dropped_total` + `sidecar_batches_in_flight`, in every scrape.
-- A request id is never a label.
+- A request id is never a label, and neither is an evidence id.
 - What is not known is absent, not zero: a share without requests, a threshold without a baseline.
 
 ## Labels
@@ -59,7 +74,7 @@ daemon, and for the buckets new bounds, are what `rate()` takes for the restart 
 
 ## How many series
 
-A flagged feature has at most {FEATURE_SERIES} series, its native histogram and 21 buckets, a layer 8,
+A flagged feature has at most {FEATURE_SERIES} series, its native histogram and 21 buckets, a layer {LAYER_SERIES},
 whatever the width of the model; features that are not flagged have none. Of features, flags and
 layers at most `metrics.flagged_limit` each are exported, and of all series together, the process's own
 included, at most `metrics.series_limit`. Within that, features come before layers, flags, native

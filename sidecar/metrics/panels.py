@@ -4,48 +4,40 @@ from dataclasses import dataclass
 
 from sidecar.metrics import catalogue as c
 from sidecar.metrics.folded import COST_ROW, HEALTH_ROW, JOBS_ROW
+from sidecar.metrics.judged import JUDGED_ROW
 from sidecar.metrics.vocabulary import (
     BAD,
     FEATURE,
     GOOD,
     HOOK_SHARE,
+    LATER,
     LAYER,
     MODEL,
     ON_FEATURE,
     OTHER,
     PLAIN,
     QUIET,
+    SERIES_NAME,
     SIDECAR,
     STATES,
     WATCH,
     WINDOW,
-    YES_NO,
     Column,
     Panel,
     Query,
     Row,
+    about,
+    of_feature,
     rate_by,
     total_rate,
 )
 
 
-def _of_feature(family: c.Family) -> str:
-    return f"{family.name}{{{FEATURE}}}"
-
-
-def _about(family: c.Family, labels: str) -> str:
-    """Return a feature's value with what is known about the feature as labels."""
-    return (
-        f"{_of_feature(family)} * on ({ON_FEATURE}) group_left ({labels}) "
-        f"{_of_feature(c.FEATURE_INFO)}"
-    )
-
-
 def _in_table(family: c.Family) -> Query:
     # The thumbnail's address is made here, so that no series carries one.
-    about = _about(family, "name, severity, owner, path")
+    known = about(family, "name, severity, owner, path")
     target = "${console:raw}/f/$1/portrait.png"
-    return Query(f'label_replace({about}, "portrait", "{target}", "path", "(.+)")')
+    return Query(f'label_replace({known}, "portrait", "{target}", "path", "(.+)")')
 
 
 _FULL = f'sum(rate({c.BATCHES_REFUSED.name}{{{SIDECAR},reason="queue_full"}}{WINDOW}))'
@@ -53,7 +45,6 @@ _LOSS = (
     f"({total_rate(c.BATCHES_DROPPED)} + {_FULL} + {total_rate(c.HOOK_DROPPED)})"
     f" / ({total_rate(c.BATCHES_RECEIVED)} + {total_rate(c.HOOK_DROPPED)} > 0)"
 )
-_SERIES_NAME = "{{layer}} {{kind}} {{feature}} {{name}}"
 
 STATS: tuple[Panel, ...] = (
     Panel(
@@ -71,7 +62,7 @@ STATS: tuple[Panel, ...] = (
         "Flagged features that the detector holds as firing; the alert follows after its waiting time. "
         f"Metric: `{c.FEATURE_SPIKING.name}`.",
         "none",
-        (Query(f"sum({_of_feature(c.FEATURE_SPIKING)})"),),
+        (Query(f"sum({of_feature(c.FEATURE_SPIKING)})"),),
         no_value="nothing flagged",
         steps=((0, GOOD), (1, BAD)),
     ),
@@ -83,8 +74,8 @@ STATS: tuple[Panel, ...] = (
         "none",
         (
             Query(
-                f"count({_of_feature(c.FEATURE_REQUESTS)} == 0) or "
-                f"0 * count({_of_feature(c.FEATURE_REQUESTS)})"
+                f"count({of_feature(c.FEATURE_REQUESTS)} == 0) or "
+                f"0 * count({of_feature(c.FEATURE_REQUESTS)})"
             ),
         ),
         no_value="nothing flagged",
@@ -151,7 +142,7 @@ _STATE = Row(
             "What the detector says of each flagged feature. Unknown: not sampled, or no baseline yet; "
             f"nothing can be said. Metric: `{c.FEATURE_STATE.name}`.",
             "none",
-            (Query(_about(c.FEATURE_STATE, "name"), _SERIES_NAME),),
+            (Query(about(c.FEATURE_STATE, "name"), SERIES_NAME),),
             size=(24, 8),
             no_value="nothing flagged",
             mappings=STATES,
@@ -216,10 +207,10 @@ _SPIKES = Row(
             f"`{c.FEATURE_EXCEEDANCE.name}`, `{c.FEATURE_BASELINE_EXCEEDANCE.name}`.",
             "percentunit",
             (
-                Query(_about(c.FEATURE_EXCEEDANCE, "name"), _SERIES_NAME),
+                Query(about(c.FEATURE_EXCEEDANCE, "name"), SERIES_NAME),
                 Query(
-                    _about(c.FEATURE_BASELINE_EXCEEDANCE, "name"),
-                    f"baseline {_SERIES_NAME}",
+                    about(c.FEATURE_BASELINE_EXCEEDANCE, "name"),
+                    f"baseline {SERIES_NAME}",
                     QUIET,
                     dashed=True,
                 ),
@@ -234,15 +225,31 @@ _SPIKES = Row(
             f"Metrics: `{c.FEATURE_LAST.name}`, `{c.FEATURE_THRESHOLD.name}`.",
             "short",
             (
-                Query(_about(c.FEATURE_LAST, "name"), _SERIES_NAME),
+                Query(about(c.FEATURE_LAST, "name"), SERIES_NAME),
                 Query(
-                    _about(c.FEATURE_THRESHOLD, "name"),
-                    f"threshold {_SERIES_NAME}",
+                    about(c.FEATURE_THRESHOLD, "name"),
+                    f"threshold {SERIES_NAME}",
                     QUIET,
                     dashed=True,
                 ),
             ),
             no_value="not sampled",
+            to_feature=True,
+        ),
+        Panel(
+            "Evidence against the threshold",
+            "timeseries",
+            "Evidence of a spike as a power of ten: it grows while more requests exceed than is tolerated. "
+            "At the dashed line the feature fires, and the evidence starts again from nothing. Metrics: "
+            f"`{c.FEATURE_EVIDENCE.name}`, `{c.SPIKE_THRESHOLD.name}`.",
+            "none",
+            (
+                Query(about(c.FEATURE_EVIDENCE, "name"), SERIES_NAME),
+                Query(
+                    f"max({c.SPIKE_THRESHOLD.name}{{{SIDECAR}}})", "threshold", QUIET, dashed=True
+                ),
+            ),
+            no_value="not judged",
             to_feature=True,
         ),
         Panel(
@@ -282,9 +289,27 @@ _SPIKES = Row(
     ),
 )
 
+_OF_LAYER = "{{model}} {{layer}} {{kind}}"
+
 _LAYERS = Row(
     "Layers",
     (
+        Panel(
+            "Share of the layer that is significant",
+            "timeseries",
+            "Share of all features of a layer, flagged or not, that exceed more often than the baseline "
+            "explains. A few at a time are chance; many at once mean that the layer as a whole has moved. "
+            f"Metrics: `{c.LAYER_SIGNIFICANT.name}`, `{c.LAYER_SCREENED.name}`.",
+            "percentunit",
+            (
+                Query(
+                    f"{c.LAYER_SIGNIFICANT.name}{{{LAYER}}} / "
+                    f"({c.LAYER_SCREENED.name}{{{LAYER}}} > 0)",
+                    _OF_LAYER,
+                ),
+            ),
+            no_value="not screened",
+        ),
         Panel(
             "Sampled requests",
             "timeseries",
@@ -327,21 +352,11 @@ _LAYERS = Row(
             ),
             no_value="none",
         ),
-        Panel(
-            "Baseline frozen",
-            "state-timeline",
-            "Whether a layer's baseline is frozen; until then none of its features is judged. Metric: "
-            f"`{c.LAYER_BASELINE_FROZEN.name}`.",
-            "none",
-            (Query(f"{c.LAYER_BASELINE_FROZEN.name}{{{LAYER}}}", "{{model}} {{layer}} {{kind}}"),),
-            no_value="no layer",
-            mappings=YES_NO,
-        ),
     ),
 )
 
-ROWS: tuple[Row, ...] = (_STATE, _SPIKES, _LAYERS, JOBS_ROW, COST_ROW, HEALTH_ROW)
-"""The rows below: what is the case, what spiked, where, then jobs, cost and health."""
+ROWS: tuple[Row, ...] = (_STATE, _SPIKES, _LAYERS, JUDGED_ROW, JOBS_ROW, COST_ROW, HEALTH_ROW)
+"""The rows below: what is the case, what spiked, where, why, then jobs, cost and health."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,6 +409,14 @@ ANNOTATIONS: tuple[Annotation, ...] = (
         PLAIN,
         "new revision of {{model}}",
         "{{revision}}",
+    ),
+    Annotation(
+        "New baselines",
+        f"{c.LAYER_BASELINE_INFO.name}{{{SIDECAR}}} "
+        f"unless {c.LAYER_BASELINE_INFO.name}{{{SIDECAR}}} offset 2m",
+        LATER,
+        "new baseline of {{layer}}",
+        "{{model}} {{kind}} {{baseline}}",
     ),
     Annotation(
         "Restarts of a sidecar",

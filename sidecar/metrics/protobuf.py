@@ -4,7 +4,8 @@ Messages of ``io.prometheus.client`` are written field by field: there are few o
 never change, and generated code for them would clash in the process's pool of messages with that of
 any other library that brings its own. Field numbers are those of the public ``metrics.proto``:
 ``MetricFamily`` name 1, help 2, type 3, metric 4; ``Metric`` label 1, gauge 2, counter 3, untyped 5,
-histogram 7; ``LabelPair`` name 1, value 2; ``Gauge``, ``Counter`` and ``Untyped`` value 1.
+histogram 7; ``LabelPair`` name 1, value 2; ``Gauge``, ``Counter`` and ``Untyped`` value 1; ``Counter``
+exemplar 2.
 """
 
 import struct
@@ -15,7 +16,7 @@ from prometheus_client import Metric
 from sidecar.features import LayerKey
 from sidecar.metrics.catalogue import FEATURE_ACTIVATION, Family, FamilyType
 from sidecar.metrics.native import histogram_messages
-from sidecar.metrics.tables import Histograms, Labels, Scrape, Table
+from sidecar.metrics.tables import EXEMPLAR, Histograms, Labels, Scrape, Table
 
 MEDIA_TYPE = (
     "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
@@ -75,6 +76,10 @@ class ProtobufRenderer:
             )
             if value == value  # noqa: PLR0124 - NaN is absent
         ]
+        if table.exemplars:  # of counters, which are never absent: places stay places
+            for place, text in table.exemplars.items():
+                pairs = _pairs(table.family.labels, table.labels[place])
+                metrics[place] = _marked(pairs, table.values[place], text)
         return _delimited(head + b"".join(metrics)) if metrics else b""
 
     def _prepared(self, table: Table) -> tuple[Sequence[Labels], bytes, list[bytes]]:
@@ -142,6 +147,14 @@ def _scalar(pairs: bytes, kind: int) -> bytes:
     """Return a metric up to its value, which is all that is missing."""
     body = pairs + _HOLDERS[kind]
     return b"\x22" + varint(len(body) + _VALUE_BYTES) + body
+
+
+def _marked(pairs: bytes, value: float, text: str) -> bytes:
+    """Return a counter's metric with an exemplar: ``Exemplar`` label 1, value 2."""
+    label, mark = EXEMPLAR
+    exemplar = _pairs((label,), (text,)) + b"\x11" + struct.pack("<d", mark)
+    counter = b"\x09" + struct.pack("<d", value) + _field(2, exemplar)
+    return _field(4, pairs + _field(3, counter))
 
 
 def _pairs(names: Sequence[str], values: Labels) -> bytes:

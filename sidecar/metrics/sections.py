@@ -73,12 +73,51 @@ def layer_labels(key: LayerKey) -> Labels:
     return (key.model, key.shown_revision, key.layer, str(key.kind), view)
 
 
-def info_labels(labels: Labels, flag: Flag | None) -> Labels:
-    """Return the labels of a feature's info: its own, what its flag says, its path in the console."""
+def info_labels(labels: Labels, flag: Flag | None, watched: tuple[str, str]) -> Labels:
+    """Return the labels of a feature's info.
+
+    Args:
+        labels: The feature's own.
+        flag: What people say about it.
+        watched: Its direction, and the slice of the traffic.
+
+    Returns:
+        The feature's own, name, severity and owner, the path in the console, and how it is watched.
+    """
     about = (flag.name, flag.severity, flag.owner) if flag else ("", "warning", "")
     model, revision, layer, kind, feature = labels
     path = f"{model}@{revision}/{layer}/{kind}/{feature}"
-    return (*labels, *map(clean, about), path)
+    return (*labels, *map(clean, about), path, *map(clean, watched))
+
+
+def possible_conditions(status: FeatureStatus) -> tuple[str, ...]:
+    """Return what could hold of a feature: without a baseline nothing that is measured by it."""
+    return catalogue.CONDITIONS if status.threshold == status.threshold else ("nonfinite",)
+
+
+def condition_values(statuses: Sequence[FeatureStatus]) -> list[float]:
+    """Return 0 or 1 for each condition that could hold of each feature, in this order."""
+    return [
+        float(condition in status.conditions)
+        for status in statuses
+        for condition in possible_conditions(status)
+    ]
+
+
+def drift_values(statuses: Sequence[FeatureStatus]) -> list[float]:
+    """Return each feature's distances in the order of ``catalogue.REFERENCES``."""
+    return [value for s in statuses for value in (s.drift_js, s.drift_js_yesterday)]
+
+
+def spike_threshold(statuses: Sequence[FeatureStatus]) -> float:
+    """Return the evidence at which features fire; NaN where none is judged."""
+    known = [s.evidence_threshold_log10 for s in statuses]
+    return max((value for value in known if value == value), default=_ABSENT)  # noqa: PLR0124 - NaN
+
+
+def evidence_ids(statuses: Sequence[FeatureStatus]) -> dict[int, str]:
+    """Return the newest evidence of the features that have some, by their place."""
+    return {place: clean(s.evidence_id) for place, s in enumerate(statuses) if s.evidence_id}
 
 
 def feature_columns(statuses: Sequence[FeatureStatus]) -> Columns:
@@ -99,6 +138,16 @@ def feature_columns(statuses: Sequence[FeatureStatus]) -> Columns:
     yield catalogue.FEATURE_BASELINE_EXCEEDANCE, [s.baseline_ratio for s in statuses]
     yield catalogue.FEATURE_THRESHOLD, [s.threshold for s in statuses]
     yield catalogue.FEATURE_LAST, [s.last for s in statuses]
+    yield catalogue.FEATURE_EVIDENCE, [s.evidence_log10 for s in statuses]
+    yield catalogue.FEATURE_LEVEL, [s.level_ratio for s in statuses]
+    yield catalogue.FEATURE_TOLERATED, [s.tolerated_ratio for s in statuses]
+    yield catalogue.FEATURE_SAMPLED, [float(s.sampled_requests) for s in statuses]
+    yield catalogue.FEATURE_EXCEEDED, [float(s.sampled_exceedances) for s in statuses]
+    yield catalogue.FEATURE_DRIFT_WASSERSTEIN, [s.drift_wasserstein for s in statuses]
+    yield (
+        catalogue.FEATURE_DRIFTING,
+        [float(s.drifting) if s.drift_js == s.drift_js else _ABSENT for s in statuses],
+    )
 
 
 def layer_columns(statuses: Sequence[LayerStatus], flagged: Mapping[LayerKey, int]) -> Columns:
@@ -110,6 +159,17 @@ def layer_columns(statuses: Sequence[LayerStatus], flagged: Mapping[LayerKey, in
     yield catalogue.LAYER_NONFINITE, [float(s.nonfinite - s.restored[2]) for s in statuses]
     yield catalogue.LAYER_BASELINE_FROZEN, [float(s.baseline_frozen) for s in statuses]
     yield catalogue.LAYER_BASELINE_REQUESTS, [float(s.baseline_requests) for s in statuses]
+    yield catalogue.LAYER_BASELINE_WINDOWS, [float(s.baseline_windows) for s in statuses]
+    yield catalogue.LAYER_SCREENED, [float(s.screened_features) for s in statuses]
+    # Of a layer that is not screened nothing is known, but a shift that was seen stays seen.
+    yield (
+        catalogue.LAYER_SIGNIFICANT,
+        [float(s.significant_features) if s.screened_features else _ABSENT for s in statuses],
+    )
+    yield (
+        catalogue.LAYER_SHIFTED,
+        [float(s.shifted) if s.screened_features or s.shifted else _ABSENT for s in statuses],
+    )
     yield catalogue.LAYER_MEMORY, [float(s.memory_bytes) for s in statuses]
     yield catalogue.LAYER_LAST_SAMPLE, [s.last_seen for s in statuses]
 
@@ -157,6 +217,8 @@ def storage_rows(counts: StorageCounts) -> Iterator[Row]:
     yield catalogue.SNAPSHOT_TIMESTAMP, (), counts.snapshot_at
     yield catalogue.SNAPSHOT_INTERVAL, (), counts.snapshot_interval_seconds
     yield catalogue.SNAPSHOT_FAILURES, (), counts.snapshot_failures
+    yield catalogue.RECORDING_BYTES, (), counts.recording_bytes
+    yield catalogue.EVIDENCE_BYTES, (), counts.evidence_bytes
     yield catalogue.QUARANTINED, (), counts.quarantined
     yield catalogue.EVIDENCE_BYTES, (), counts.evidence.used_bytes
     yield catalogue.EVIDENCE_LIMIT, (), counts.evidence.limit_bytes
@@ -175,6 +237,7 @@ def statistics_rows(counts: StatisticsCounts) -> Iterator[Row]:
     yield catalogue.STATISTICS_KERNELS_FAILED, (), float(counts.kernels_failed)
     yield catalogue.STATISTICS_MEMORY, (), counts.memory_bytes
     yield catalogue.STATISTICS_MEMORY_LIMIT, (), counts.memory_limit_bytes
+    yield catalogue.EXPECTED_FALSE_ALARMS, (), counts.expected_false_alarms
 
 
 def _by_reason(family: Family, counts: Mapping[str, int], known: tuple[str, ...]) -> Iterator[Row]:

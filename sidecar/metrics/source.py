@@ -1,5 +1,6 @@
 """What the metrics room asks of the daemon: immutable counts, read on every scrape."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -38,12 +39,15 @@ class StatisticsCounts:
         kernels_failed: Whether those could not be compiled.
         memory_bytes: Bytes set aside for the distributions of all registered layers.
         memory_limit_bytes: Bytes that may be.
+        expected_false_alarms: Spike alarms without a cause to be expected in 1,000 days over all flagged
+            features together, by the configured policy; NaN where it is not known.
     """
 
     kernels: str = "numpy"
     kernels_failed: bool = False
     memory_bytes: int = 0
     memory_limit_bytes: int = 0
+    expected_false_alarms: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,8 @@ class StorageCounts:
         snapshot_failures: Snapshots that could not be written since the daemon started.
         quarantined: Snapshot files set aside as corrupt.
         evidence: How the memory of evidence stands.
+        recording_bytes: Bytes of recorded windows on disk.
+        evidence_bytes: Bytes of kept evidence on disk.
     """
 
     artifact_bytes: int = 0
@@ -67,6 +73,8 @@ class StorageCounts:
     snapshot_failures: int = 0
     quarantined: int = 0
     evidence: EvidenceCounts = field(default_factory=EvidenceCounts)
+    recording_bytes: int = 0
+    evidence_bytes: int = 0
 
 
 class MetricsSource(Protocol):

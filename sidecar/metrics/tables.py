@@ -1,8 +1,8 @@
 """What a scrape holds before it has a format: one table of series and values for each family."""
 
 import operator
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from sidecar.metrics.catalogue import Family
@@ -10,6 +10,12 @@ from sidecar.monitor import LayerActivations
 
 Labels = tuple[str, ...]
 """Label values of one series, in the order of the family's label names."""
+
+EXEMPLAR = ("evidence_id", 1.0)
+"""Label and value of every exemplar: one spike. The value stays the same and there is no timestamp, so
+that Prometheus stores an evidence once, however often it is scraped."""
+
+_EXEMPLAR_LIMIT = 128
 
 _Subject = TypeVar("_Subject")
 _Made = TypeVar("_Made")
@@ -24,11 +30,13 @@ class Table:
         labels: Of each series. If it can be, the very same object for as long as the series are the
             same: renderers keep what they made of it, and compare.
         values: Of each series; NaN: the series is absent from this scrape.
+        exemplars: ``evidence_id`` of some series' exemplars, by their place; of counters only.
     """
 
     family: Family
     labels: tuple[Labels, ...]
     values: Sequence[float]
+    exemplars: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,3 +142,11 @@ def choose(subjects: Iterable[_Subject], label: Callable[[_Subject], Labels], li
         if len(kept) < limit:
             kept.setdefault(label(subject), place)
     return Chosen(tuple(kept.values()), tuple(kept), total - len(kept))
+
+
+def fitting(exemplars: Mapping[int, str]) -> dict[int, str]:
+    """Return the exemplars that OpenMetrics allows: at most 128 characters, the label's name included."""
+    label, _ = EXEMPLAR
+    return {
+        place: text for place, text in exemplars.items() if len(label + text) <= _EXEMPLAR_LIMIT
+    }

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sidecar.metrics.catalogue import Family, FamilyType
-from sidecar.metrics.tables import Labels, Scrape, Table
+from sidecar.metrics.tables import EXEMPLAR, Labels, Scrape, Table
 
 # From here on the client writes exponents, as Go does; below, repr() is what it writes.
 _EXPONENT_FROM = 1e6
@@ -50,7 +50,7 @@ class TextRenderer:
             written = self._written(table)
             self._known[table.family] = written
             parts.append(written.head)
-            parts += written.lines
+            parts += _marked(written.lines, table) if self._openmetrics else written.lines
         return "".join(parts).encode()
 
     def _written(self, table: Table) -> _Written:
@@ -98,6 +98,18 @@ def number(value: float) -> str:
 def _line(prefix: str, value: float) -> str:
     """Return a line that ``repr`` cannot end; nothing where there is no value."""
     return "" if value != value else f"{prefix}{number(value)}\n"  # noqa: PLR0124 - NaN
+
+
+def _marked(lines: list[str], table: Table) -> list[str]:
+    """Return the lines with the exemplars of those that have one; only OpenMetrics knows them."""
+    if not table.exemplars:
+        return lines
+    label, value = EXEMPLAR
+    found = list(lines)
+    for place, text in table.exemplars.items():
+        if line := found[place].removesuffix("\n"):
+            found[place] = f'{line} # {{{label}="{_escaped(text)}"}} {number(value)}\n'
+    return found
 
 
 def _series(family: Family, labels: Labels) -> str:

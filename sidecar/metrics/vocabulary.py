@@ -25,6 +25,10 @@ STATES = (
 """Value, text and colour of ``sidecar_feature_state``."""
 
 YES_NO = ((0, "no", WATCH), (1, "yes", GOOD))
+NO_YES = ((0, "no", GOOD), (1, "yes", BAD))
+
+SERIES_NAME = "{{layer}} {{kind}} {{feature}} {{name}}"
+"""Legend of a flagged feature's series."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,7 @@ class Panel:
         to_feature: Whether a click on a series leads to the feature's page in the console.
         text: HTML of a text panel.
         repeat: Variable by whose values the panel is repeated.
+        exemplars: Whether the graph shows exemplars as dots.
     """
 
     title: str
@@ -89,6 +94,7 @@ class Panel:
     to_feature: bool = False
     text: str = ""
     repeat: str = ""
+    exemplars: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +104,19 @@ class Row:
     title: str
     panels: tuple[Panel, ...]
     folded: bool = False
+
+
+def of_feature(family: c.Family) -> str:
+    """Return the chosen features' values."""
+    return f"{family.name}{{{FEATURE}}}"
+
+
+def about(family: c.Family, labels: str) -> str:
+    """Return a feature's value with what is known about the feature as labels."""
+    return (
+        f"{of_feature(family)} * on ({ON_FEATURE}) group_left ({labels}) "
+        f"{of_feature(c.FEATURE_INFO)}"
+    )
 
 
 def rate_by(family: c.Family, by: str, selector: str = SIDECAR) -> str:

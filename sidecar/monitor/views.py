@@ -70,6 +70,11 @@ class FeatureStatus:
         drift_js_yesterday: Jensen-Shannon distance from the same hour of yesterday.
         drifting: Whether that is further than the baseline's own hours are apart.
         evidence_id: The newest record of why it fired; empty: there is none.
+        direction: On which side of its threshold a value exceeds: ``above``, ``below`` or ``both``.
+        slice: The traffic it is judged on, as the flag has it; empty: all.
+        sampled_requests: Requests sampled in closed windows since the daemon started.
+        sampled_exceedances: Of those, the ones with a value above ``threshold``.
+        spikes: Times it began to fire since the daemon started.
     """
 
     key: FeatureKey
@@ -93,6 +98,11 @@ class FeatureStatus:
     drift_js_yesterday: float = math.nan
     drifting: bool = False
     evidence_id: str = ""
+    direction: str = "above"
+    slice: str = ""
+    sampled_requests: int = 0
+    sampled_exceedances: int = 0
+    spikes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +124,11 @@ class LayerStatus:
             is older than what was scraped last, so a Prometheus counter must start without it.
         detail: How much is kept of it: ``full`` or ``screened``.
         memory_bytes: Memory set aside for it.
+        screened_features: Features that the screen judged in the newest closed window; 0: none yet.
+        significant_features: Of those, the ones that exceed more often than the baseline explains.
+        shifted: Whether so many are that the layer as a whole has moved, from the first such window on.
+        baseline_id: What tells its frozen baseline from others; empty: none.
+        baseline_windows: Windows in which the baseline's second half measured what to expect.
     """
 
     key: LayerKey
@@ -128,6 +143,11 @@ class LayerStatus:
     restored: tuple[int, int, int] = (0, 0, 0)
     detail: str = "full"
     memory_bytes: int = 0
+    screened_features: int = 0
+    significant_features: int = 0
+    shifted: bool = False
+    baseline_id: str = ""
+    baseline_windows: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,7 @@ def build_layer(layer: str = "_blocks.14", revision: str = REVISION) -> LayerKey
 
 
 def build_feature(
-    key: FeatureKey, state: State = State.NORMAL, flag: Flag | None = None, **values: float
+    key: FeatureKey, state: State = State.NORMAL, flag: Flag | None = None, **values: Any
 ) -> FeatureStatus:
     """Return a flagged feature with a baseline and 128 requests in its window."""
     known = {
@@ -112,6 +112,15 @@ def build_feature(
         "baseline_ratio": 0.001,
         "threshold": 3.25,
         "last": 1.5,
+        "evidence_log10": 0.5,
+        "evidence_threshold_log10": 8.25,
+        "level_ratio": 0.0015,
+        "tolerated_ratio": 0.006,
+        "drift_js": 0.125,
+        "drift_wasserstein": 0.25,
+        "drift_js_yesterday": 0.0625,
+        "sampled_requests": 640,
+        "sampled_exceedances": 2,
     }
     about = flag or Flag("stop signs", "critical", "vision")
     return FeatureStatus(key=key, flag=about, state=state, explanation="", **{**known, **values})
@@ -128,6 +137,10 @@ def build_status(key: LayerKey, **values: float) -> LayerStatus:
         "baseline_frozen": True,
         "last_seen": 1_795_448_001.5,
         "memory_bytes": 1_620_096,
+        "screened_features": 192,
+        "significant_features": 3,
+        "baseline_id": "b7e23ec29af2" + "0" * 52,
+        "baseline_windows": 180,
     }
     return LayerStatus(key=key, capture=Capture(), **{**known, **values})
 
@@ -156,7 +169,18 @@ def source() -> MemorySource:
     layer = build_layer()
     return MemorySource(
         watched=[
-            build_feature(layer.feature(33), State.FIRING, exceedance_ratio=0.425, last=9.75),
+            build_feature(
+                layer.feature(33),
+                State.FIRING,
+                exceedance_ratio=0.425,
+                last=9.75,
+                evidence_log10=9.5,
+                sampled_exceedances=54,
+                spikes=1,
+                conditions=("never_seen",),
+                evidence_id="ev-33",
+                slice="route=eu",
+            ),
             build_feature(
                 layer.feature(34),
                 State.UNKNOWN,
@@ -167,6 +191,15 @@ def source() -> MemorySource:
                 baseline_ratio=math.nan,
                 threshold=math.nan,
                 last=math.nan,
+                evidence_log10=math.nan,
+                evidence_threshold_log10=math.nan,
+                level_ratio=math.nan,
+                tolerated_ratio=math.nan,
+                drift_js=math.nan,
+                drift_wasserstein=math.nan,
+                drift_js_yesterday=math.nan,
+                sampled_requests=0,
+                sampled_exceedances=0,
             ),
         ],
         registered=[build_status(layer)],
@@ -195,9 +228,14 @@ def source() -> MemorySource:
             hook_overhead_ratio=0.004,
         ),
         job_counts=JobCounts({"queued": 2, "failed": 1, "done": 5}, timed=6, seconds=90.0),
-        storage_counts=StorageCounts(2048, 1 << 20, 1_795_448_000.0, 30.0, 1, 0),
+        storage_counts=StorageCounts(
+            2048, 1 << 20, 1_795_448_000.0, 30.0, 1, 0, recording_bytes=4096, evidence_bytes=512
+        ),
         statistics_counts=StatisticsCounts(
-            "numba", memory_bytes=1_620_096, memory_limit_bytes=1 << 29
+            "numba",
+            memory_bytes=1_620_096,
+            memory_limit_bytes=1 << 29,
+            expected_false_alarms=1.0,
         ),
     )
 

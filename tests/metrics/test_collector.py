@@ -18,7 +18,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from sidecar.detect import State
 from sidecar.features import FeatureKey, FeatureKind, LayerKey, Scope, View
 from sidecar.metrics import Collector
-from sidecar.metrics.catalogue import FEATURE_SERIES, SCALAR_FAMILIES
+from sidecar.metrics.catalogue import (
+    FEATURE_SERIES,
+    LAYER_SERIES,
+    OWN_SERIES,
+    SCALAR_FAMILIES,
+)
 from sidecar.monitor import Flag, IngestCounts
 
 pytestmark = pytest.mark.service
@@ -38,13 +43,22 @@ def key(name: str, /, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
     return name, frozenset(labels.items())
 
 
+def of_feature(found: Mapping[Any, float], name: str, label: str) -> dict[str, float]:
+    """Return the values of feature 33 in a family with one label more."""
+    return {
+        dict(labels)[label]: value
+        for (n, labels), value in found.items()
+        if n == name and FEATURE.items() <= dict(labels).items()
+    }
+
+
 def with_label(found: Mapping[Any, float], name: str, label: str) -> dict[str, float]:
     """Return the values of a family by one of its labels."""
     return {dict(labels)[label]: value for (n, labels), value in found.items() if n == name}
 
 
 def test_every_value_of_a_flagged_feature_arrives(source: Any, serve: Any, scrape: Any) -> None:
-    """A flagged feature has its ten series, with exact values and labels, and its buckets."""
+    """A flagged feature has all its series, with exact values and labels, and its buckets."""
     found = scrape(serve(source))
 
     mine = {n: v for (n, labels), v in found.items() if FEATURE.items() <= dict(labels).items()}
@@ -65,11 +79,28 @@ def test_every_value_of_a_flagged_feature_arrives(source: Any, serve: Any, scrap
         "sidecar_feature_threshold": 3.25,
         "sidecar_feature_last_activation": 9.75,
         "sidecar_feature_window_requests": 128,
+        "sidecar_feature_spike_evidence_log10": 9.5,
+        "sidecar_feature_level_ratio": 0.0015,
+        "sidecar_feature_tolerated_ratio": 0.006,
+        "sidecar_feature_requests_total": 640,
+        "sidecar_feature_exceedances_total": 54,
+        "sidecar_feature_spikes_total": 1,
+        "sidecar_feature_drift_wasserstein_sigma": 0.25,
+        "sidecar_feature_drifting": 0,
         "sidecar_feature_info": 1,
     }
-    assert expected == mine
-    assert len(expected) == FEATURE_SERIES
-    about = {"name": "stop signs", "severity": "critical", "owner": "vision"}
+    conditions = of_feature(found, "sidecar_feature_condition", "condition")
+    drift = of_feature(found, "sidecar_feature_drift_js_distance", "reference")
+    assert {"never_seen": 1, "nonfinite": 0, "silent": 0, "saturated": 0} == conditions
+    assert {"baseline": 0.125, "yesterday": 0.0625} == drift
+    assert expected == {n: v for n, v in mine.items() if n in expected}
+    assert set(mine) - set(expected) == {
+        "sidecar_feature_condition",
+        "sidecar_feature_drift_js_distance",
+    }
+    assert len(expected) + len(conditions) + len(drift) == FEATURE_SERIES
+    about = {"name": "stop signs", "severity": "critical", "owner": "vision", "slice": "route=eu"}
+    about["direction"] = "above"
     path = "lite0@3fa1c2d4e5f6/_blocks.14/channel/33"
     assert found[key("sidecar_feature_info", **FEATURE, **about, path=path)] == 1
 
@@ -81,9 +112,13 @@ def test_what_is_not_known_is_absent(source: Any, serve: Any, scrape: Any) -> No
     other = FEATURE | {"feature": "34"}
     mine = {n for n, labels in found if other.items() <= dict(labels).items()}
     expected = {"state", "spiking", "state_changed_timestamp_seconds", "window_requests", "info"}
-    expected.add("activation_levels_bucket")
+    expected |= {"activation_levels_bucket", "condition"}
+    expected |= {f"{name}_total" for name in ("requests", "exceedances", "spikes")}
     assert {f"sidecar_feature_{name}" for name in expected} == mine
     assert found[key("sidecar_feature_state", **other)] == 0
+    assert found[key("sidecar_feature_condition", **other, condition="nonfinite")] == 0
+    held = [dict(labels) for n, labels in found if n == "sidecar_feature_condition"]
+    assert [one["condition"] for one in held if one["feature"] == "34"] == ["nonfinite"]
     assert not [name for name, value in found.items() if value != value]  # noqa: PLR0124 - NaN
 
 
@@ -140,6 +175,15 @@ def test_layers_jobs_and_storage_arrive(source: Any, serve: Any, scrape: Any) ->
     assert found[key("sidecar_layer_baseline_frozen", **LAYER)] == 1
     last = found[key("sidecar_layer_last_sample_timestamp_seconds", **LAYER)]
     assert last == 1_795_448_001.5
+    assert found[key("sidecar_layer_screened_features", **LAYER)] == 192
+    assert found[key("sidecar_layer_significant_features", **LAYER)] == 3
+    assert found[key("sidecar_layer_shifted", **LAYER)] == 0
+    assert found[key("sidecar_layer_baseline_windows", **LAYER)] == 180
+    assert found[key("sidecar_layer_baseline_info", **LAYER, baseline="b7e23ec29af2")] == 1
+    assert found[key("sidecar_spike_threshold_log10")] == 8.25
+    assert found[key("sidecar_spike_expected_false_alarms")] == 1
+    assert found[key("sidecar_recording_bytes")] == 4096
+    assert found[key("sidecar_evidence_bytes")] == 512
     assert found[key("sidecar_model_info", model="lite0", revision="3fa1c2d4e5f6")] == 1
     jobs = with_label(found, "sidecar_jobs", "state")
     assert {"queued": 2, "running": 0, "done": 5, "failed": 1, "cancelled": 0} == jobs
@@ -157,6 +201,23 @@ def test_layers_jobs_and_storage_arrive(source: Any, serve: Any, scrape: Any) ->
     assert found[key("sidecar_hook_governed_forwards_total")] == 40
     assert found[key("sidecar_hook_sampling_ratio")] == 0.25
     assert found[key("sidecar_hook_overhead_ratio")] == 0.004
+
+
+def test_a_layer_that_is_not_screened_has_neither_moved_nor_stayed(
+    source: Any, make_layer: Any, make_status: Any, serve: Any, scrape: Any
+) -> None:
+    """Without a screen there is no verdict and no baseline to name; a shift that was seen stays."""
+    source.registered = [
+        make_status(make_layer("new"), screened_features=0, baseline_id=""),
+        make_status(make_layer("moved"), screened_features=0, shifted=True),
+    ]
+
+    found = scrape(serve(source))
+
+    assert {"moved": 1} == with_label(found, "sidecar_layer_shifted", "layer")
+    assert {} == with_label(found, "sidecar_layer_significant_features", "layer")
+    assert {"new": 0, "moved": 0} == with_label(found, "sidecar_layer_screened_features", "layer")
+    assert {"moved": 1} == with_label(found, "sidecar_layer_baseline_info", "layer")
 
 
 def test_every_family_of_the_catalogue_is_exposed_and_no_other(source: Any, serve: Any) -> None:
@@ -232,7 +293,8 @@ def test_all_series_together_stay_below_the_limit(
     source.watched = [make_feature(make_layer().feature(i)) for i in range(50)]
     source.registered = [make_status(make_layer(f"_blocks.{i}")) for i in range(13)]
     source.unmatched = [f"lite0/x/channel/{i}" for i in range(11)]
-    server = serve(source, limits={"series_limit": 320})
+    limit = OWN_SERIES + 14 * FEATURE_SERIES
+    server = serve(source, limits={"series_limit": limit})
 
     before = scrape(server)
     invented = {f"reason-{i:04}": 2 for i in range(500)}
@@ -241,7 +303,7 @@ def test_all_series_together_stay_below_the_limit(
     )
     found = scrape(server)
 
-    assert len(found) <= 320
+    assert len(found) <= limit
     kept = set(with_label(found, "sidecar_feature_state", "feature"))
     assert {str(i) for i in range(14)} == kept
     assert kept == set(with_label(before, "sidecar_feature_state", "feature"))
@@ -253,7 +315,7 @@ def test_all_series_together_stay_below_the_limit(
         "histograms": 50,
         "heatmaps": 50,
     } == left_out
-    assert found[key("sidecar_series_limit")] == 320
+    assert found[key("sidecar_series_limit")] == limit
     own = [name for name, _ in found if name.startswith("sidecar_")]
     assert found[key("sidecar_series")] == len(own)
 
@@ -263,8 +325,9 @@ def test_heat_maps_are_the_first_to_go(
 ) -> None:
     """With room for some buckets, whole features have theirs, in order, and no series is over."""
     source.watched = [make_feature(make_layer().feature(i)) for i in range(10)]
-    # 180 of its own, 100 of features, 10 of the layer, 1 flag, 10 native, then 4 buckets each.
-    server = serve(source, limits={"series_limit": 180 + 100 + 10 + 1 + 10 + 11})
+    # Its own, those of features and of the layer, 1 flag, 10 native, then 4 buckets each.
+    before = OWN_SERIES + 10 * FEATURE_SERIES + LAYER_SERIES + 1 + 10
+    server = serve(source, limits={"series_limit": before + 11})
 
     found = scrape(server)
 

@@ -3,14 +3,17 @@
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import promql_parser
 import pytest
+import yaml
 
 from sidecar.detect import State
 from sidecar.metrics.catalogue import BORROWED, FAMILIES, sample_names
 from sidecar.metrics.dashboards import render_dashboard
+from sidecar.metrics.tables import EXEMPLAR
 
 pytestmark = pytest.mark.unit
 
@@ -74,9 +77,9 @@ def test_a_query_asks_only_for_metrics_and_labels_that_exist(where: str, expr: s
 
 @pytest.mark.parametrize(("where", "expr"), list(expressions()))
 def test_a_query_is_written_as_it_should_be(where: str, expr: str) -> None:
-    """Counters are only looked at as rates; what Prometheus 2.42 lacks is not used."""
+    """Counters are only looked at as rates and increases; what Prometheus 2.42 lacks is not used."""
     counters = re.findall(r"\b\w+_total\b", expr)
-    rated = re.findall(r"rate\((\w+_total)\{", expr)
+    rated = re.findall(r"(?:rate|increase)\((\w+_total)\{", expr)
 
     assert counters == rated, where
     assert not re.search(r"histogram_(avg|stddev|stdvar)|\btopk\b", expr), where
@@ -218,7 +221,24 @@ def test_features_lead_to_the_console() -> None:
         "Flagged features": "${console:raw}/f/${__data.fields.path}",
         "Share of requests above the threshold": by_labels,
         "Largest value against the threshold": by_labels,
+        "Evidence against the threshold": by_labels,
+        "Share against what is tolerated": by_labels,
+        "Certain conditions": by_labels,
+        "Drift: Jensen-Shannon distance of an hour": by_labels,
+        "Drift: how far values moved": by_labels,
     }
+
+
+def test_spikes_show_their_evidence() -> None:
+    """Exemplars are asked for where they are, and the data source leads from one to the console."""
+    source = yaml.safe_load(Path("grafana/provisioning/datasources/prometheus.yaml").read_text())
+
+    asked = [p["title"] for p in panels() for t in p.get("targets", []) if t["exemplar"]]
+    assert asked == ["Spikes"]
+    (link,) = source["datasources"][0]["jsonData"]["exemplarTraceIdDestinations"]
+    assert link["name"] == EXEMPLAR[0]
+    # Two dollars: one alone is a variable of the environment in Grafana's provisioning files.
+    assert link["url"] == "http://127.0.0.1:8080/evidence/$${__value.raw}"
 
 
 def test_states_are_words_as_well_as_colours() -> None:

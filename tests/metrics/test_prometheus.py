@@ -3,6 +3,7 @@
 import json
 import re
 import time
+import urllib.request
 from dataclasses import replace
 from typing import Any
 
@@ -95,6 +96,42 @@ def test_a_healthy_sidecar_raises_nothing(
     assert len(rules) == 15
 
 
+@pytest.mark.parametrize("form", ["openmetrics", "protobuf"])
+def test_exemplars_are_stored_once_for_each_evidence(
+    form: str, source: Any, serve: Any, start_prometheus: Any
+) -> None:
+    """However often it is scraped, an evidence is one exemplar, and a newer one is another."""
+    features = "exemplar-storage" + (",native-histograms" if form == "protobuf" else "")
+    server = serve(source)
+    prometheus = start_prometheus(render_rules(), server.port, f"--enable-feature={features}")
+
+    def stored() -> list[str]:
+        end = time.time() + 1
+        found = prometheus.get(
+            "query_exemplars",
+            query="sidecar_feature_spikes_total",
+            start=str(end - 600),
+            end=str(end),
+        )
+        return [one["labels"]["evidence_id"] for series in found for one in series["exemplars"]]
+
+    def scrapes(number: int) -> bool:
+        counted = prometheus.query(f'count_over_time(up{{job="sidecar"}}[5m]) >= {number}')
+        return bool(counted)
+
+    eventually(lambda: stored() == ["ev-33"], "the first evidence")
+    eventually(lambda: scrapes(4), "some scrapes more")
+    once = stored()
+    source.watched[0] = replace(source.watched[0], spikes=2, evidence_id="ev-34")
+    both = eventually(lambda: len(stored()) > 1 and stored(), "the second evidence")
+
+    assert once == ["ev-33"]
+    assert both == ["ev-33", "ev-34"]
+    dropped = "prometheus_target_scrapes_exemplar_out_of_order_total"
+    with urllib.request.urlopen(f"{prometheus.url}/metrics", timeout=10) as answer:
+        assert f"\n{dropped} 0\n" in answer.read().decode()
+
+
 class BusySource:
     """A source whose counters grow with every scrape, as under traffic."""
 
@@ -124,6 +161,13 @@ class BusySource:
             hook_seconds=0.25 * n,
             forward_seconds=100.0 * n,
         )
+
+    def features(self) -> Any:
+        """Return features that are judged on 64 more requests with every call."""
+        return [
+            replace(feature, sampled_requests=64 * self._readings, spikes=self._readings)
+            for feature in self._source.features()
+        ]
 
     def jobs(self) -> JobCounts:
         """Return jobs of which one ends with every call."""
@@ -161,7 +205,7 @@ def test_the_dashboard_finds_its_data(source: Any, serve: Any, start_prometheus:
     empty = {where for where, answer in answers.items() if not answer}
     faults = "Left out, failed or set aside"
     assert {(faults, ref) for ref in "ABCDE"} == empty
-    assert len(notes) == 4
+    assert len(notes) == 5
     portraits = {
         one["metric"]["portrait"] for one in answers["Flagged features", "A"] if one["metric"]
     }

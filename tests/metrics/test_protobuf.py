@@ -49,7 +49,8 @@ SCALARS = {
 MESSAGES = {
     "LabelPair": (("name", "string", 1), ("value", "string", 2)),
     "Gauge": (("value", "double", 1),),
-    "Counter": (("value", "double", 1),),
+    "Exemplar": (("label", "*LabelPair", 1), ("value", "double", 2)),
+    "Counter": (("value", "double", 1), ("exemplar", "Exemplar", 2)),
     "Untyped": (("value", "double", 1),),
     "BucketSpan": (("offset", "sint32", 1), ("length", "uint32", 2)),
     "Histogram": (
@@ -200,6 +201,22 @@ def test_every_series_of_the_text_is_in_the_protobuf(source: Any, serve: Any, sc
     there = {key[0] for key in text if not key[0].startswith("sidecar_")}
     assert there == others
     assert samples(found["process_start_time_seconds"])
+
+
+def test_an_exemplar_names_the_evidence(source: Any, serve: Any) -> None:
+    """The feature that has evidence has an exemplar on its counter of spikes; the other has none."""
+    _, body = get(serve(source), NATIVE)
+
+    spikes = families(body)["sidecar_feature_spikes_total"].metric
+    found = {
+        next(pair.value for pair in metric.label if pair.name == "feature"): [
+            (pair.name, pair.value, metric.counter.exemplar.value)
+            for pair in metric.counter.exemplar.label
+        ]
+        for metric in spikes
+    }
+    assert {"33": [("evidence_id", "ev-33", 1.0)], "34": []} == found
+    assert [1.0, 0.0] == [metric.counter.value for metric in spikes]
 
 
 def test_a_native_histogram_holds_the_whole_distribution(source: Any, serve: Any) -> None:

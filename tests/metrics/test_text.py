@@ -74,6 +74,11 @@ def test_text_is_byte_for_byte_the_clients(
                 last=data.draw(NUMBERS),
                 threshold=data.draw(NUMBERS),
                 exceedance_ratio=data.draw(NUMBERS),
+                evidence_log10=data.draw(NUMBERS),
+                spikes=data.draw(st.integers(0, 2)),
+                conditions=data.draw(st.sampled_from([(), ("silent",), ("nonfinite", "silent")])),
+                evidence_id=data.draw(NASTY),
+                slice=data.draw(NASTY),
             )
             for key in keys
         ]
@@ -92,6 +97,32 @@ def test_text_is_byte_for_byte_the_clients(
             hook_seconds=data.draw(NUMBERS),
         )
         twins.check()
+
+
+def test_an_exemplar_names_the_newest_evidence(
+    source: Any, make_feature: Any, make_layer: Any
+) -> None:
+    """The counter of spikes carries it in OpenMetrics, follows it, and the plain format has none."""
+    twins = Twins(source)
+    line = (
+        'sidecar_feature_spikes_total{feature="1",kind="channel",layer="_blocks.14",model="lite0",'
+        'revision="3fa1c2d4e5f6"} 1.0'
+    )
+    watched = make_feature(make_layer().feature(1), spikes=1)
+    shown = {}
+
+    for evidence in ("", "ev-1", "ev-2", "e" * 117, "e" * 118):
+        source.watched = [replace(watched, evidence_id=evidence)]
+        plain = twins.check()
+        strict = twins.strict.render(twins.collector.scrape()).decode()
+        assert f"{line}\n" in plain
+        (shown[evidence],) = (found for found in strict.splitlines() if found.startswith(line))
+
+    assert shown["ev-1"] == f'{line} # {{evidence_id="ev-1"}} 1.0'
+    assert shown["ev-2"] == f'{line} # {{evidence_id="ev-2"}} 1.0'
+    assert "e" * 117 in shown["e" * 117]
+    # OpenMetrics allows 128 characters, those of the label's name included.
+    assert shown[""] == shown["e" * 118] == line
 
 
 def test_a_line_keeps_what_does_not_change(source: Any, make_feature: Any, make_layer: Any) -> None:
