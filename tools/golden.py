@@ -22,7 +22,12 @@ from sidecar.metrics import render_files
 ROOT = Path(__file__).resolve().parent.parent
 
 # Folders in which every file of this pattern is generated: what is not, is left over.
-OWNED = ("docs/alerts/*.md", "deploy/prometheus/rules/*.yaml", "grafana/dashboards/*.json")
+OWNED = (
+    "docs/alerts/*.md",
+    "deploy/prometheus/rules/*.yaml",
+    "deploy/prometheus/tests/*.yaml",
+    "grafana/dashboards/*.json",
+)
 
 HELP_WIDTH = 100
 """Columns of the help texts in docs/cli.md."""

@@ -22,7 +22,7 @@ _COMMANDS = {
     "baseline": ("sidecar.cli.baselines", "Freeze, relearn, list, export and import baselines."),
     "job": ("sidecar.cli.jobs", "Run, list, watch and cancel visualisation jobs."),
     "artifact": ("sidecar.cli.artifacts", "Fetch pictures and manifests."),
-    "rules": ("sidecar.cli.rules", "Render alert rules with your addresses in their links."),
+    "rules": ("sidecar.cli.rules", "Render, check and test alert rules."),
 }
 
 

@@ -6,9 +6,11 @@ are generated from the same catalogue as the exposition, so they cannot name wha
 The daemon implements ``MetricsSource``; ``tools/golden.py`` writes ``render_files()``.
 """
 
+from sidecar.metrics.checks import check_rules
 from sidecar.metrics.collector import Collector
 from sidecar.metrics.documents import render_files
 from sidecar.metrics.rules import render_rules
+from sidecar.metrics.ruletests import render_rule_tests
 from sidecar.metrics.server import MetricsServer
 from sidecar.metrics.source import JobCounts, MetricsSource, StatisticsCounts, StorageCounts
 
@@ -19,6 +21,8 @@ __all__ = [
     "MetricsSource",
     "StatisticsCounts",
     "StorageCounts",
+    "check_rules",
     "render_files",
+    "render_rule_tests",
     "render_rules",
 ]

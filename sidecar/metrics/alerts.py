@@ -1,4 +1,11 @@
-"""Every alert the sidecar ships, as data: its rule and its words; ``runbooks`` says what to do about it."""
+"""Every alert the sidecar ships, as data: its rule and its words; ``runbooks`` says what to do about it.
+
+When a layer as a whole moves, hundreds of its features do; one alert tells of it, that of the layer. The
+features' own ask ``_UNLESS_SHIFTED`` for that: it holds from the first window of a shift, before the
+layer's alert fires, and until that alert ends. A feature may spike one window before the layer is seen to
+shift; since its alert waits longer than a window, a scrape and an evaluation, it is withdrawn in time. At
+the end the layer's alert is held, and the features' wait begins only after it.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -31,12 +38,13 @@ class Alert:
         for_seconds: How long the condition holds before the alert fires; None takes what the
             operator asks for when rendering.
         keep_firing_seconds: How long the alert still fires after the condition has ended; None is
-            twice ``for_seconds``.
+            twice what it waits.
         severity: Value of the label ``severity``; empty where the expression brings the label along
             from the flag of the feature.
         subject: What it is about.
         summary: A static sentence, the same for all alerts of this name.
         description: A sentence with the values; Go template.
+        for_windows: Detection windows to wait on top of ``for_seconds``.
     """
 
     name: str
@@ -47,12 +55,21 @@ class Alert:
     subject: Subject
     summary: str
     description: str
+    for_windows: int = 0
+
+    @property
+    def severity_words(self) -> str:
+        """Whose severity it is, for documents."""
+        if self.severity:
+            return self.severity
+        worst = "critical where a flag of the layer is, else warning"
+        return worst if self.subject is Subject.LAYER else "that of the flag"
 
 
-def _value(family: catalogue.Family, form: str, otherwise: str) -> str:
+def _value(family: catalogue.Family, form: str, otherwise: str, matcher: str = "") -> str:
     """Return a template that looks up another family's value for the feature of the alert."""
     names = ("job", "instance", *catalogue.FEATURE)
-    matchers = ",".join(f"{name}=%q" for name in names)
+    matchers = ",".join([*(f"{name}=%q" for name in names), *([matcher] if matcher else [])])
     values = " ".join(f"$labels.{name}" for name in names)
     return (
         f"{{{{ with printf `{family.name}{{{matchers}}}` {values} | query }}}}"
@@ -60,15 +77,47 @@ def _value(family: catalogue.Family, form: str, otherwise: str) -> str:
     )
 
 
+def _count(family: catalogue.Family, condition: str) -> str:
+    """Return a template that counts the features of the alert's layer whose value is 1."""
+    names = ("job", "instance", "model", "revision", "layer")
+    matchers = ",".join([*(f"{name}=%q" for name in names), *([condition] if condition else [])])
+    values = " ".join(f"$labels.{name}" for name in names)
+    return (
+        f"{{{{ with printf `count({family.name}{{{matchers}}} == 1)` {values} | query }}}}"
+        f"{{{{ . | first | value }}}}{{{{ else }}}}0{{{{ end }}}}"
+    )
+
+
+def _layer_value(family: catalogue.Family) -> str:
+    """Return a template that looks up another family's value for the layer of the alert."""
+    names = ("job", "instance", *catalogue.LAYER)
+    matchers = ",".join(f"{name}=%q" for name in names)
+    values = " ".join(f"$labels.{name}" for name in names)
+    return (
+        f"{{{{ with printf `{family.name}{{{matchers}}}` {values} | query }}}}"
+        f"{{{{ . | first | value }}}}{{{{ else }}}}an unknown number{{{{ end }}}}"
+    )
+
+
+def _drift(reference: str) -> str:
+    found = f'reference="{reference}"'
+    return _value(catalogue.FEATURE_DRIFT, 'printf "%.2g"', "an unknown distance", found)
+
+
+_SAME_LAYER = f"on ({_ORIGIN}, model, revision, layer)"
+_SHIFTED = f"{catalogue.LAYER_SHIFTED.name} == 1"
+_UNLESS_SHIFTED = (
+    f"unless {_SAME_LAYER} {_SHIFTED}\n"
+    f'  unless {_SAME_LAYER} ALERTS{{alertname="SidecarLayerShift", alertstate="firing"}}'
+)
+_FLAG = (
+    f"* on ({_FEATURE}) group_left (name, severity, owner, slice)\n{catalogue.FEATURE_INFO.name}"
+)
 _NAME = "{{ $labels.feature }}{{ with $labels.name }} ({{ . }}){{ end }}"
 _WHERE = "{{ $labels.layer }} in {{ $labels.model }} at revision {{ $labels.revision }}"
 _SPIKE = Alert(
     name="SidecarFeatureSpike",
-    expr=(
-        f"({catalogue.FEATURE_SPIKING.name} == 1)\n"
-        f"* on ({_FEATURE}) group_left (name, severity, owner)\n"
-        f"{catalogue.FEATURE_INFO.name}"
-    ),
+    expr=(f"(\n  {catalogue.FEATURE_SPIKING.name} == 1\n  {_UNLESS_SHIFTED}\n)\n{_FLAG}"),
     for_seconds=None,
     keep_firing_seconds=None,
     severity="",
@@ -77,10 +126,104 @@ _SPIKE = Alert(
     description=(
         f"Feature {_NAME} of {_WHERE}: "
         f"{_value(catalogue.FEATURE_EXCEEDANCE, 'humanizePercentage', 'an unknown share')} "
-        "of the sampled requests exceed its threshold of "
+        "of the sampled requests{{ with $labels.slice }} of {{ . }}{{ end }} exceed its threshold of "
         f"{_value(catalogue.FEATURE_THRESHOLD, 'humanize', 'unknown height')}; in the baseline "
         f"{_value(catalogue.FEATURE_BASELINE_EXCEEDANCE, 'humanizePercentage', 'an unknown share')}"
         " do."
+    ),
+)
+
+_SHIFT = Alert(
+    name="SidecarLayerShift",
+    # Told instead of the features' own alerts, so it is as severe as the worst of them may be.
+    expr=(
+        f'label_replace(\n  {_SHIFTED} and {_SAME_LAYER} {catalogue.FEATURE_INFO.name}{{severity="critical"}},\n'
+        f'  "severity", "critical", "", ""\n)\n'
+        f"or on ({_LAYER})\n"
+        f'label_replace({_SHIFTED}, "severity", "warning", "", "")'
+    ),
+    for_seconds=None,
+    keep_firing_seconds=None,
+    severity="",
+    subject=Subject.LAYER,
+    summary="Many features of a layer fire above their baselines at once.",
+    description=(
+        f"Layer {_WHERE}: "
+        f"{_layer_value(catalogue.LAYER_SIGNIFICANT)} of {_layer_value(catalogue.LAYER_SCREENED)} "
+        "features exceed more often than their baseline explains; "
+        f"{_count(catalogue.FEATURE_SPIKING, '')} flagged ones spike. Their own alerts are held back "
+        "while the layer is shifted."
+    ),
+)
+
+
+def _condition(name: str, condition: str, summary: str, words: str, windows: int = 0) -> Alert:
+    """Return the alert on a condition that certainly holds of a flagged feature."""
+    return Alert(
+        name=name,
+        expr=(
+            "(\n"
+            f"  max without (condition) "
+            f'({catalogue.FEATURE_CONDITION.name}{{condition="{condition}"}} == 1)\n'
+            f"  {_UNLESS_SHIFTED}\n)\n{_FLAG}"
+        ),
+        for_seconds=0 if windows else 60,
+        keep_firing_seconds=None if windows else 300,
+        severity="",
+        subject=Subject.FEATURE,
+        summary=summary,
+        description=f"Feature {_NAME} of {_WHERE} {words}",
+        for_windows=windows,
+    )
+
+
+_NEVER_SEEN = _condition(
+    "SidecarFeatureNeverSeen",
+    "never_seen",
+    "A flagged feature keeps taking values that its baseline never saw.",
+    "takes values far outside the range of its baseline again and again: the greatest of the newest "
+    f"window is {_value(catalogue.FEATURE_LAST, 'humanize', 'unknown')}, its threshold "
+    f"{_value(catalogue.FEATURE_THRESHOLD, 'humanize', 'unknown')}.",
+    # A condition holds for six windows after it was seen last. A single value far out comes by itself
+    # where tails are heavy: with a tail that falls as the cube, as Student's t of three degrees has, a day
+    # exceeds twice the greatest of the day before with probability 1 / (1 + 2**3). Two within a minute
+    # do not come by chance.
+    windows=9,
+)
+_SILENT = _condition(
+    "SidecarFeatureSilent",
+    "silent",
+    "A flagged feature is zero on every sampled request.",
+    "was zero on more requests in a row than its baseline makes possible by chance; it was sampled on "
+    f"{_value(catalogue.FEATURE_REQUESTS, 'humanize', 'an unknown number of')} requests in the newest "
+    "windows, so this is not missing data.",
+)
+_SATURATED = _condition(
+    "SidecarFeatureSaturated",
+    "saturated",
+    "A flagged feature is stuck at one value or at the top of its range.",
+    "has one and the same value, or the greatest of its baseline or more, on every sampled request: "
+    f"{_value(catalogue.FEATURE_LAST, 'humanize', 'unknown')}.",
+)
+
+_DRIFT = Alert(
+    name="SidecarFeatureDrift",
+    expr=(
+        f"({catalogue.FEATURE_DRIFTING.name} == 1)\n"
+        f"* on ({_FEATURE}) group_left (name, owner, slice)\n"
+        f"{catalogue.FEATURE_INFO.name}"
+    ),
+    for_seconds=600,
+    keep_firing_seconds=0,
+    severity="info",
+    subject=Subject.FEATURE,
+    summary="The distribution of a flagged feature has moved away from its baseline.",
+    description=(
+        f"Feature {_NAME} of {_WHERE}: the newest hour is "
+        f"{_drift('baseline')} from the baseline and {_drift('yesterday')} from the same hour of "
+        "yesterday (Jensen-Shannon, 0 to 1), and "
+        f"{_value(catalogue.FEATURE_DRIFT_WASSERSTEIN, 'humanize', 'an unknown number of')} standard "
+        "deviations off."
     ),
 )
 
@@ -189,7 +332,8 @@ _NONFINITE = Alert(
     subject=Subject.LAYER,
     summary="A layer produces NaN or infinite activations.",
     description=(
-        f"Layer {_WHERE} gave about {{{{ $value | humanize }}}} NaN or infinite values in five minutes."
+        f"Layer {_WHERE} gave about {{{{ $value | humanize }}}} NaN or infinite values in five minutes; "
+        f"""{_count(catalogue.FEATURE_CONDITION, 'condition="nonfinite"')} flagged features had some."""
     ),
 )
 
@@ -301,8 +445,13 @@ _INCOMPLETE = Alert(
 
 ALERTS: tuple[Alert, ...] = (
     _SPIKE,
+    _NEVER_SEEN,
+    _SILENT,
+    _SATURATED,
     _UNSAMPLED,
+    _DRIFT,
     _UNMATCHED,
+    _SHIFT,
     _NONFINITE,
     _BASELINE,
     _DOWN,
@@ -317,3 +466,51 @@ ALERTS: tuple[Alert, ...] = (
     _INCOMPLETE,
 )
 """All alerts: about features, layers, then the sidecar itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A series that Prometheus computes for queries and rules of people's own.
+
+    Attributes:
+        name: ``level:metric:operations``, as is usual in Prometheus.
+        expr: PromQL.
+        help: What it is; one sentence.
+    """
+
+    name: str
+    expr: str
+    help: str
+
+
+def _share(stretch: str) -> str:
+    return (
+        f"rate({catalogue.FEATURE_EXCEEDED.name}[{stretch}])\n"
+        f"/ (rate({catalogue.FEATURE_SAMPLED.name}[{stretch}]) > 0)"
+    )
+
+
+RECORDINGS: tuple[Recording, ...] = (
+    Recording(
+        "feature:sidecar_feature_exceedance:ratio5m",
+        _share("5m"),
+        "Share of requests above a flagged feature's threshold in five minutes.",
+    ),
+    Recording(
+        "feature:sidecar_feature_exceedance:ratio1h",
+        _share("1h"),
+        "The same in an hour: both far above the baseline is a spike that lasts.",
+    ),
+    Recording(
+        "layer:sidecar_layer_significant:ratio",
+        f"{catalogue.LAYER_SIGNIFICANT.name} / ({catalogue.LAYER_SCREENED.name} > 0)",
+        "Share of a layer's features that exceed more often than the baseline explains.",
+    ),
+    Recording(
+        "instance:sidecar_feature_spikes:increase1d",
+        f"sum by ({_ORIGIN}) (increase({catalogue.FEATURE_SPIKES.name}[1d]))",
+        "Spikes of all flagged features in a day; compare it with "
+        f"{catalogue.EXPECTED_FALSE_ALARMS.name} / 1000.",
+    ),
+)
+"""What the rule file records beside the alerts."""

@@ -1,6 +1,6 @@
 """Renders the catalogue as documents: the list of metrics and the runbooks."""
 
-from sidecar.metrics.alerts import ALERTS, Alert
+from sidecar.metrics.alerts import ALERTS, RECORDINGS, Alert
 from sidecar.metrics.catalogue import (
     FAMILIES,
     FEATURE_ACTIVATION,
@@ -10,7 +10,8 @@ from sidecar.metrics.catalogue import (
     LAYER_SERIES,
 )
 from sidecar.metrics.dashboards import render_dashboard
-from sidecar.metrics.rules import render_rules
+from sidecar.metrics.rules import FOR_SECONDS, render_rules
+from sidecar.metrics.ruletests import shipped_tests
 from sidecar.metrics.runbooks import RUNBOOKS
 
 _METRICS = f"""\
@@ -87,6 +88,17 @@ is left out. `sidecar_series` and `sidecar_series_limit` show how near the limit
 |---|---|---|---|---|
 """
 
+_RECORDINGS = """
+## Recording rules
+
+Computed by Prometheus from the same rule file, for queries of your own; no shipped alert needs them. The
+spike's alert has no second window of its own: the detector behind it adds up evidence over windows, and
+stays firing until the feature has been calm for several.
+
+| name | meaning |
+|---|---|
+"""
+
 _ALERTS = """
 ## Alerts
 
@@ -96,6 +108,11 @@ The rules are `deploy/prometheus/rules/sidecar.yaml`. Each has a runbook.
 |---|---|---|---|
 """
 
+_COPIED = """\
+# Copied from sidecar/metrics/cases/ by tools/golden.py; do not edit. `sidecar rules test` runs them against
+# rules with your addresses, and so does `promtool test rules` against the committed ones.
+"""
+
 
 def render_metric_docs() -> str:
     """Return ``docs/metrics.md``: every family and every alert."""
@@ -103,14 +120,19 @@ def render_metric_docs() -> str:
         f"| `{f.name}` | {f.type} | {f.unit} | {', '.join(f'`{n}`' for n in f.labels)} | {f.help} |\n"
         for f in FAMILIES
     )
-    return _METRICS + families + _ALERTS + "".join(_alert_row(alert) for alert in ALERTS)
+    recordings = "".join(f"| `{one.name}` | {one.help} |\n" for one in RECORDINGS)
+    alerts = "".join(_alert_row(alert) for alert in ALERTS)
+    return _METRICS + families + _RECORDINGS + recordings + _ALERTS + alerts
 
 
 def _alert_row(alert: Alert) -> str:
-    severity = alert.severity or "of the flag"
-    hold = "as rendered, 30 s" if alert.for_seconds is None else f"{alert.for_seconds} s"
+    hold = (
+        f"as rendered, {FOR_SECONDS} s" if alert.for_seconds is None else f"{alert.for_seconds} s"
+    )
+    if alert.for_windows:
+        hold = f"{alert.for_windows} windows"
     link = f"[`{alert.name}`](alerts/{alert.name}.md)"
-    return f"| {link} | {severity} | {hold} | {alert.summary} |\n"
+    return f"| {link} | {alert.severity_words} | {hold} | {alert.summary} |\n"
 
 
 def render_runbook(name: str) -> str:
@@ -128,7 +150,7 @@ def render_runbook(name: str) -> str:
         ("When to silence", book.silence),
     )
     text = "\n".join(f"## {title}\n\n{body}\n" for title, body in sections)
-    head = f"# {name}\n\n{alert.summary} Severity: {alert.severity or 'that of the flag'}.\n"
+    head = f"# {name}\n\n{alert.summary} Severity: {alert.severity_words}.\n"
     return f"{head}\n```promql\n{alert.expr}\n```\n\n{text}"
 
 
@@ -139,4 +161,6 @@ def render_files() -> dict[str, str]:
         "docs/metrics.md": render_metric_docs(),
         "grafana/dashboards/sidecar-overview.json": render_dashboard(),
     }
+    for name, text in shipped_tests().items():
+        files[f"deploy/prometheus/tests/{name}"] = _COPIED + text
     return files | {f"docs/alerts/{alert.name}.md": render_runbook(alert.name) for alert in ALERTS}

@@ -1,10 +1,11 @@
-"""Renders the catalogue's alerts as a Prometheus rule file."""
+"""Renders the catalogue's recordings and alerts as a Prometheus rule file."""
 
+import math
 from typing import Any
 
 import yaml
 
-from sidecar.metrics.alerts import ALERTS, JOB, Alert, Subject
+from sidecar.metrics.alerts import ALERTS, JOB, RECORDINGS, Alert, Recording, Subject
 
 DASHBOARD_UID = "sidecar-overview"
 """Links in alerts and in people's bookmarks hang on it: it never changes."""
@@ -13,6 +14,12 @@ CONSOLE_URL = "http://127.0.0.1:8080"
 GRAFANA_URL = "http://127.0.0.1:3000"
 RUNBOOK_URL = "http://127.0.0.1:9464/runbooks"
 """Where the committed files point: everything on one machine, at the default ports."""
+
+FOR_SECONDS = 30
+"""How long a spike lasts before it is told, in the committed files: three windows."""
+
+WINDOW_SECONDS = 10.0
+"""Their detection window: the default of ``statistics.window_seconds``."""
 
 _HEADER = """\
 # Generated from sidecar/metrics/alerts.py by tools/golden.py; do not edit.
@@ -46,27 +53,35 @@ def render_rules(
     grafana_url: str = GRAFANA_URL,
     runbook_url: str = RUNBOOK_URL,
     *,
-    for_seconds: int = 30,
+    for_seconds: int = FOR_SECONDS,
+    window_seconds: float = WINDOW_SECONDS,
     job: str = "sidecar",
 ) -> str:
-    """Return the alert rules as YAML, ready for ``rule_files``.
+    """Return the recording and alert rules as YAML, ready for ``rule_files``.
 
     Args:
         console_url: How people reach the console; pages and portraits of features are under it.
         grafana_url: How people reach Grafana.
         runbook_url: Where the runbooks are, one ``/<alert>`` each. The metrics server serves them.
-        for_seconds: How long a feature spikes before the alert fires; at least two scrapes. It still
+        for_seconds: How long a feature spikes before the alert fires; at least a detection window, a scrape
+            and an evaluation together, so that a shift of the whole layer is told instead. It still
             fires for twice as long afterwards, so that one calm window does not end it.
+        window_seconds: Detection window of the sidecars, ``statistics.window_seconds``.
         job: Name of the scrape job of the sidecars in Prometheus.
 
     Returns:
         Text that is equal for equal arguments.
     """
     links = (console_url.rstrip("/"), grafana_url.rstrip("/"), runbook_url.rstrip("/"))
-    groups = [
-        {"name": f"sidecar-{subject}", "rules": [_rule(a, links, for_seconds, job) for a in alerts]}
-        for subject, alerts in _by_subject().items()
+    groups: list[dict[str, Any]] = [
+        {"name": "sidecar-recordings", "rules": [_recording(one) for one in RECORDINGS]}
     ]
+    for subject, alerts in _by_subject().items():
+        rules = [
+            _rule(alert, links, waiting_seconds(alert, for_seconds, window_seconds), job)
+            for alert in alerts
+        ]
+        groups.append({"name": f"sidecar-{subject}", "rules": rules})
     body = yaml.dump({"groups": groups}, Dumper=_Dumper, sort_keys=False, width=10_000)
     return _HEADER + body
 
@@ -75,8 +90,17 @@ def _by_subject() -> dict[Subject, list[Alert]]:
     return {subject: [a for a in ALERTS if a.subject is subject] for subject in Subject}
 
 
-def _rule(alert: Alert, links: tuple[str, str, str], for_seconds: int, job: str) -> dict[str, Any]:
+def _recording(recording: Recording) -> dict[str, Any]:
+    return {"record": recording.name, "expr": recording.expr}
+
+
+def waiting_seconds(alert: Alert, for_seconds: int, window_seconds: float) -> int:
+    """Return how long an alert's condition holds before it fires, in rules rendered with these."""
     hold = for_seconds if alert.for_seconds is None else alert.for_seconds
+    return hold + math.ceil(alert.for_windows * window_seconds)
+
+
+def _rule(alert: Alert, links: tuple[str, str, str], hold: int, job: str) -> dict[str, Any]:
     keep = 2 * hold if alert.keep_firing_seconds is None else alert.keep_firing_seconds
     expr = alert.expr.replace(JOB, f'job="{job}"')
     rule: dict[str, Any] = {"alert": alert.name, "expr": expr}
@@ -95,6 +119,7 @@ def _annotations(alert: Alert, console: str, grafana: str, runbooks: str) -> dic
     if alert.subject is Subject.FEATURE:
         found["feature_url"] = f"{console}/f/{_FEATURE_PATH}"
         found["portrait_url"] = f"{console}/f/{_FEATURE_PATH}/portrait.png"
+        found["evidence_url"] = f"{console}/f/{_FEATURE_PATH}/evidence"
     query = "&".join(
         f"var-{name}={{{{ $labels.{name} | urlquery }}}}" for name in _VARIABLES[alert.subject]
     )

@@ -35,21 +35,26 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
     {
         "SidecarFeatureSpike": Runbook(
             meaning=(
-                "More requests than the baseline explains drive a flagged feature above its threshold, in "
-                "the short and in the long window. The threshold is a high quantile of the feature's "
-                "frozen baseline; the unit counted is the request, so that one long request is one "
-                "observation."
+                "More requests than is tolerated drive a flagged feature above its threshold: several times "
+                "as many as of late, and more than in the baseline. The threshold is a high quantile of the "
+                "feature's frozen baseline; the unit counted is the request, so that one long request is "
+                "one observation. Evidence adds up over windows until false alarms are as rare as "
+                "`sidecar_spike_expected_false_alarms` says. While the whole layer is shifted the alert is "
+                "held back: SidecarLayerShift tells of it. Once it fires it stays until the feature has "
+                "been calm for several windows."
             ),
             impact=(
                 "The model answers as before; nothing is blocked. What it sees, or how it reacts, has "
                 "changed in the way the feature was flagged to reveal."
             ),
             diagnosis=(
-                "1. Open `feature_url`: the state, the distribution against the baseline, the portrait.\n"
+                "1. Open `evidence_url`: the requests that made it, and what they have in common. Then "
+                "`feature_url`: the state, the distribution against the baseline, the portrait.\n"
                 "2. Read when it began (`state since`) and compare with deployments: a new model revision "
                 "starts a baseline of its own and cannot cause this alert by itself.\n"
-                "3. Compare with the other flagged features of the layer in the dashboard: one that moves "
-                "alone points to content, all of them together to preprocessing.\n"
+                "3. Compare with the other flagged features of the layer in the dashboard, and with the share "
+                "of the layer that is significant: one that moves alone points to content, many together "
+                "to preprocessing.\n"
                 "4. On the command line:\n\n"
                 "   ```\n"
                 "   sidecar feature list\n"
@@ -73,6 +78,159 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
                 "During an announced change of traffic, for as long as it lasts, matched on `model`, "
                 "`layer` and `feature`. Do not silence by `alertname` alone: that hides every other "
                 "feature too."
+            ),
+        ),
+        "SidecarFeatureNeverSeen": Runbook(
+            meaning=(
+                "In at least two detection windows about a minute apart a flagged feature took values that "
+                "its baseline has nothing near to: beyond twice its greatest, or beyond its range by more "
+                "than the range is wide. One such value alone raises no alert; it shows as "
+                '`sidecar_feature_condition{condition="never_seen"}` and on the feature\'s page.'
+            ),
+            impact=(
+                "The model answers as before. Either something reaches it that it never saw while the "
+                "baseline was learned, or the numbers themselves have changed: precision, scaling, weights."
+            ),
+            diagnosis=(
+                "1. Open `evidence_url`: which requests have such values, and what they share.\n"
+                "2. Compare `sidecar_feature_last_activation` with `sidecar_feature_threshold`. A constant "
+                "factor points to scaling or precision, single peaks to content.\n"
+                "3. Read how much the baseline saw: `sidecar_layer_baseline_requests`. A short baseline has "
+                "not seen much.\n"
+                "4. `sidecar feature get <model>@<revision>/<layer>/<kind>/<index>`"
+            ),
+            mitigation=(
+                "- Requests that should not be there: stop them at their source.\n"
+                "- Scaling, precision or weights changed: roll back, or let the new weights have a revision "
+                "of their own, with a baseline of its own.\n"
+                "- The baseline was too short: `sidecar baseline reset <model> --layer <layer>` and learn "
+                "for a day."
+            ),
+            picture=(
+                "What the feature looks for. Values far outside the baseline often come from inputs that "
+                "hold the same thing more purely than ordinary traffic does, so compare the picture with "
+                "the evidence."
+            ),
+            silence="While such inputs are sent on purpose, as in a red-team test, matched on `feature`.",
+        ),
+        "SidecarFeatureSilent": Runbook(
+            meaning=(
+                "A flagged feature was exactly zero on so many sampled requests in a row that its baseline "
+                "allows it by chance once in 10⁹. It is sampled: no data at all is "
+                "SidecarFeatureUnsampled."
+            ),
+            impact=(
+                "What the feature was flagged to reveal cannot show any more. Often a part of the model no "
+                "longer works, or the traffic that drove the feature has gone."
+            ),
+            diagnosis=(
+                "1. Are other features of the layer silent too? "
+                '`sum by (model, layer) (sidecar_feature_condition{condition="silent"})`. All of them: the '
+                "layer, or the place where the hook reads it.\n"
+                "2. Did a revision, a precision or a batch path change at that time? The dashboard marks "
+                "new revisions.\n"
+                "3. Did a slice of the traffic end? Compare `rate(sidecar_layer_requests_total[5m])` with "
+                "the day before.\n"
+                "4. `sidecar feature get <model>@<revision>/<layer>/<kind>/<index>`"
+            ),
+            mitigation=(
+                "Roll back what changed. If the traffic that drove it is gone for good, learn the baseline "
+                "anew with `sidecar baseline reset <model> --layer <layer>` or remove the flag with "
+                "`sidecar feature unflag`."
+            ),
+            picture=(
+                "What is missing: an input that used to drive the feature. Send one like it; if the feature "
+                "stays at zero the fault is in the model or the hook, not in the traffic."
+            ),
+            silence="While the traffic that drives the feature is switched off, matched on `feature`.",
+        ),
+        "SidecarFeatureSaturated": Runbook(
+            meaning=(
+                "On every sampled request in a row, more than chance allows, a flagged feature had one and "
+                "the same value other than zero, or a value at the top of its baseline or beyond."
+            ),
+            impact=(
+                "The feature no longer tells inputs apart, and nor does what depends on it: a bias run "
+                "away, a clipped or overflowing number, one input served again and again."
+            ),
+            diagnosis=(
+                "1. Open `feature_url`: one bar (one value) or all mass at the right end (the top).\n"
+                "2. Are the requests different at all? `evidence_url` shows them; a cache or a stuck client "
+                "sends one again and again.\n"
+                "3. Compare with other features of the layer, and look for SidecarNonFinite: saturation is "
+                "often its forerunner.\n"
+                "4. `sidecar feature get <model>@<revision>/<layer>/<kind>/<index>`"
+            ),
+            mitigation=(
+                "Roll back the change of weights, precision or preprocessing; end the client that repeats "
+                "itself. A feature that is constant by nature needs no flag: `sidecar feature unflag`."
+            ),
+            picture=(
+                "An input that drives the feature high on purpose. If ordinary requests do as much, the "
+                "picture shows what the model now believes to see everywhere."
+            ),
+            silence="During load tests with one repeated request, matched on `model`.",
+        ),
+        "SidecarFeatureDrift": Runbook(
+            meaning=(
+                "Over the newest hour the distribution of a flagged feature is further from its baseline "
+                "than one and a half times the greatest distance that the baseline's own hours had from it. "
+                "A ticket, not a page: it is slow, and says nothing of single requests."
+            ),
+            impact=(
+                "None at once. Thresholds are quantiles of the baseline, so a feature that has drifted "
+                "upwards spikes more easily, and one that has drifted downwards hides spikes."
+            ),
+            diagnosis=(
+                "1. Near to the same hour of yesterday and far from the baseline: a lasting change. Far "
+                "from both: a fresh one.\n"
+                "2. `sidecar_feature_drift_wasserstein_sigma` tells how far values moved; a large "
+                "Jensen-Shannon distance with hardly any move is a change of shape, such as more zeros.\n"
+                "3. One feature or many? `sum by (model, layer) (sidecar_feature_drifting)`.\n"
+                "4. Was the baseline learned at another time of day or week?"
+            ),
+            mitigation=(
+                "If the change is wanted, learn the baseline anew: "
+                "`sidecar baseline reset <model> --layer <layer>`. Else find what changed in the traffic "
+                "or in preprocessing."
+            ),
+            picture=(
+                "What there is more of, or less. Compare the distribution's page for the direction; the "
+                "picture is of the feature, not of the drift."
+            ),
+            silence="Until a new baseline is learned, matched on `model` and `layer`.",
+        ),
+        "SidecarLayerShift": Runbook(
+            meaning=(
+                "More than one in twenty features of a layer, flagged or not, exceed more often than their "
+                "baseline explains, at a false discovery rate of 5 %, and for several windows. The layer as "
+                "a whole has moved. Alerts of its single features are held back meanwhile, so that one "
+                "page comes rather than hundreds."
+            ),
+            impact=(
+                "Single features of this layer can raise no alert until it has ended. The model answers as "
+                "before, on inputs or with numbers that differ from those of the baseline."
+            ),
+            diagnosis=(
+                "1. Open the dashboard: which layer moved first, and by which share. From the first layer "
+                "on: preprocessing, or other traffic. From a deeper one on: weights or precision.\n"
+                "2. Which features? `sidecar feature list`, and the console's list by state.\n"
+                "3. Compare with deployments, and with the mix of traffic "
+                "(`rate(sidecar_layer_requests_total[5m])`): a burst on one topic moves many features "
+                "together, and passes."
+            ),
+            mitigation=(
+                "- Roll back the change of preprocessing, tokenizer, weights or precision.\n"
+                "- Other traffic, and wanted: `sidecar baseline reset <model> --layer <layer>`.\n"
+                "- A burst: wait; it ends by itself, and flagged features that still spike are told then."
+            ),
+            picture=(
+                "Nothing of the layer as a whole. Portraits of the flagged features that spike, on their "
+                "pages, hint at what they have in common."
+            ),
+            silence=(
+                "During announced changes of traffic or preprocessing, matched on `model` and `layer`. "
+                "A silence of this alert does not bring the features' own back."
             ),
         ),
         "SidecarFeatureUnsampled": Runbook(

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from sidecar.config import load
-from sidecar.metrics.alerts import ALERTS
+from sidecar.metrics.alerts import ALERTS, RECORDINGS
 
 pytestmark = pytest.mark.service
 
@@ -52,10 +52,10 @@ def test_promtool_accepts_configuration_and_rules(need: Any) -> None:
     """The Prometheus configuration and the rules it names are valid."""
     said = run(need("promtool"), "check", "config", "deploy/prometheus/prometheus.yaml")
 
-    assert f"{len(ALERTS)} rules found" in said
+    assert f"{len(ALERTS) + len(RECORDINGS)} rules found" in said
 
 
-@pytest.mark.parametrize("name", ["features", "sidecar"])
+@pytest.mark.parametrize("name", ["features", "sidecar", "spikes", "windows"])
 def test_the_rules_pass_their_own_tests(name: str, need: Any) -> None:
     """Each alert fires when it should, with the right words, and not before."""
     said = run(need("promtool"), "test", "rules", f"deploy/prometheus/tests/{name}.yaml")
@@ -77,20 +77,44 @@ def test_every_alert_is_tested_firing() -> None:
     assert {alert.name for alert in ALERTS} == tested
 
 
-def test_a_rule_that_fires_too_early_fails_the_tests(tmp_path: Path, need: Any) -> None:
-    """The promtool tests can fail: a shorter waiting time is noticed."""
-    rules = (DEPLOY / "prometheus/rules/sidecar.yaml").read_text()
-    (tmp_path / "rules").mkdir()
-    (tmp_path / "tests").mkdir()
-    (tmp_path / "rules/sidecar.yaml").write_text(rules.replace("for: 30s", "for: 20s"))
-    test = tmp_path / "tests/features.yaml"
-    test.write_text((DEPLOY / "prometheus/tests/features.yaml").read_text())
+def changed(rules: Any, name: str, **change: str | None) -> Any:
+    """Return the rules with some keys of one alert set, or taken away."""
+    rules = json.loads(json.dumps(rules))
+    (rule,) = (r for group in rules["groups"] for r in group["rules"] if r.get("alert") == name)
+    for key, value in change.items():
+        rule.pop(key, None)
+        if value is not None:
+            rule[key] = value
+    return rules
 
-    command = [need("promtool"), "test", "rules", str(test)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
 
-    assert done.returncode == 1
-    assert "time: 1m25s" in done.stdout + done.stderr
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.name)
+def test_the_tests_of_an_alert_can_fail(alert: Any, tmp_path: Path, need: Any) -> None:
+    """An alert that never fires, does not wait, or never ends is noticed by its own tests."""
+    rules = read("deploy/prometheus/rules/sidecar.yaml")
+    paths = sorted((DEPLOY / "prometheus" / "tests").glob("*.yaml"))
+    found = []
+    for path in paths:
+        file = yaml.safe_load(path.read_text())
+        file["tests"] = [test for test in file["tests"] if alert.name in json.dumps(test)]
+        file["rule_files"] = ["rules.yaml"]
+        if file["tests"]:
+            (tmp_path / path.name).write_text(yaml.safe_dump(file))
+            found.append(path.name)
+    wrong: dict[str, dict[str, str | None]] = {
+        "never fires": {"expr": "vector(0) > 1"},
+        "never ends": {"keep_firing_for": "1d"},
+    }
+    if alert.for_seconds != 0 or alert.for_windows:
+        wrong["does not wait"] = {"for": None}
+
+    unnoticed = []
+    for title, change in wrong.items():
+        (tmp_path / "rules.yaml").write_text(yaml.safe_dump(changed(rules, alert.name, **change)))
+        command = [need("promtool"), "test", "rules", *found]
+        done = subprocess.run(command, capture_output=True, check=False, cwd=tmp_path)
+        unnoticed += [title] if done.returncode == 0 else []
+    assert unnoticed == []
 
 
 @pytest.mark.parametrize(
@@ -113,7 +137,31 @@ def test_a_spike_reaches_the_sidecar_and_people(path: str, need: Any) -> None:
     )
 
     assert run(*route, "alertname=SidecarFeatureSpike", "model=m").split() == ["sidecar,people"]
+    assert run(*route, "alertname=SidecarLayerShift", "model=m").split() == ["people"]
     assert run(*route, "alertname=SidecarDown").split() == ["people"]
+
+
+def test_both_alertmanager_files_hold_back_the_same() -> None:
+    """Whoever starts from the example with Slack gets the same inhibition."""
+    plain, slack = (
+        read(f"deploy/alertmanager/{name}.yaml")
+        for name in ("alertmanager", "alertmanager-slack.example")
+    )
+
+    assert plain["inhibit_rules"] == slack["inhibit_rules"]
+    assert plain["route"] == slack["route"]
+
+
+def test_slack_gets_the_portrait_and_the_evidence() -> None:
+    """The message carries the picture, and a button for each link that the rules make."""
+    receivers = read("deploy/alertmanager/alertmanager-slack.example.yaml")["receivers"]
+    (slack,) = next(r["slack_configs"] for r in receivers if r["name"] == "people")
+    notes = read("deploy/prometheus/rules/sidecar.yaml")["groups"][1]["rules"][0]["annotations"]
+
+    used = set(re.findall(r"CommonAnnotations\.(\w+)", json.dumps(slack)))
+    assert slack["image_url"] == "{{ .CommonAnnotations.portrait_url }}"
+    assert {"evidence_url", "feature_url", "runbook_url", "dashboard_url"} <= used
+    assert used <= set(notes)
 
 
 def test_the_webhook_is_the_consoles() -> None:

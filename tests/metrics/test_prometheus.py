@@ -11,6 +11,7 @@ import pytest
 
 from sidecar.detect import State
 from sidecar.metrics import JobCounts, render_rules
+from sidecar.metrics.alerts import ALERTS, RECORDINGS
 from sidecar.metrics.dashboards import render_dashboard
 from sidecar.monitor import IngestCounts
 from tests.prometheus import eventually
@@ -65,6 +66,7 @@ def test_an_alert_goes_from_pending_to_firing_to_gone(
         ),
         "feature_url": feature,
         "portrait_url": f"{feature}/portrait.png",
+        "evidence_url": f"{feature}/evidence",
         "dashboard_url": (
             "http://127.0.0.1:3000/d/sidecar-overview?var-model=lite0&var-revision=3fa1c2d4e5f6"
             "&var-layer=_blocks.14&var-kind=channel&var-feature=33"
@@ -92,8 +94,8 @@ def test_a_healthy_sidecar_raises_nothing(
 
     rules = eventually(evaluated, "every rule evaluated")
 
-    assert {"inactive"} == {rule["state"] for rule in rules}
-    assert len(rules) == 15
+    assert {"inactive"} == {rule["state"] for rule in rules if rule["type"] == "alerting"}
+    assert len(rules) == len(ALERTS) + len(RECORDINGS)
 
 
 @pytest.mark.parametrize("form", ["openmetrics", "protobuf"])

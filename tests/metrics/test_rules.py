@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.metrics import render_rules
-from sidecar.metrics.alerts import ALERTS, Alert
+from sidecar.metrics.alerts import ALERTS, RECORDINGS, Alert, Recording
 from sidecar.metrics.catalogue import BORROWED, FAMILIES, sample_names
 from sidecar.metrics.runbooks import RUNBOOKS
 
@@ -23,9 +23,10 @@ SENTENCE = re.compile(r"[A-Z][^.{}]*\.")
 
 
 def rules_of(text: str) -> dict[str, Any]:
-    """Return the rules of a file by alert."""
+    """Return the alert rules of a file by alert."""
     groups = yaml.safe_load(text)["groups"]
-    return {rule["alert"]: rule for group in groups for rule in group["rules"]}
+    rules = [rule for group in groups for rule in group["rules"]]
+    return {rule["alert"]: rule for rule in rules if "alert" in rule}
 
 
 def selected(expr: str) -> list[Any]:
@@ -35,8 +36,8 @@ def selected(expr: str) -> list[Any]:
     return [node for node in found if isinstance(node, promql_parser.VectorSelector)]
 
 
-@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert.name)
-def test_an_alert_asks_only_for_metrics_that_exist(alert: Alert) -> None:
+@pytest.mark.parametrize("alert", [*ALERTS, *RECORDINGS], ids=lambda alert: alert.name)
+def test_a_rule_asks_only_for_metrics_that_exist(alert: Alert | Recording) -> None:
     """Every metric name in an expression is of the catalogue, with labels that it has."""
     known = {family.name: set(family.labels) | {"job", "instance"} for family in FAMILIES}
 
@@ -89,6 +90,7 @@ def test_links_start_with_the_given_addresses() -> None:
     )
     assert feature == notes["feature_url"]
     assert f"{feature}/portrait.png" == notes["portrait_url"]
+    assert f"{feature}/evidence" == notes["evidence_url"]
     assert notes["dashboard_url"].startswith(
         "https://grafana.example/g/d/sidecar-overview?var-model="
     )
@@ -102,6 +104,14 @@ def test_the_waiting_time_is_the_operators() -> None:
 
     assert ("5s", "10s") == (rule["for"], rule["keep_firing_for"])
     assert "for" not in rules_of(render_rules(for_seconds=0))["SidecarFeatureSpike"]
+
+
+def test_what_hangs_on_a_window_waits_for_windows() -> None:
+    """With longer windows a condition that is held for six of them must hold for longer."""
+    rules = [rules_of(render_rules(window_seconds=w)) for w in (2.5, 10.0, 60.0)]
+
+    waits = [rule["SidecarFeatureNeverSeen"]["for"] for rule in rules]
+    assert waits == ["23s", "90s", "540s"]
 
 
 def test_the_scrape_job_can_have_another_name() -> None:
@@ -133,4 +143,4 @@ def test_promtool_accepts_what_is_rendered(tmp_path: Path, need: Callable[[str],
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{len(ALERTS)} rules found" in done.stdout
+    assert f"{len(ALERTS) + len(RECORDINGS)} rules found" in done.stdout
