@@ -108,6 +108,25 @@ The rules are `deploy/prometheus/rules/sidecar.yaml`. Each has a runbook.
 |---|---|---|---|
 """
 
+_SHIFT = """
+## When a layer moves as a whole
+
+Hundreds of features may spike in the same minute. `SidecarLayerShift` tells of it once, as severe as the
+worst flag of the layer, and the features' own alerts ask for it in their expressions, so that this works
+without Alertmanager; the files in `deploy/alertmanager/` hold them back there, too.
+
+- *At the beginning* a feature may be seen to spike one window before its layer is seen to shift. Its alert
+  is pending then, and is withdrawn as soon as `sidecar_layer_shifted` is 1, which is from the first window
+  of a shift on. For that the wait (`sidecar rules render --for-seconds`) must be longer than a detection
+  window, a scrape interval and an evaluation interval together: 10 + 5 + 5 s of 30 s with the shipped
+  files.
+- *At the end* features may calm down some windows after their layer. The layer's alert is held for twice
+  the wait, and only then does the wait of a feature that still spikes begin.
+- A shift of a single window tells nobody, and delays the alert of a feature by that window and one wait.
+- A feature that fired before the shift is resolved in Prometheus while the shift lasts, and told again
+  after it if it still spikes.
+"""
+
 _COPIED = """\
 # Copied from sidecar/metrics/cases/ by tools/golden.py; do not edit. `sidecar rules test` runs them against
 # rules with your addresses, and so does `promtool test rules` against the committed ones.
@@ -122,7 +141,7 @@ def render_metric_docs() -> str:
     )
     recordings = "".join(f"| `{one.name}` | {one.help} |\n" for one in RECORDINGS)
     alerts = "".join(_alert_row(alert) for alert in ALERTS)
-    return _METRICS + families + _RECORDINGS + recordings + _ALERTS + alerts
+    return _METRICS + families + _RECORDINGS + recordings + _ALERTS + alerts + _SHIFT
 
 
 def _alert_row(alert: Alert) -> str:

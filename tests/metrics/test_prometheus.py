@@ -77,6 +77,38 @@ def test_an_alert_goes_from_pending_to_firing_to_gone(
     assert [("up", "")] == [(target["health"], target["lastError"]) for target in targets]
 
 
+def test_a_layer_that_shifts_is_told_once(
+    source: Any,
+    make_feature: Any,
+    make_layer: Any,
+    make_status: Any,
+    serve: Any,
+    start_prometheus: Any,
+) -> None:
+    """Features that spike with their layer raise nothing; when it is calm, those that still do are told."""
+    layer = make_layer()
+    source.watched = [make_feature(layer.feature(i), State.FIRING) for i in range(20)]
+    source.registered = [make_status(layer, significant_features=60, shifted=True)]
+    prometheus = start_prometheus(render_rules(for_seconds=2), serve(source).port)
+
+    def firing(name: str) -> list[Any]:
+        return [alert for alert in prometheus.alerts(name) if alert["state"] == "firing"]
+
+    (shift,) = eventually(lambda: firing("SidecarLayerShift"), "the layer's alert")
+    during = prometheus.alerts("SidecarFeatureSpike")
+    calm = [replace(status, state=State.NORMAL) for status in source.watched[1:]]
+    source.watched = [source.watched[0], *calm]
+    source.registered = [make_status(layer)]
+    after = eventually(lambda: firing("SidecarFeatureSpike"), "the feature that still spikes")
+
+    assert during == []
+    assert shift["labels"]["severity"] == "critical"
+    assert "60 of 192 features" in shift["annotations"]["description"]
+    assert "20 flagged ones spike" in shift["annotations"]["description"]
+    assert ["0"] == [alert["labels"]["feature"] for alert in after]
+    assert firing("SidecarLayerShift") == []
+
+
 def test_a_healthy_sidecar_raises_nothing(
     source: Any, make_feature: Any, make_layer: Any, serve: Any, start_prometheus: Any
 ) -> None:
