@@ -460,8 +460,6 @@ SNAPSHOT_INTERVAL = _gauge(
 SNAPSHOT_FAILURES = _counter(
     "sidecar_snapshot_failures_total", "snapshots", "Snapshots that could not be written."
 )
-RECORDING_BYTES = _gauge("sidecar_recording_bytes", "bytes", "Recorded windows on disk.")
-EVIDENCE_BYTES = _gauge("sidecar_evidence_bytes", "bytes", "Kept evidence of spikes on disk.")
 QUARANTINED = _gauge(
     "sidecar_quarantined_files", "files", "State files and artifacts set aside as corrupt."
 )
@@ -593,8 +591,6 @@ FAMILIES: tuple[Family, ...] = (
     SNAPSHOT_TIMESTAMP,
     SNAPSHOT_INTERVAL,
     SNAPSHOT_FAILURES,
-    RECORDING_BYTES,
-    EVIDENCE_BYTES,
     QUARANTINED,
     EVIDENCE_BYTES,
     EVIDENCE_LIMIT,

@@ -54,16 +54,12 @@ JOBS_ROW = Row(
         Panel(
             "On disk",
             "timeseries",
-            "Pictures and manifests; beyond the dashed limit the oldest unreferenced are removed. Beside "
-            "them what recorded windows and kept evidence take. "
-            f"Metrics: `{c.ARTIFACT_BYTES.name}`, `{c.ARTIFACT_LIMIT.name}`, "
-            f"`{c.RECORDING_BYTES.name}`, `{c.EVIDENCE_BYTES.name}`.",
+            "Pictures and manifests; beyond the dashed limit the oldest unreferenced are removed. "
+            f"Metrics: `{c.ARTIFACT_BYTES.name}`, `{c.ARTIFACT_LIMIT.name}`.",
             "bytes",
             (
                 Query(f"{c.ARTIFACT_BYTES.name}{{{SIDECAR}}}", "artifacts {{instance}}"),
                 Query(f"{c.ARTIFACT_LIMIT.name}{{{SIDECAR}}}", "limit", QUIET, dashed=True),
-                Query(f"{c.RECORDING_BYTES.name}{{{SIDECAR}}}", "recordings {{instance}}"),
-                Query(f"{c.EVIDENCE_BYTES.name}{{{SIDECAR}}}", "evidence {{instance}}"),
             ),
             size=(8, 8),
             no_value="no sidecar",

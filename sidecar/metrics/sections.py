@@ -217,8 +217,6 @@ def storage_rows(counts: StorageCounts) -> Iterator[Row]:
     yield catalogue.SNAPSHOT_TIMESTAMP, (), counts.snapshot_at
     yield catalogue.SNAPSHOT_INTERVAL, (), counts.snapshot_interval_seconds
     yield catalogue.SNAPSHOT_FAILURES, (), counts.snapshot_failures
-    yield catalogue.RECORDING_BYTES, (), counts.recording_bytes
-    yield catalogue.EVIDENCE_BYTES, (), counts.evidence_bytes
     yield catalogue.QUARANTINED, (), counts.quarantined
     yield catalogue.EVIDENCE_BYTES, (), counts.evidence.used_bytes
     yield catalogue.EVIDENCE_LIMIT, (), counts.evidence.limit_bytes

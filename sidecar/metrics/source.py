@@ -62,8 +62,6 @@ class StorageCounts:
         snapshot_failures: Snapshots that could not be written since the daemon started.
         quarantined: Snapshot files set aside as corrupt.
         evidence: How the memory of evidence stands.
-        recording_bytes: Bytes of recorded windows on disk.
-        evidence_bytes: Bytes of kept evidence on disk.
     """
 
     artifact_bytes: int = 0
@@ -73,8 +71,6 @@ class StorageCounts:
     snapshot_failures: int = 0
     quarantined: int = 0
     evidence: EvidenceCounts = field(default_factory=EvidenceCounts)
-    recording_bytes: int = 0
-    evidence_bytes: int = 0
 
 
 class MetricsSource(Protocol):

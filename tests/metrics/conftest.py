@@ -228,9 +228,7 @@ def source() -> MemorySource:
             hook_overhead_ratio=0.004,
         ),
         job_counts=JobCounts({"queued": 2, "failed": 1, "done": 5}, timed=6, seconds=90.0),
-        storage_counts=StorageCounts(
-            2048, 1 << 20, 1_795_448_000.0, 30.0, 1, 0, recording_bytes=4096, evidence_bytes=512
-        ),
+        storage_counts=StorageCounts(2048, 1 << 20, 1_795_448_000.0, 30.0, 1, 0),
         statistics_counts=StatisticsCounts(
             "numba",
             memory_bytes=1_620_096,
