@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -30,6 +31,7 @@ from sidecar.recipes import Recipe
 _ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9_.\-]+|\[[0-9a-fA-F:]+\]):(?P<port>\d{1,5})")
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _PORT_LIMIT = 65535
+_LEAST_RECORDING = 1 << 16  # a few windows of a thousand flagged features
 _SOCKET_PATH_LIMIT = 107  # what struct sockaddr_un holds on Linux
 
 
@@ -464,6 +466,34 @@ class EvidenceConfig(_Section):
     )
 
 
+class RecordingConfig(_Section):
+    """What is kept for `sidecar replay` and `sidecar calibrate`. See docs/recordings.md."""
+
+    limit_bytes: Annotated[int, Field(ge=0)] = Field(
+        default=256 << 20,
+        description="Disk for the closed windows of flagged features, in state_dir/recordings; the "
+        "oldest go. About 100 kB a day for each flagged feature. 0 records nothing.",
+    )
+    segment_bytes: Bytes = Field(
+        default=4 << 20,
+        description="Size at which another file is begun; the oldest file is what goes.",
+    )
+    levels: Annotated[list[Annotated[float, Field(ge=0.5, lt=1)]], Field(max_length=8)] = Field(
+        default=[0.99, 0.999, 0.9999],
+        description="Baseline quantiles at which requests are counted for policies with another "
+        "spike.quantile; each costs about 0.3 bytes and one comparison a value of a flagged feature.",
+    )
+
+    @field_validator("limit_bytes")
+    @classmethod
+    def _room_for_segments(cls, value: int) -> int:
+        if 0 < value < _LEAST_RECORDING:
+            raise ValueError(
+                f"{value} bytes hold no recording: use at least {_LEAST_RECORDING}, or 0 for none"
+            )
+        return value
+
+
 class AlertsConfig(_Section):
     """What happens when a feature fires."""
 
@@ -513,6 +543,9 @@ class SidecarConfig(_Section):
     evidence: EvidenceConfig = Field(
         default_factory=EvidenceConfig, description="What is kept of a spike's requests."
     )
+    recording: RecordingConfig = Field(
+        default_factory=RecordingConfig, description="Recorded windows."
+    )
     metrics: MetricsConfig = Field(default_factory=MetricsConfig, description="Exported series.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe event that is logged."
@@ -548,6 +581,15 @@ def _disagreements(names: Sequence[str], features: Sequence[str]) -> list[tuple[
     ]
 
 
+class PolicyConfig(BaseModel):
+    """What a replay takes of a configuration: when features fire."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    spike: SpikeConfig = Field(default_factory=SpikeConfig, description="The spike test.")
+    flags: list[FlagConfig] = Field(default=[], description="Features with words of their own.")
+
+
 class _Loader(yaml.SafeLoader):
     """The safe loader, which otherwise lets the last of two equal keys win without a word."""
 
@@ -574,6 +616,45 @@ def load(path: Path) -> SidecarConfig:
             values out of range, or paths that do not exist; the message lists every problem with
             its line.
     """
+    document, tree = _read(path)
+    try:
+        return SidecarConfig.model_validate(_absolute(document, path.resolve().parent))
+    except ValidationError as error:
+        # With a wrong field anywhere pydantic does not come to what the sections say of each other.
+        said = [] if _is_whole(error) else _disagreements(*_named(document))
+        lines = [f"{path}:{_line(tree, (section,))}: {section}: {what}" for section, what in said]
+        raise ConfigError("\n".join(sorted([*_problems(error, path, tree), *lines]))) from error
+
+
+def load_policy(path: Path) -> PolicyConfig:
+    """Read when features fire: from the settings of ``spike`` alone, or from a whole configuration.
+
+    Sections beside ``spike`` and ``flags`` are not looked into, so that the configuration of another
+    machine can be read where its weights and folders are not.
+
+    Raises:
+        ConfigError: The file cannot be read, or what it says of these is wrong; the message lists
+            every problem with its line.
+    """
+    document, tree = _read(path)
+    bare = bool(document) and not set(document) & set(SidecarConfig.model_fields)
+    known = SpikeConfig.model_fields if bare else SidecarConfig.model_fields
+    unknown = [
+        f"{path}:{_line(tree, (str(key),))}: {key}: unknown key: check its spelling and place; a policy "
+        "has the keys of spike, or the sections of a configuration"
+        for key in document
+        if key not in known
+    ]
+    if unknown:
+        raise ConfigError("\n".join(unknown))
+    try:
+        return PolicyConfig.model_validate({"spike": document} if bare else document)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_problems(error, path, tree))) from error
+
+
+def _read(path: Path) -> tuple[dict[Any, Any], yaml.Node | None]:
+    """Return the mapping in a file, and its nodes, which know their lines."""
     try:
         text = path.read_text(encoding="utf-8")
         document = yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
@@ -583,13 +664,7 @@ def load(path: Path) -> SidecarConfig:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: holds {type(document).__name__}, need a mapping of settings")
-    try:
-        return SidecarConfig.model_validate(_absolute(document, path.resolve().parent))
-    except ValidationError as error:
-        # With a wrong field anywhere pydantic does not come to what the sections say of each other.
-        said = [] if _is_whole(error) else _disagreements(*_named(document))
-        lines = [f"{path}:{_line(tree, (section,))}: {section}: {what}" for section, what in said]
-        raise ConfigError("\n".join(sorted([*_problems(error, path, tree), *lines]))) from error
+    return document, tree
 
 
 def _is_whole(error: ValidationError) -> bool:

@@ -2,7 +2,7 @@
 
 Threads: the event loop (gRPC), the lane's acceptor and a reader for each of its connections, the
 writer (statistics and detectors), the metrics server, the console, the job runner and its children,
-housekeeping (snapshots, audit log, disk), and one that ends once the kernels are compiled. Only the
+housekeeping (snapshots, audit log, recording, disk), and one that ends once the kernels are compiled. Only the
 writer puts samples into the bank; everybody else reads copies.
 """
 
@@ -52,6 +52,9 @@ from sidecar.store import (
     Catalogue,
     Database,
     EvidenceStore,
+    Recorder,
+    RecorderCounts,
+    Recordings,
     Snapshots,
     secret_key,
 )
@@ -84,6 +87,7 @@ class Storage:
         evidence: Why features fired.
         evidence_key: Secret of hashed request ids.
         snapshots: The monitor's state.
+        recorder: Takes the closed windows of flagged features; None where nothing is recorded.
     """
 
     def __init__(self, config: SidecarConfig) -> None:
@@ -106,11 +110,22 @@ class Storage:
             self.artifacts = ArtifactStore(root / "artifacts", config.store.artifact_limit_bytes)
             self.baselines = BaselineStore(self.database, self.artifacts)
             self.snapshots = Snapshots(root / "snapshots", "monitor")
+            self.recorder = _recorder(config)
             self._open = undo.pop_all()
 
     def close(self) -> None:
         """Close the database, and let another daemon have the folder; again does nothing."""
         self._open.close()
+
+
+def _recorder(config: SidecarConfig) -> Recorder | None:
+    wanted = config.recording
+    if not wanted.limit_bytes:
+        return None
+    root = config.state_dir / "recordings"
+    return Recorder(
+        Recordings(root, limit_bytes=wanted.limit_bytes, segment_bytes=wanted.segment_bytes)
+    )
 
 
 def _claim(root: Path) -> BinaryIO:
@@ -179,6 +194,8 @@ class Daemon:
             now=clock(),
             activation_limit=config.metrics.flagged_limit,
             evidence=EvidenceBook(config.evidence, key=self.storage.evidence_key),
+            on_window=self.storage.recorder.take if self.storage.recorder else None,
+            levels=config.recording.levels if self.storage.recorder else (),
         )
         self._restore()
         self.compilation = Compilation(
@@ -338,6 +355,8 @@ class Daemon:
             self._tried("evidence_failed", self.operations.save_evidence)
             self._save()
             self._flush()
+            if self.storage.recorder is not None:
+                self._tried("recording_failed", self.storage.recorder.close)
         for server in (self.web, self.metrics):
             if server is not None:
                 server.stop()
@@ -379,6 +398,8 @@ class Daemon:
             if time.monotonic() >= self._flush_after:
                 self._flush()
             self._keep_baselines()
+            if self.storage.recorder is not None:
+                self._tried("recording_failed", self.storage.recorder.drain)
             if not collect_at - COLLECT_SECONDS <= now < collect_at:
                 self._tried("artifact_collection_failed", self.runner.collect)
                 self._tried("evidence_not_expired", self.operations.expire_evidence)
@@ -486,6 +507,7 @@ class _Source:
 
     def storage(self) -> StorageCounts:
         storage, config = self._daemon.storage, self._daemon.config
+        recorded = storage.recorder.counts() if storage.recorder else RecorderCounts()
         return StorageCounts(
             artifact_bytes=storage.artifacts.used_bytes,
             artifact_limit_bytes=config.store.artifact_limit_bytes,
@@ -497,6 +519,10 @@ class _Source:
                 for kept in (storage.snapshots, storage.database, storage.artifacts)
             ),
             evidence=self._daemon.monitor.evidence_counts(),
+            recording_bytes=recorded.used_bytes,
+            recording_limit_bytes=recorded.limit_bytes,
+            windows_recorded=recorded.recorded,
+            windows_dropped=recorded.dropped,
         )
 
 

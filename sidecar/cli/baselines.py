@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from sidecar.cli.artifacts import fetch
-from sidecar.cli.client import TIMEOUT_SECONDS, channel, print_json, print_table, with_daemon
+from sidecar.cli.client import TIMEOUT_SECONDS, channel, print_json, with_daemon
+from sidecar.cli.tables import print_table
 from sidecar.features import short_revision
 from sidecar.wire.v1 import features_pb2, features_pb2_grpc
 

@@ -5,7 +5,8 @@ import sys
 
 import click
 
-from sidecar.cli.client import TIMEOUT_SECONDS, channel, print_json, print_table, with_daemon
+from sidecar.cli.client import TIMEOUT_SECONDS, channel, print_json, with_daemon
+from sidecar.cli.tables import print_table
 from sidecar.wire.v1 import jobs_pb2, jobs_pb2_grpc
 
 EXIT_FAILED = 1

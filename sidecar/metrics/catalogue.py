@@ -476,6 +476,24 @@ EVIDENCE_DROPPED = _counter(
     "requests beyond evidence.slices_limit, rows, records.",
     "what",
 )
+RECORDING_BYTES = _gauge(
+    "sidecar_recording_bytes", "bytes", "Recorded windows of flagged features on disk."
+)
+RECORDING_LIMIT = _gauge(
+    "sidecar_recording_limit_bytes",
+    "bytes",
+    "Recorded windows that may be on disk; beyond it the oldest are removed. 0: nothing is recorded.",
+)
+WINDOWS_RECORDED = _counter(
+    "sidecar_windows_recorded_total", "windows", "Closed windows of flagged features recorded."
+)
+WINDOWS_DROPPED = _counter(
+    "sidecar_windows_dropped_total",
+    "windows",
+    "Closed windows that could not be recorded: backlog for too many waiting, disk for a disk that "
+    "refused. A replay states them as gaps.",
+    "reason",
+)
 STATISTICS_KERNELS = Family(
     "sidecar_statistics_kernels_info",
     FamilyType.INFO,
@@ -595,6 +613,10 @@ FAMILIES: tuple[Family, ...] = (
     EVIDENCE_BYTES,
     EVIDENCE_LIMIT,
     EVIDENCE_DROPPED,
+    RECORDING_BYTES,
+    RECORDING_LIMIT,
+    WINDOWS_RECORDED,
+    WINDOWS_DROPPED,
     STATISTICS_KERNELS,
     STATISTICS_KERNELS_FAILED,
     STATISTICS_MEMORY,

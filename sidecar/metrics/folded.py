@@ -253,9 +253,9 @@ HEALTH_ROW = Row(
             "Left out, failed or set aside",
             "timeseries",
             "Should be empty: series left out by the limit, sections that could not be read, snapshots "
-            f"that failed or are corrupt. Metrics: `{c.SERIES_TRUNCATED.name}`, "
+            f"that failed or are corrupt, windows not recorded. Metrics: `{c.SERIES_TRUNCATED.name}`, "
             f"`{c.COLLECT_ERRORS.name}`, `{c.SNAPSHOT_FAILURES.name}`, `{c.QUARANTINED.name}`, "
-            f"`{c.STATISTICS_KERNELS_FAILED.name}`.",
+            f"`{c.STATISTICS_KERNELS_FAILED.name}`, `{c.WINDOWS_DROPPED.name}`.",
             "none",
             (
                 Query(f"{c.SERIES_TRUNCATED.name}{{{SIDECAR}}} > 0", "{{subject}} without series"),
@@ -263,6 +263,7 @@ HEALTH_ROW = Row(
                 Query(f"{total_rate(c.SNAPSHOT_FAILURES)} > 0", "snapshots failed"),
                 Query(f"{c.QUARANTINED.name}{{{SIDECAR}}} > 0", "snapshots corrupt"),
                 Query(f"{c.STATISTICS_KERNELS_FAILED.name}{{{SIDECAR}}} > 0", "not compiled"),
+                Query(f"{rate_by(c.WINDOWS_DROPPED, 'reason')} > 0", "not recorded: {{reason}}"),
             ),
             size=(8, 8),
             no_value="none",

@@ -55,6 +55,8 @@ _HOOK_DROPS = (
     "error",
 )
 
+_RECORDING_DROPS = ("backlog", "disk")
+
 _JOB_STATES = ("queued", "running", "done", "failed", "cancelled")
 
 _ABSENT = float("nan")
@@ -222,6 +224,10 @@ def storage_rows(counts: StorageCounts) -> Iterator[Row]:
     yield catalogue.EVIDENCE_LIMIT, (), counts.evidence.limit_bytes
     for what, number in counts.evidence.dropped.items():
         yield catalogue.EVIDENCE_DROPPED, (what,), number
+    yield catalogue.RECORDING_BYTES, (), counts.recording_bytes
+    yield catalogue.RECORDING_LIMIT, (), counts.recording_limit_bytes
+    yield catalogue.WINDOWS_RECORDED, (), counts.windows_recorded
+    yield from _by_reason(catalogue.WINDOWS_DROPPED, counts.windows_dropped, _RECORDING_DROPS)
 
 
 def clean(value: str) -> str:

@@ -62,6 +62,10 @@ class StorageCounts:
         snapshot_failures: Snapshots that could not be written since the daemon started.
         quarantined: Snapshot files set aside as corrupt.
         evidence: How the memory of evidence stands.
+        recording_bytes: Bytes of recorded windows on disk.
+        recording_limit_bytes: Bytes of them that may be on disk; 0: nothing is recorded.
+        windows_recorded: Windows recorded since the daemon started.
+        windows_dropped: Windows that could not be, by reason: ``backlog`` or ``disk``.
     """
 
     artifact_bytes: int = 0
@@ -71,6 +75,10 @@ class StorageCounts:
     snapshot_failures: int = 0
     quarantined: int = 0
     evidence: EvidenceCounts = field(default_factory=EvidenceCounts)
+    recording_bytes: int = 0
+    recording_limit_bytes: int = 0
+    windows_recorded: int = 0
+    windows_dropped: Mapping[str, int] = field(default_factory=dict)
 
 
 class MetricsSource(Protocol):

@@ -8,6 +8,8 @@ from sidecar.detect import SpikePolicy
 from sidecar.features import Capture, FeatureKey, LayerKey
 from sidecar.monitor.activations import Activations
 from sidecar.monitor.watch import LayerWatch
+from sidecar.monitor.windows import Levels
+from sidecar.store import Subject
 
 
 @dataclass(slots=True)
@@ -28,6 +30,8 @@ class MonitoredLayer:
     baseline_digest: str = ""
     baseline_frozen_at: float = 0.0
     baseline_origin: str = ""
+    levels: Levels = field(default_factory=lambda: Levels.of(None, (), 0))
+    subject: Subject | None = None  # of its recorded windows; None after any change of it
     relearns: bool = False  # somebody wants its own baseline, not a shared one
 
     def to_dict(self, key: LayerKey) -> dict[str, Any]:

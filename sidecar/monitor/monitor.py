@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -42,6 +42,7 @@ from sidecar.monitor.views import (
     Window,
 )
 from sidecar.monitor.watch import LayerWatch
+from sidecar.monitor.windows import Levels, record_of, subject_of
 from sidecar.stats import (
     Bank,
     Kernels,
@@ -53,7 +54,7 @@ from sidecar.stats import (
     WatchedWindow,
     WindowCounts,
 )
-from sidecar.store import BaselineFacts
+from sidecar.store import BaselineFacts, Subject, WindowRecord
 
 TYPICAL_LEVELS = np.array([0.01, 0.999])
 """The range of activations called typical: what all but the rarest live rows stay within."""
@@ -87,6 +88,8 @@ class Monitor:
         now: float,
         activation_limit: int = 1000,
         evidence: EvidenceBook | None = None,
+        on_window: Callable[[WindowRecord], None] | None = None,
+        levels: Sequence[float] = (),
     ) -> None:
         """Start empty.
 
@@ -96,10 +99,13 @@ class Monitor:
             now: Unix seconds; the first window starts here.
             activation_limit: Most watched features whose activations are added up for scrapes.
             evidence: What keeps slices and rows; None: one with the default settings.
+            on_window: Given every closed window of flagged features, under the lock; must not wait.
+            levels: Baseline quantiles at which requests of flagged features are counted for it too.
         """
         self._evidence = evidence or EvidenceBook()
         self._evidence_ids: dict[FeatureKey, str] = {}
         self._activation_limit = activation_limit
+        self._on_window, self._levels = on_window, tuple(levels)
         self._settings = statistics
         self._policy = SpikePolicy(**spike.model_dump(), window_seconds=statistics.window_seconds)
         self._lock = threading.RLock()
@@ -150,7 +156,7 @@ class Monitor:
                 self._layers[layer] = known
                 self._unmatched = self._order = None
                 self._rewatch(layer, now)
-            known.capture = capture
+            known.capture, known.subject = capture, None
 
     def _make_room(self, bank: Bank | SparseBank, layer: LayerKey, width: int, now: float) -> None:
         """Register a layer with its bank, retiring silent ones of it as long as it has no room."""
@@ -254,6 +260,8 @@ class Monitor:
         for moved in layer.watch.drift.observe(counts, layer.watch.flags, now):
             what = "feature_drifting" if moved.drifting else "feature_settled"
             yield Event(now, what, str(layer.watch.keys[moved.index]), moved.reason)
+        if self._on_window is not None and len(layer.watch.indices):
+            self._on_window(record_of(self._subject(key), counts, now, flagged))
         if self._frozen(key):
             return
         # A clock that was put back must not put off the baseline until it has caught up.
@@ -282,6 +290,21 @@ class Monitor:
         if expected is None or expected.level != self._policy.quantile:
             self._bank.place_thresholds(key, self._policy.quantile)
             self._set_thresholds(key)
+
+    def _subject(self, key: LayerKey) -> Subject:
+        """Return what the recorded windows of a layer are about: the same until that changes."""
+        layer = self._layers[key]
+        if layer.subject is None:
+            frozen, indices = self._frozen(key), layer.watch.indices
+            layer.subject = subject_of(
+                layer.watch,
+                layer.capture,
+                self._bank_of(key).snapshot(key, Period.BASELINE, indices) if frozen else None,
+                layer.levels,
+                quantile=self._policy.quantile,
+                window_seconds=self._settings.window_seconds,
+            )
+        return layer.subject
 
     def _tested(self) -> int:
         """Return how many features are tested for spikes: they share the false alarms."""
@@ -358,7 +381,7 @@ class Monitor:
     def _set_thresholds(self, key: LayerKey) -> None:
         """Tell the bank what to compare with; an unset threshold is never exceeded."""
         layer, quantile = self._layers[key], self._policy.quantile
-        dense = key in self._bank.layers()
+        dense, watched = key in self._bank.layers(), None
         expected = self._bank.expectation(key) if dense else None
         if self._frozen(key) and len(layer.watch.indices):
             watched = self._bank_of(key).snapshot(key, Period.BASELINE, layer.watch.indices)
@@ -369,13 +392,16 @@ class Monitor:
         else:
             layer.watch.forget_baseline()
             bounds = fallback_bounds(len(layer.watch.indices))
+        layer.levels = Levels.of(watched, self._levels, len(layer.watch.indices))
+        layer.subject = None
         self._followed -= len(layer.activations.keys)
         # Latents have a distribution of their own kind, and no histogram in scrapes.
         room = self._activation_limit - self._followed if dense else 0
         layer.activations.follow(key, layer.watch.indices[:room], bounds[:room])
         self._followed += len(layer.activations.keys)
         limits = layer.watch.limits(expected, quantile)
-        self._bank_of(key).watch(key, Watched.above(layer.watch.indices, limits))
+        wanted = Watched.above(layer.watch.indices, limits)
+        self._bank_of(key).watch(key, replace(wanted, levels=layer.levels.thresholds))
 
     def freeze(self, layers: Sequence[LayerKey], now: float) -> tuple[Event, ...]:
         """Take what was learned so far as the baseline of ``layers``.

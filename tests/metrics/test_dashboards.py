@@ -100,6 +100,9 @@ def test_every_family_is_on_the_dashboard_or_deliberately_not() -> None:
         "sidecar_layer_flagged_features": "serves an alert",
         "sidecar_layer_memory_bytes": "the sum of all is shown, against its limit",
         "sidecar_layer_rows_total": "requests are the unit of every test",
+        "sidecar_recording_bytes": "bounded, and nobody is woken by a recording",
+        "sidecar_recording_limit_bytes": "as above",
+        "sidecar_windows_recorded_total": "those that could not be are shown",
         "sidecar_layer_baseline_requests": "the baseline panel shows whether it is enough",
         "sidecar_hook_batches_sent_total": "what arrives is shown",
     }

@@ -1,0 +1,126 @@
+"""The picture of a replay shows what the numbers say."""
+
+import re
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+
+from sidecar.detect import SpikePolicy
+from sidecar.replay import PANELS, Panel, Player, Policy, draw, measure
+from tests.replay.conftest import LAYER, Traffic, unsampled
+
+pytestmark = pytest.mark.unit
+
+SVG = "{http://www.w3.org/2000/svg}"
+POLICY = Policy("three", SpikePolicy(factor=3.0))
+
+
+def panel(count: int = 400, *, compared: bool = False, index: int = 0) -> Panel:
+    """A feature that fires from window 100 to 120."""
+    rng = np.random.default_rng(1)
+    traffic = Traffic()
+    windows = [
+        *traffic.windows(count, rng, spikes=[(0, 100, 120, 0.4)], start=0.0),
+        *traffic.windows(50, rng, start=10.0 * count + 3600),
+    ]
+    windows[50:60] = [unsampled(window) for window in windows[50:60]]
+    player = Player(POLICY, [LAYER.feature(index)])
+    for window in windows:
+        player.play(window)
+    found = player.finish()
+    return Panel(
+        feature=LAYER.feature(index),
+        trace=player.traces[LAYER.feature(index)],
+        alarms=found.alarms,
+        in_force=found.alarms if compared else None,
+        gaps=measure(windows)[LAYER].gaps,
+    )
+
+
+def rectangles(text: str, name: str) -> list[dict[str, float]]:
+    """Return the rectangles of a class in the panels, legend left out."""
+    return [
+        {key: float(one.get(key, "0")) for key in ("x", "y", "width", "height")}
+        for one in ET.fromstring(text).iter(f"{SVG}rect")  # noqa: S314 - our own text
+        if one.get("class") == name and one.get("width") != "16"
+    ]
+
+
+def test_an_alarm_is_a_bar_at_its_time() -> None:
+    """Its ends are where they belong on the axis, which begins with the first window."""
+    one = panel()
+    text = draw([one], "What three fires on")
+
+    (alarm,), (bar,) = one.alarms, rectangles(text, "bar")
+    first, last = one.trace.at[0], one.trace.at[-1]
+    scale = (1000 - 64 - 16) / (last - first)
+    assert bar["x"] == pytest.approx(64 + (alarm.start - first) * scale, abs=0.1)
+    assert bar["width"] == pytest.approx((alarm.end - alarm.start) * scale, abs=0.2)
+
+
+def test_an_alarm_of_one_window_in_a_week_is_seen() -> None:
+    """A bar is never thinner than three pixels."""
+    one = panel(8640)
+
+    (bar,) = rectangles(draw([one], "x"), "bar")
+
+    assert 3.0 == bar["width"]
+
+
+def test_what_is_not_recorded_is_shaded_and_no_line_leads_across() -> None:
+    """A gap is not a stretch of calm."""
+    text = draw([panel()], "x")
+
+    (gap,) = rectangles(text, "gap")
+    path = re.findall(r'class="mean" d="([^"]*)"', text)[-1]
+    points = [tuple(map(float, at)) for at in re.findall(r"[ML]([\d.]+) ([\d.]+)", path)]
+    inside = [x for x, _ in points if gap["x"] + 3 < x < gap["x"] + gap["width"] - 3]
+    assert gap["width"] > 200
+    assert [] == inside
+    assert path.count("M") >= 2
+
+
+def test_the_highest_column_is_the_spike() -> None:
+    """Windows are more than columns: the greatest of each is drawn, so no spike gets lost."""
+    one = panel(8640)
+    text = draw([one], "x")
+    heights = [float(y) for y in re.findall(r"V([\d.]+)h", text)]
+
+    most = np.nanmax(one.trace.rate)
+    top = next(t for t in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if most <= t)
+
+    assert min(heights) == pytest.approx(86 + 110 * (1 - most / top), abs=0.1)
+
+
+def test_the_policy_in_force_has_a_bar_of_its_own() -> None:
+    """Two policies are told apart, and the legend says which is which."""
+    alone, both = draw([panel()], "x"), draw([panel(compared=True)], "x")
+
+    assert (0, 1) == (len(rectangles(alone, "force")), len(rectangles(both, "force")))
+    assert "under the policy in force" not in alone
+    assert "1 page, 1 under the policy in force" in both
+
+
+def test_a_title_cannot_break_the_picture() -> None:
+    """File names may hold anything."""
+    text = draw([panel()], "<script>&\"'")
+
+    found = ET.fromstring(text).find(f"{SVG}title")  # noqa: S314 - our own text
+    assert found is not None
+    assert "<script>&\"'" == found.text
+
+
+def test_without_a_feature_the_picture_says_so() -> None:
+    """An empty picture is one too."""
+    assert "No feature to show." in draw([], "x")
+
+
+def test_of_too_many_features_the_rest_is_told() -> None:
+    """Twelve panels can be read; the picture says how many are left out."""
+    one = panel()
+
+    text = draw([one] * (PANELS + 3), "x")
+
+    assert PANELS == len(rectangles(text, "bar"))
+    assert "3 more features are not shown." in text
