@@ -26,11 +26,12 @@ pytestmark = pytest.mark.unit
 
 
 def recorded(
-    *layers: LayerKey, levels: tuple[float, ...] = ()
+    *layers: LayerKey, levels: tuple[float, ...] = (), requests: int = 1200
 ) -> tuple[Monitor, list[WindowRecord]]:
     """Return a monitor with feature 2 flagged, and the list its windows go to."""
     found: list[WindowRecord] = []
-    made = Monitor(STATISTICS, SPIKE, now=0.0, on_window=found.append, levels=levels)
+    statistics = STATISTICS.model_copy(update={"baseline_min_requests": requests})
+    made = Monitor(statistics, SPIKE, now=0.0, on_window=found.append, levels=levels)
     for layer in layers:
         made.register(layer, WIDTH, Capture(server="test"), 0.0)
     made.set_flags({FeatureSelector.parse("m/conv/channel/2"): Flag("stripes")}, 0.0)
@@ -153,8 +154,8 @@ def test_only_flagged_features_are_handed_out_with_how_many_there_are(
 
 def test_requests_are_counted_at_further_levels(rng: np.random.Generator) -> None:
     """A policy with another quantile finds its counts, and the rate that the baseline had."""
-    made, found = recorded(LAYER, levels=(0.75, 0.9, SPIKE.quantile))
-    now = learn(made, rng, windows=40)
+    made, found = recorded(LAYER, levels=(0.75, 0.9, SPIKE.quantile), requests=12_800)
+    now = learn(made, rng, windows=201)
     counted = [found[-1].level_exceedances[0]]
     for _ in range(30):
         made.apply(sample(rng), now + 1)
