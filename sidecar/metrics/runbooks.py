@@ -103,7 +103,7 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
                 "- Requests that should not be there: stop them at their source.\n"
                 "- Scaling, precision or weights changed: roll back, or let the new weights have a revision "
                 "of their own, with a baseline of its own.\n"
-                "- The baseline was too short: `sidecar baseline reset <model> --layer <layer>` and learn "
+                "- The baseline was too short: `sidecar baseline relearn <model> --layer <layer>` and learn "
                 "for a day."
             ),
             picture=(
@@ -135,7 +135,7 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
             ),
             mitigation=(
                 "Roll back what changed. If the traffic that drove it is gone for good, learn the baseline "
-                "anew with `sidecar baseline reset <model> --layer <layer>` or remove the flag with "
+                "anew with `sidecar baseline relearn <model> --layer <layer>` or remove the flag with "
                 "`sidecar feature unflag`."
             ),
             picture=(
@@ -191,7 +191,7 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
             ),
             mitigation=(
                 "If the change is wanted, learn the baseline anew: "
-                "`sidecar baseline reset <model> --layer <layer>`. Else find what changed in the traffic "
+                "`sidecar baseline relearn <model> --layer <layer>`. Else find what changed in the traffic "
                 "or in preprocessing."
             ),
             picture=(
@@ -221,7 +221,7 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
             ),
             mitigation=(
                 "- Roll back the change of preprocessing, tokenizer, weights or precision.\n"
-                "- Other traffic, and wanted: `sidecar baseline reset <model> --layer <layer>`.\n"
+                "- Other traffic, and wanted: `sidecar baseline relearn <model> --layer <layer>`.\n"
                 "- A burst: wait; it ends by itself, and flagged features that still spike are told then."
             ),
             picture=(

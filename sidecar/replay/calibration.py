@@ -234,7 +234,7 @@ def _on_baselines(parts: Sequence[Stretch], layers: dict[LayerKey, Behaviour]) -
         if one.rate_ratio > STALE:
             yield (
                 f"{_named(layer)}: requests exceed {one.rate_ratio:.2g} times as often as in the baseline: it was "
-                "learned on other traffic, learn it anew (sidecar baseline reset)."
+                "learned on other traffic, learn it anew (sidecar baseline relearn)."
             )
 
 

@@ -52,8 +52,7 @@ class Baseline:
         """Return the baseline as bytes that ``decode`` turns back into an equal one.
 
         Complexity:
-            7 us a feature, for 260 bytes each. Compressing harder would take 19 us for a tenth less,
-            while the bank waits.
+            7 us a feature, for 260 bytes each. Compressing harder would take 19 us for a tenth less.
         """
         arrays: Arrays = {"centre": self.grid.centre, "exponent": self.grid.exponent}
         expected = self.expectation

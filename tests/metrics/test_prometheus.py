@@ -12,8 +12,9 @@ import pytest
 from sidecar.detect import State
 from sidecar.metrics import JobCounts, render_rules
 from sidecar.metrics.alerts import ALERTS, RECORDINGS
+from sidecar.metrics import JobCounts, StorageCounts, render_rules
 from sidecar.metrics.dashboards import render_dashboard
-from sidecar.monitor import IngestCounts
+from sidecar.monitor import EvidenceCounts, IngestCounts
 from tests.prometheus import eventually
 
 pytestmark = pytest.mark.e2e
@@ -206,6 +207,11 @@ class BusySource:
     def jobs(self) -> JobCounts:
         """Return jobs of which one ends with every call."""
         return replace(self._source.job_counts, timed=self._readings, seconds=15.0 * self._readings)
+
+    def storage(self) -> StorageCounts:
+        """Return evidence of which ever more finds no room."""
+        left_out = EvidenceCounts(900, 1000, {"uncounted": 12 * self._readings, "rows": 0})
+        return replace(self._source.storage_counts, evidence=left_out)
 
     def layers(self) -> Any:
         """Return layers whose rows and non-finite values grow."""
