@@ -516,7 +516,7 @@ class MetricsConfig(_Section):
     flagged_limit: Count = Field(default=1000, description="Most flagged features with own series.")
     series_limit: Annotated[int, Field(ge=200)] = Field(
         default=50_000,
-        description="Most series of one scrape; a flagged feature has 25, and up to 21 buckets.",
+        description="Most series of one scrape; a flagged feature has 24, and up to 21 buckets.",
     )
     classic_buckets: bool = Field(
         default=True, description="Whether flagged features have classic buckets, for heat maps."

@@ -100,12 +100,6 @@ FEATURE_EXCEEDANCE = _gauge(
     "absent while nothing is sampled.",
     *FEATURE,
 )
-FEATURE_LONG_EXCEEDANCE = _gauge(
-    "sidecar_feature_long_exceedance_ratio",
-    "ratio",
-    "Recent level of that share, over some minutes; absent while nothing is sampled.",
-    *FEATURE,
-)
 FEATURE_BASELINE_EXCEEDANCE = _gauge(
     "sidecar_feature_baseline_exceedance_ratio",
     "ratio",
@@ -541,7 +535,6 @@ FAMILIES: tuple[Family, ...] = (
     FEATURE_SPIKING,
     FEATURE_STATE_CHANGED,
     FEATURE_EXCEEDANCE,
-    FEATURE_LONG_EXCEEDANCE,
     FEATURE_BASELINE_EXCEEDANCE,
     FEATURE_THRESHOLD,
     FEATURE_LAST,

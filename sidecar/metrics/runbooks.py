@@ -455,7 +455,7 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
             ),
             diagnosis="`sidecar feature list` shows all flagged features; old revisions count too.",
             mitigation=(
-                "Raise `metrics.flagged_limit` (about 25 series each) or `metrics.series_limit`, switch "
+                "Raise `metrics.flagged_limit` (24 series each) or `metrics.series_limit`, switch "
                 "`metrics.classic_buckets` off (twenty series each), or remove flags nobody needs."
             ),
             picture=_NO_PICTURE,

@@ -60,6 +60,7 @@ _RECORDING_DROPS = ("backlog", "disk")
 _JOB_STATES = ("queued", "running", "done", "failed", "cancelled")
 
 _ABSENT = float("nan")
+_NO_YES = (0.0, 1.0)  # the same two objects in every scrape, which the renderers see at once
 _CODES = {state: float(state.code) for state in State}
 
 
@@ -100,7 +101,7 @@ def possible_conditions(status: FeatureStatus) -> tuple[str, ...]:
 def condition_values(statuses: Sequence[FeatureStatus]) -> list[float]:
     """Return 0 or 1 for each condition that could hold of each feature, in this order."""
     return [
-        float(condition in status.conditions)
+        _NO_YES[condition in status.conditions]
         for status in statuses
         for condition in possible_conditions(status)
     ]
@@ -125,17 +126,13 @@ def evidence_ids(statuses: Sequence[FeatureStatus]) -> dict[int, str]:
 def feature_columns(statuses: Sequence[FeatureStatus]) -> Columns:
     """Yield the values of features."""
     yield catalogue.FEATURE_STATE, [_CODES[s.state] for s in statuses]
-    yield catalogue.FEATURE_SPIKING, [1.0 if s.state is State.FIRING else 0.0 for s in statuses]
+    yield catalogue.FEATURE_SPIKING, [_NO_YES[s.state is State.FIRING] for s in statuses]
     yield catalogue.FEATURE_STATE_CHANGED, [s.since for s in statuses]
     yield catalogue.FEATURE_REQUESTS, [float(s.requests) for s in statuses]
     # Without requests a share is no number; absence is what PromQL can tell from a real zero.
     yield (
         catalogue.FEATURE_EXCEEDANCE,
         [s.exceedance_ratio if s.requests else _ABSENT for s in statuses],
-    )
-    yield (
-        catalogue.FEATURE_LONG_EXCEEDANCE,
-        [s.long_exceedance_ratio if s.requests else _ABSENT for s in statuses],
     )
     yield catalogue.FEATURE_BASELINE_EXCEEDANCE, [s.baseline_ratio for s in statuses]
     yield catalogue.FEATURE_THRESHOLD, [s.threshold for s in statuses]
@@ -148,7 +145,7 @@ def feature_columns(statuses: Sequence[FeatureStatus]) -> Columns:
     yield catalogue.FEATURE_DRIFT_WASSERSTEIN, [s.drift_wasserstein for s in statuses]
     yield (
         catalogue.FEATURE_DRIFTING,
-        [float(s.drifting) if s.drift_js == s.drift_js else _ABSENT for s in statuses],
+        [_NO_YES[s.drifting] if s.drift_js == s.drift_js else _ABSENT for s in statuses],
     )
 
 

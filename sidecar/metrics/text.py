@@ -61,11 +61,12 @@ class TextRenderer:
             head = _openmetrics_head(family) if self._openmetrics else _plain_head(family)
             lines = [_line(*one) for one in zip(prefixes, values, strict=True)]
             return _Written(table.labels, head, prefixes, values, lines)
-        # Most values are what they were. Zeros are written anew: they have two signs, and are equal.
+        # Most values are what they were, many the very same object. Other zeros are written anew: they have
+        # two signs, and are equal.
         # Chained comparisons are false for NaN and infinities, which take the slow way.
         lines = [
             line
-            if value == before and value
+            if value is before or (value == before and value)
             else f"{prefix}{value!r}\n"
             if -math.inf < value < _EXPONENT_FROM
             else _line(prefix, value)

@@ -74,7 +74,6 @@ def test_every_value_of_a_flagged_feature_arrives(source: Any, serve: Any, scrap
         "sidecar_feature_spiking": 1,
         "sidecar_feature_state_changed_timestamp_seconds": 1_795_448_000.0,
         "sidecar_feature_exceedance_ratio": 0.425,
-        "sidecar_feature_long_exceedance_ratio": 0.002,
         "sidecar_feature_baseline_exceedance_ratio": 0.001,
         "sidecar_feature_threshold": 3.25,
         "sidecar_feature_last_activation": 9.75,

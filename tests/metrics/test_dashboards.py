@@ -93,7 +93,6 @@ def test_every_family_is_on_the_dashboard_or_deliberately_not() -> None:
     reasons = {
         "sidecar_batches_accepted_total": "what becomes of them is shown",
         "sidecar_feature_activation": "exists only where native histograms are switched on",
-        "sidecar_feature_long_exceedance_ratio": "the short one and the state tell the story",
         "sidecar_feature_state_changed_timestamp_seconds": "the state timeline shows it",
         "sidecar_flag_unmatched": "an alert; there is no feature to show",
         "sidecar_layer_features": "fills the variables",
@@ -241,7 +240,11 @@ def test_spikes_show_their_evidence() -> None:
     (link,) = source["datasources"][0]["jsonData"]["exemplarTraceIdDestinations"]
     assert link["name"] == EXEMPLAR[0]
     # Two dollars: one alone is a variable of the environment in Grafana's provisioning files.
-    assert link["url"] == "http://127.0.0.1:8080/evidence/$${__value.raw}"
+    url = link["url"].replace("$${__value.raw}", "ev-1")
+    for name in ("model", "revision", "layer", "kind", "feature"):
+        url = url.replace(f"$${{__data.fields.{name}}}", f"<{name}>")
+    page = "<model>@<revision>/<layer>/<kind>/<feature>/evidence?record=ev-1"
+    assert url == f"http://127.0.0.1:8080/f/{page}"
 
 
 def test_states_are_words_as_well_as_colours() -> None:

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from sidecar.detect import State
-from sidecar.metrics import JobCounts, render_rules
-from sidecar.metrics.alerts import ALERTS, RECORDINGS
 from sidecar.metrics import JobCounts, StorageCounts, render_rules
+from sidecar.metrics.alerts import ALERTS, RECORDINGS
 from sidecar.metrics.dashboards import render_dashboard
 from sidecar.monitor import EvidenceCounts, IngestCounts
 from tests.prometheus import eventually
