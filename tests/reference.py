@@ -16,6 +16,24 @@ def quantile(values: Sequence[float], level: float) -> float:
     return ordered[max(math.ceil(level * len(ordered)) - 1, 0)]
 
 
+def overdispersed_log_tail(successes: int, mean: float, size: float) -> float:
+    """Return the logarithm of P(X >= successes) of a negative binomial, summed term by term."""
+    log_q, log_rest = math.log(mean / (mean + size)), math.log(size / (mean + size))
+    first, terms, k = -math.inf, [1.0], successes
+    first = math.lgamma(k + size) - math.lgamma(size) - math.lgamma(k + 1)
+    while terms[-1] > 1e-20 * sum(terms) or k < mean:
+        terms.append(terms[-1] * math.exp(log_q) * (k + size) / (k + 1))
+        k += 1
+    return first + successes * log_q + size * log_rest + math.log(math.fsum(terms))
+
+
+def step_up(chances: Sequence[float], share: float) -> list[bool]:
+    """Return which of the chances are rejected: the most for which the greatest is small enough."""
+    ordered = sorted(chances)
+    kept = [p for i, p in enumerate(ordered, 1) if p <= share * i / len(ordered)]
+    return [p <= max(kept, default=-1.0) for p in chances]
+
+
 def bin_of(value: float, centre: float, exponent: int, bits: int, octaves: int) -> int:
     """Return the log-linear bin of one finite value, from the definition."""
     with np.errstate(over="ignore"):

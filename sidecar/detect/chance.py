@@ -1,4 +1,4 @@
-"""How improbable a count is: the exact upper tail of the binomial distribution, in logarithms."""
+"""How improbable a count is: exact upper tails of the binomial and negative binomial, in logarithms."""
 
 import math
 
@@ -46,32 +46,88 @@ def log_tail(
     answer[(successes > 0) & (rate <= 0)] = -np.inf
     open_ = (successes > 0) & (rate > 0) & (rate < 1)
     k, n, p = successes[open_].astype(np.float64), trials[open_].astype(np.float64), rate[open_]
-    a, b = k, n - k + 1
-    # The fraction converges fast on the far side of the mean; take the complement on the near one.
-    far = p < (a + 1) / (a + b + 2)
-    x = np.where(far, p, 1 - p)
-    log_x = np.where(far, np.log(p), np.log1p(-p))
-    log_y = np.where(far, np.log1p(-p), np.log(p))
-    a, b = np.where(far, a, b), np.where(far, b, a)
-    front = a * log_x + b * log_y + _log_gamma(a + b) - _log_gamma(a) - _log_gamma(b) - np.log(a)
-    tail = np.minimum(front + np.log(_fraction(a, b, x)), 0.0)
-    with np.errstate(divide="ignore"):
-        complement = np.log(-np.expm1(tail))
-    answer[open_] = np.where(far, tail, complement)
+    answer[open_] = _log_beta(k, n - k + 1, p, 1 - p)
     return answer
 
 
+def log_overdispersed_tail(
+    successes: NDArray[np.int64], mean: NDArray[np.float64], size: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the natural logarithm of the chance of so many successes or more, of a bursty count.
+
+    The count is Poisson with a rate that is itself drawn from a gamma distribution: a negative
+    binomial of this mean and variance ``mean + mean**2 / size``.
+
+    Args:
+        successes: At least 1, shape ``(n,)``.
+        mean: Above 0, shape ``(n,)``.
+        size: Above 0, shape ``(n,)``; the greater, the closer to a Poisson count.
+
+    Returns:
+        Shape ``(n,)``, at most 0. Relative error of the chance below 1e-8 up to a size of a million.
+
+    Source:
+        P(X >= k) = I_q(k, size) with q = mean / (mean + size), as for ``log_tail``.
+    """
+    whole = mean + size
+    return _log_beta(successes.astype(np.float64), size, mean / whole, size / whole)
+
+
+def least_log_overdispersed_tail(
+    successes: NDArray[np.int64], mean: NDArray[np.float64], size: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return a number that ``log_overdispersed_tail`` is never below, at a tenth of its cost.
+
+    It is the chance of exactly so many successes: the first term of the tail.
+    """
+    whole = mean + size
+    return _log_front(successes.astype(np.float64), size, mean / whole, size / whole)
+
+
+def _log_beta(
+    a: NDArray[np.float64],
+    b: NDArray[np.float64],
+    x: NDArray[np.float64],
+    rest: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return the logarithm of the regularised incomplete beta function; ``rest`` is ``1 - x``."""
+    # The fraction converges fast on the far side of the mean; take the complement on the near one.
+    far = x < (a + 1) / (a + b + 2)
+    a, b = np.where(far, a, b), np.where(far, b, a)
+    x, rest = np.where(far, x, rest), np.where(far, rest, x)
+    tail = np.minimum(_log_front(a, b, x, rest) + np.log(_fraction(a, b, x)), 0.0)
+    with np.errstate(divide="ignore"):
+        complement = np.log(-np.expm1(tail))
+    return np.where(far, tail, complement)
+
+
+def _log_front(
+    a: NDArray[np.float64],
+    b: NDArray[np.float64],
+    x: NDArray[np.float64],
+    rest: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return the logarithm of the first term of the incomplete beta function's series."""
+    log_beta = _log_gamma(a) + _log_gamma(b) - _log_gamma(a + b)
+    return a * np.log(x) + b * np.log(rest) - log_beta - np.log(a)
+
+
 def _log_gamma(z: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return log gamma of numbers of at least 1."""
-    shift = np.zeros_like(z)
-    grown = z.copy()
+    """Return log gamma of numbers above 0."""
     # gamma(z + 1) = z * gamma(z) carries small arguments up to where the series is exact enough.
-    for _ in range(_STIRLING_FROM):
-        small = grown < _STIRLING_FROM
-        shift = np.where(small, shift + np.log(grown), shift)
-        grown = np.where(small, grown + 1, grown)
-    series = sum(c / grown ** (2 * i + 1) for i, c in enumerate(_STIRLING))
-    return (grown - 0.5) * np.log(grown) - grown + _HALF_LOG_TAU + series - shift
+    small = z < _STIRLING_FROM
+    least = np.where(small, z, 1.0)
+    product = least.copy()
+    for step in range(1, _STIRLING_FROM):
+        product *= least + step
+    grown = np.where(small, z + _STIRLING_FROM, z)
+    inverse = 1 / grown
+    square = inverse * inverse
+    series = np.zeros_like(grown)
+    for coefficient in reversed(_STIRLING):
+        series = series * square + coefficient
+    whole = (grown - 0.5) * np.log(grown) - grown + _HALF_LOG_TAU + series * inverse
+    return np.where(small, whole - np.log(product), whole)
 
 
 def _fraction(

@@ -5,7 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sidecar.detect.chance import log_tail
+from sidecar.detect.chance import (
+    least_log_overdispersed_tail,
+    log_overdispersed_tail,
+    log_tail,
+)
 from tests import reference
 
 pytestmark = pytest.mark.unit
@@ -67,3 +71,32 @@ def test_more_successes_are_never_more_likely(trials: int, rate: float) -> None:
     assert 0.0 == found[0]
     assert not np.isnan(found).any()
     assert np.all(np.diff(found) <= 1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    successes=st.integers(1, 150),
+    mean=st.floats(1e-3, 60),
+    size=st.floats(1e-2, 1e4),
+)
+def test_the_overdispersed_tail_is_the_sum_of_its_terms(
+    successes: int, mean: float, size: float
+) -> None:
+    """For few and many, steady and bursty counts; and the cheap bound is never above it."""
+    arguments = np.array([successes]), np.array([mean]), np.array([size])
+
+    (found,), (least,) = (
+        work(*arguments) for work in (log_overdispersed_tail, least_log_overdispersed_tail)
+    )
+
+    assert reference.overdispersed_log_tail(successes, mean, size) == pytest.approx(
+        found, rel=1e-8, abs=1e-8
+    )
+    assert least <= found + 1e-9
+
+
+def test_a_steady_count_is_a_poisson_count() -> None:
+    """With a great size the negative binomial has the Poisson distribution's tail."""
+    (found,) = log_overdispersed_tail(np.array([1]), np.array([0.5]), np.array([1e9]))
+
+    assert math.log(-math.expm1(-0.5)) == pytest.approx(found, rel=1e-6)
