@@ -330,7 +330,7 @@ class SpikeConfig(_Section):
         description="A request exceeds when one of its values is beyond this baseline quantile.",
     )
     factor: Annotated[float, Field(gt=1.0)] = Field(
-        default=4.0,
+        default=3.0,
         description="The sensitivity: the least factor over the recent level that can raise an alarm. "
         "Lower finds smaller spikes, and takes bursts of like traffic for spikes.",
     )
@@ -339,11 +339,11 @@ class SpikeConfig(_Section):
         description="Factor over the baseline's rate that is always tolerated: no baseline is exact.",
     )
     level_windows: Count = Field(
-        default=30,
-        description="Windows over which the recent level forgets: 5 minutes, about as long as a topic lasts.",
+        default=15,
+        description="Windows over which the recent level forgets: 2.5 minutes, quick enough to follow a topic.",
     )
     lag_windows: Windows = Field(
-        default=6,
+        default=4,
         description="Windows until a window counts for the recent level, lest a spike excuse itself.",
     )
     false_alarms_per_1000_days: Positive = Field(

@@ -19,6 +19,10 @@ _PENDING_SHARE = 0.5
 _CALM_TOP = 0.5
 """Nobody calls it calm when most requests exceed; it is also the greatest tolerated rate."""
 
+_FIRST_LEVEL = 2.0
+"""Of the baseline's rate, where the level starts: traffic may be in a burst, and it takes some windows
+to learn that. From the baseline's rate itself, a feature in a hundred would begin with a false alarm."""
+
 _LEAST_CALM = 1e-4
 """Stands in for a baseline rate and a level of 0, below which nothing could be."""
 
@@ -159,9 +163,9 @@ def _learned(
     sampled: NDArray[np.bool_],
     policy: SpikePolicy,
 ) -> NDArray[np.float64]:
-    """Return the level with the oldest waiting window in it; it starts at the baseline's rate."""
+    """Return the level with the oldest waiting window in it; it starts above the baseline's rate."""
     level = np.where(np.isnan(baseline), np.nan, state.level)
-    level = np.where(np.isnan(level) & sampled, baseline, level)
+    level = np.where(np.isnan(level) & sampled, _FIRST_LEVEL * baseline, level)
     share = 1.0 / policy.level_windows
     oldest = state.recent[0]
     learns = sampled & ~np.isnan(oldest)

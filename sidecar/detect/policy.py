@@ -73,10 +73,10 @@ class SpikePolicy:
     """
 
     quantile: float = 0.999
-    factor: float = 4.0
+    factor: float = 3.0
     baseline_factor: float = 1.5
-    level_windows: int = 30
-    lag_windows: int = 6
+    level_windows: int = 15
+    lag_windows: int = 4
     false_alarms_per_1000_days: float = 1.0
     window_seconds: float = 10.0
     short_windows: int = 2

@@ -106,7 +106,7 @@ def test_one_suspicious_window_alone_does_not_fire(rng: np.random.Generator) -> 
     states = []
 
     for step in range(12):
-        made.apply(spike(rng, 2, share=0.18) if step == 0 else sample(rng), now + 1)
+        made.apply(spike(rng, 2, share=0.23) if step == 0 else sample(rng), now + 1)
         now += WINDOW
         states += [e.what for e in made.tick(now) if e.what != "feature_condition"]
 
@@ -182,7 +182,7 @@ def test_a_flags_own_factor_is_used(rng: np.random.Generator) -> None:
 
     common, own = made.watched()
 
-    assert 4 * common.level_ratio == pytest.approx(common.tolerated_ratio)
+    assert 3 * common.level_ratio == pytest.approx(common.tolerated_ratio)
     assert 12 * own.level_ratio == pytest.approx(own.tolerated_ratio)
 
 

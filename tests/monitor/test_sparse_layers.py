@@ -135,7 +135,7 @@ def test_sparse_layers_survive_a_restart() -> None:
     rng, made = np.random.default_rng(2), monitor()
     made.set_flags(FLAGS, 0.0)
     now = learn(made, rng)
-    made.apply(rows(rng, loud=0.4), now + 1)
+    made.apply(rows(rng, loud=0.3), now + 1)
     made.tick(now + WINDOW)
 
     again = Monitor(STATISTICS, SPIKE, now=now)
@@ -151,7 +151,7 @@ def test_sparse_layers_survive_a_restart() -> None:
             after.counts.tolist(),
         )
     assert State.PENDING is again.feature(SAE.feature(2)).state
-    again.apply(rows(rng, loud=0.4), now + WINDOW + 1)
+    again.apply(rows(rng, loud=0.3), now + WINDOW + 1)
     assert "feature_firing" in [event.what for event in again.tick(now + 2 * WINDOW)]
 
 
