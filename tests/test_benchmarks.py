@@ -5,9 +5,10 @@ import importlib
 import numpy as np
 import pytest
 
-from benchmarks import latents
+from benchmarks import detectors, latents
 from benchmarks.report import BEGIN, END, rewritten
 from sidecar.stats import SparseBank
+from sidecar.testing import SCENARIOS, Injection, Marginal, Traffic
 
 pytestmark = pytest.mark.service
 
@@ -67,3 +68,78 @@ def test_sparse_peers_do_the_work_they_are_timed_at(name: str) -> None:
     found = peers.SPARSE[name][1](512)(sample)
 
     assert most.tolist() == np.asarray(found).tolist()
+
+
+# -- the detectors on simulated traffic: small runs with fixed seeds; `make bench` has the large ones -
+
+
+@pytest.mark.parametrize("requests", [64, 256])
+def test_alarms_of_the_spike_test_are_rare_in_every_scenario(requests: int) -> None:
+    """None is false in 24 feature-days of each of A to D, and at most one in as many of E."""
+    alarms = {
+        name: round(24 * detectors.false_alarms(scenario.of(requests), 400, 0.06, 1))
+        for name, scenario in SCENARIOS.items()
+    }
+
+    assert alarms.pop("E") <= 1
+    assert {"A": 0, "B": 0, "C": 0, "D": 0} == alarms
+
+
+@pytest.mark.parametrize(("requests", "share"), [(64, 0.2), (256, 0.2), (256, 0.1)])
+def test_a_spike_is_found_within_two_windows(requests: int, share: float) -> None:
+    """In the median, where requests do not come in bursts; and it is missed by next to none."""
+    scenario, spike = SCENARIOS["B"].of(requests), Injection.spike(share)
+
+    found = detectors.delays(scenario, spike, 400, 2)
+
+    assert 1 <= np.median(found) <= 2
+    assert np.isinf(found).mean() <= 0.02
+
+
+def test_delays_count_from_the_first_window_with_a_spike() -> None:
+    """An alarm at its end is a delay of 1, and what came before it does not count."""
+    quiet, loud = np.zeros(3, np.bool_), np.ones(3, np.bool_)
+    second = np.array([False, True, False])
+    windows = [loud] * detectors.SETTLED + [quiet, second, np.array([True, True, False])]
+
+    found = detectors.first_alarms(windows, 3)
+
+    assert [3.0, 2.0, np.inf] == found.tolist()
+    assert 3.0 == detectors.median_delay(found)
+    assert detectors.PATIENCE + 1 == detectors.median_delay(np.full(3, np.inf))
+
+
+@pytest.mark.parametrize("name", ["B", "C"])
+def test_the_screen_keeps_its_share_of_false_findings(name: str) -> None:
+    """With and without bursts of each feature's own; and finds the spikes."""
+    false, power, _ = detectors.errors(SCENARIOS[name], 1024, 20, 60, 3)
+
+    assert false <= 0.07  # 0.05 and the noise of 60 windows
+    assert power >= 0.95
+
+
+def test_a_shift_of_a_layer_is_found_in_three_windows_and_quiet_traffic_is_not_one() -> None:
+    """A tenth of its features is enough."""
+    moved = Injection.spike(0.2).during(detectors.SCREEN_BASELINE).on(range(20))
+
+    assert [3] == detectors.layer_alarms(SCENARIOS["C"], [moved], 200, 40, 4)
+    assert [] == detectors.layer_alarms(SCENARIOS["C"], [], 200, 500, 4)
+
+
+def test_rivals_see_what_they_should() -> None:
+    """Each notices a spike in every token of most requests, and most of them are quiet before it."""
+    pytest.importorskip("river", reason="rivals need the bench extra")
+    suite = importlib.import_module("benchmarks.detect")
+    spike = Injection.spike(0.8).during(detectors.BASELINE + 60)
+    traffic = Traffic(SCENARIOS["A"].of(16), 8, seed=5, injections=[spike])
+
+    found = list(suite.contest(traffic, Marginal.NORMAL, 120))
+
+    before, after = found[:58], found[58:]  # an alarm may have begun just before the spike
+    for name in ("ours", *suite.RIVALS):
+        assert np.any([window[name] for window in after], axis=0).all(), name
+    false = {name: int(np.sum([w[name] for w in before])) for name in ("ours", *suite.RIVALS)}
+    assert 0 == false["ours"] == false["psi"] == false["adwin"] == false["page_hinkley"]
+    assert false["robust_z"] <= 5
+    assert false["ewma"] <= 10
+    assert 2 <= false["ks"] <= 60  # 5 % of 480, but for two that follow each other

@@ -6,10 +6,11 @@ The daemon runs in this process. Of simulated traffic every alarm is known to be
 from sidecar.testing.clock import FakeClock, wait_until
 from sidecar.testing.daemon import RunningDaemon, running_daemon
 from sidecar.testing.marginals import Marginal
-from sidecar.testing.traffic import SCENARIOS, Injection, Scenario, Traffic
+from sidecar.testing.traffic import SCENARIOS, Counted, Injection, Scenario, Traffic
 
 __all__ = [
     "SCENARIOS",
+    "Counted",
     "FakeClock",
     "Injection",
     "Marginal",

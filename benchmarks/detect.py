@@ -1,0 +1,243 @@
+"""How often the detectors are wrong and how late they are right, beside what one would use instead.
+
+Rivals are given the values of the same traffic in the same run, at their common defaults.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+from scipy.stats import false_discovery_control, nbinom
+
+from benchmarks.detectors import (
+    BASELINE,
+    PATIENCE,
+    SCREEN,
+    SCREEN_BASELINE,
+    SETTLED,
+    WINDOWS_A_DAY,
+    SpikeTest,
+    baseline_rate,
+    delays,
+    errors,
+    expectation,
+    false_alarms,
+    first_alarms,
+    layer_alarms,
+    median_delay,
+)
+from benchmarks.rivals import RIVALS, Drawn, Rival
+from benchmarks.row import Row, least_cpu_seconds
+from sidecar.detect import screen
+from sidecar.testing import SCENARIOS, Injection, Marginal, Traffic
+
+SIZES = (64, 256)
+FEATURES, DAYS = 1200, 0.5
+"""Of each scenario: 600 feature-days."""
+
+SHARES = (0.1, 0.2)
+"""Of requests that spike."""
+
+SPIKING = 2000
+
+DRAWN_FEATURES, DRAWN_DAYS = 20, 1.0
+"""Of each scenario for the rivals, whose every token is drawn."""
+
+DRAWN_SPIKING = 80
+SPIKES = {"all_tokens": 1.0, "few_tokens": 0.1}
+"""Share of the tokens of a spiking request that are raised, by four standard deviations."""
+
+SCREENED, TRUE, SCREEN_WINDOWS = 4096, 40, 200
+BURSTS = {
+    "": SCENARIOS["B"],
+    "_own_bursts": SCENARIOS["C"],
+    "_shared_bursts": replace(SCENARIOS["C"], shared=1.0),
+    "_unequal": SCENARIOS["D"],
+    "_strong_bursts": SCENARIOS["E"],
+}
+"""What the screen is measured on, by the suffix of its rows."""
+
+WIDE, WIDE_BASELINE = 131_072, 64
+LAYER, LAYER_DAYS, SHIFTED = 512, 1.0, 0.1
+"""Features of a layer, days without a shift, and the share of features that a shift moves."""
+
+AIMS = {"A": 0.005, "B": 0.005, "C": 0.005, "D": 0.005, "E": 0.02}
+AIM, AIM_DELAY = "the aim", 2.0
+PER_DAY, WINDOWS, MISSED = "alarms a feature and day", "windows of 10 s", "% of spikes"
+FALSE, FOUND, LOUD = "false share of findings", "found share of spikes", "% of quiet windows"
+PER_LAYER = "alarms a layer and day"
+
+
+def run() -> Sequence[Row]:
+    """Measure the spike test, the screen, and the rivals; seeds are fixed."""
+    ours, theirs = spike_rows(), rival_rows()
+    return [*_headlines(ours, theirs), *screen_rows(), *ours, *theirs]
+
+
+# -- the spike test ---------------------------------------------------------------------------------
+
+
+def spike_rows() -> Sequence[Row]:
+    """Return the spike test's rows for every scenario and number of requests."""
+    rows = []
+    for number, (name, plain) in enumerate(SCENARIOS.items()):
+        for requests in SIZES:
+            scenario, where = plain.of(requests), f"{name}_{requests}"
+            rate = false_alarms(scenario, FEATURES, DAYS, number)
+            label = f"detect.spike.false_alarms.{where}"
+            rows.append(_row(label, rate, PER_DAY, AIM, AIMS[name], 1 / (FEATURES * DAYS)))
+            for share in SHARES:
+                found = delays(scenario, Injection.spike(share), SPIKING, 10 + number)
+                missed, late = 100 * float(np.isinf(found).mean()), median_delay(found)
+                end = f"{where}_{100 * share:.0f}pct"
+                rows += [
+                    _row(f"detect.spike.delay.{end}", late, WINDOWS, AIM, AIM_DELAY, 1.0),
+                    _row(f"detect.spike.missed.{end}", missed, MISSED, AIM, 5.0, 100 / SPIKING),
+                ]
+    return rows
+
+
+def _headlines(ours: Sequence[Row], theirs: Sequence[Row]) -> Sequence[Row]:
+    """Return the aims' rows, the worse size of each, beside the best rival able to see a spike."""
+    value = {row.name: row.value for row in ours}
+    rival = {row.name: row for row in theirs}
+    late = {name: rival[f"detect.rival.delay.all_tokens.{name}"] for name in RIVALS}
+    able = [name for name, row in late.items() if row.peer_value <= AIM_DELAY]
+    rows = []
+    for name in SCENARIOS:
+        best = _least([rival[f"detect.rival.false_alarms.{name}.{peer}"] for peer in able])
+        worst = max(value[f"detect.spike.false_alarms.{name}_{size}"] for size in SIZES)
+        label = f"detect.false_alarms.{name}"
+        least = 1 / (FEATURES * DAYS)
+        rows.append(_row(label, worst, PER_DAY, best.peer, best.peer_value, least))
+    best, delay = _least(list(late.values())), value["detect.spike.delay.B_64_20pct"]
+    return [*rows, _row("detect.delay.20pct", delay, WINDOWS, best.peer, best.peer_value, 1.0)]
+
+
+def _least(rows: Sequence[Row]) -> Row:
+    return min(rows, key=lambda row: row.peer_value)
+
+
+# -- the rivals -------------------------------------------------------------------------------------
+
+
+def rival_rows() -> Sequence[Row]:
+    """Return every rival's rows, each beside ours on the same drawn values."""
+    rows = []
+    for name, scenario in SCENARIOS.items():
+        rows += _rival_alarms(name, Traffic(scenario, DRAWN_FEATURES, seed=20), Marginal.NORMAL)
+    heavy = Traffic(SCENARIOS["B"], DRAWN_FEATURES, seed=21)
+    rows += _rival_alarms("B_lognormal", heavy, Marginal.LOGNORMAL)
+    for label, tokens in SPIKES.items():
+        spike = Injection.spike(0.2, tokens=tokens).during(BASELINE + SETTLED)
+        traffic = Traffic(SCENARIOS["B"], DRAWN_SPIKING, seed=22, injections=[spike])
+        rows += _rival_delays(label, traffic)
+    return rows
+
+
+def contest(traffic: Traffic, marginal: Marginal, windows: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yield, for each window after the baseline's, which features each detector alarms on.
+
+    Ours goes by the name of ``ours``.
+    """
+    threshold, baseline = marginal.quantile(traffic.level), []
+    exceeding, requests = np.zeros(traffic.features), 0
+    values = traffic.values(BASELINE + windows, marginal)
+    for drawn in islice(values, BASELINE):
+        baseline.append(Drawn.of(drawn))
+        exceeding += _exceeding(drawn, threshold)
+        requests += len(drawn)
+    ours = SpikeTest(baseline_rate(exceeding, requests))
+    rivals: dict[str, Rival] = {name: make(baseline) for name, (_, make) in RIVALS.items()}
+    del baseline  # hundreds of megabytes
+    for drawn in values:
+        window = Drawn.of(drawn)
+        found = {name: rival(window) for name, rival in rivals.items()}
+        yield {"ours": ours(len(drawn), _exceeding(drawn, threshold)), **found}
+
+
+def _rival_alarms(name: str, traffic: Traffic, marginal: Marginal) -> Sequence[Row]:
+    alarms, days = dict.fromkeys(("ours", *RIVALS), 0), traffic.features * DRAWN_DAYS
+    for found in contest(traffic, marginal, round(DRAWN_DAYS * WINDOWS_A_DAY)):
+        for rival, alarmed in found.items():
+            alarms[rival] += int(alarmed.sum())
+    ours = alarms.pop("ours") / days
+    label = f"detect.rival.false_alarms.{name}"
+    return [
+        _row(f"{label}.{rival}", ours, PER_DAY, RIVALS[rival][0], count / days, 1 / days)
+        for rival, count in alarms.items()
+    ]
+
+
+def _rival_delays(label: str, traffic: Traffic) -> Sequence[Row]:
+    windows = list(contest(traffic, Marginal.NORMAL, SETTLED + PATIENCE))
+    late = {
+        name: median_delay(first_alarms((window[name] for window in windows), traffic.features))
+        for name in ("ours", *RIVALS)
+    }
+    ours = late.pop("ours")
+    return [
+        _row(f"detect.rival.delay.{label}.{name}", ours, WINDOWS, RIVALS[name][0], theirs, 1.0)
+        for name, theirs in late.items()
+    ]
+
+
+def _exceeding(values: np.ndarray, threshold: float) -> np.ndarray:
+    return (values > threshold).any(axis=1).sum(axis=0)
+
+
+# -- the screen -------------------------------------------------------------------------------------
+
+
+def screen_rows() -> Sequence[Row]:
+    """Return false findings and power with 40 true spikes among 4,096 features, layers, and cost."""
+    rows = []
+    for suffix, scenario in BURSTS.items():
+        false, power, quiet = errors(scenario, SCREENED, TRUE, SCREEN_WINDOWS, 30)
+        loud, least = 100 * quiet, 100 / SCREEN_WINDOWS
+        rows += [
+            _row(f"detect.screen.fdr{suffix}", false, FALSE, AIM, 0.05, 0.001),
+            Row(f"detect.screen.power{suffix}", power, FOUND, AIM, 0.95, power / 0.95),
+            _row(f"detect.screen.quiet{suffix}", loud, LOUD, AIM, 5.0, least),
+        ]
+    return [*rows, *_layer_rows(), _cost()]
+
+
+def _layer_rows() -> Sequence[Row]:
+    """Return how often and how late a whole layer fires; all its features share their bursts."""
+    rows = []
+    for suffix in ("_shared_bursts", "_strong_bursts"):
+        scenario = replace(BURSTS[suffix], shared=1.0)
+        alarms = layer_alarms(scenario, (), LAYER, round(LAYER_DAYS * WINDOWS_A_DAY), 40)
+        rate, label = len(alarms) / LAYER_DAYS, f"detect.layer.false_alarms{suffix}"
+        rows.append(_row(label, rate, PER_LAYER, AIM, 1.0, 1 / LAYER_DAYS))
+    moved = Injection.spike(0.2).during(SCREEN_BASELINE).on(range(round(SHIFTED * LAYER)))
+    late = [*layer_alarms(SCENARIOS["C"], [moved], LAYER, PATIENCE, 41), PATIENCE + 1]
+    return [*rows, _row("detect.layer.delay", float(late[0]), WINDOWS, AIM, 3.0, 1.0)]
+
+
+def _cost() -> Row:
+    """Return the milliseconds a window of 131,072 features takes, beside the same test with scipy."""
+    spike = Injection.spike(0.2).during(WIDE_BASELINE).on(range(WIDE // 100))
+    traffic = Traffic(SCENARIOS["C"], WIDE, seed=50, injections=[spike])
+    windows = traffic.counts(WIDE_BASELINE + 1)
+    expected = expectation(islice(windows, WIDE_BASELINE), WIDE)
+    last = next(windows)
+    counts, requests = last.exceedances, last.requests
+    ours = 1e3 * least_cpu_seconds(lambda: screen(counts, requests, expected, SCREEN))
+    size = expected.requests * expected.rate / np.maximum(expected.dispersion - 1, 1e-4)
+    rest = size / (size + requests * expected.rate)
+
+    def scipy() -> object:
+        chances = nbinom.sf(counts - 1, size, rest)
+        return false_discovery_control(chances) <= SCREEN.false_discoveries
+
+    theirs = 1e3 * least_cpu_seconds(scipy, 3)
+    label = "scipy nbinom, false_discovery_control"
+    return Row("detect.screen.131k_ms", ours, "ms of CPU a window", label, theirs, theirs / ours)
+
+
+def _row(name: str, value: float, unit: str, peer: str, peer_value: float, least: float) -> Row:
+    """Return a row of which less is better; what was never seen counts as seen once, ``least``."""
+    return Row(name, value, unit, peer, peer_value, max(peer_value, least) / max(value, least))
