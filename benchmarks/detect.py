@@ -17,6 +17,7 @@ from benchmarks.detectors import (
     SCREEN_BASELINE,
     SETTLED,
     WINDOWS_A_DAY,
+    ConditionTest,
     SpikeTest,
     baseline_rate,
     delays,
@@ -27,6 +28,7 @@ from benchmarks.detectors import (
     layer_alarms,
     median_delay,
 )
+from benchmarks.drifting import SMALL, ticket_hours
 from benchmarks.rivals import RIVALS, Drawn, Rival
 from benchmarks.row import Row, least_cpu_seconds
 from sidecar.detect import screen
@@ -62,17 +64,22 @@ WIDE, WIDE_BASELINE = 131_072, 64
 LAYER, LAYER_DAYS, SHIFTED = 512, 1.0, 0.1
 """Features of a layer, days without a shift, and the share of features that a shift moves."""
 
+DRIFTING, DRIFT_DAYS, SHIFTS = 60, 3.0, (0.1, 0.2, 0.5)
+"""Features, days after the first two, and shifts of the mean in standard deviations."""
+
 AIMS = {"A": 0.005, "B": 0.005, "C": 0.005, "D": 0.005, "E": 0.02}
 AIM, AIM_DELAY = "the aim", 2.0
 PER_DAY, WINDOWS, MISSED = "alarms a feature and day", "windows of 10 s", "% of spikes"
 FALSE, FOUND, LOUD = "false share of findings", "found share of spikes", "% of quiet windows"
+RECORDS, AIM_RECORDS = "values never seen, a feature and day", 1.0
+TICKETS, HOURS, AIM_TICKETS = "false tickets a feature and day", "hours", 0.02
 PER_LAYER = "alarms a layer and day"
 
 
 def run() -> Sequence[Row]:
     """Measure the spike test, the screen, and the rivals; seeds are fixed."""
     ours, theirs = spike_rows(), rival_rows()
-    return [*_headlines(ours, theirs), *screen_rows(), *ours, *theirs]
+    return [*_headlines(ours, theirs), *screen_rows(), *drift_rows(), *ours, *theirs]
 
 
 # -- the spike test ---------------------------------------------------------------------------------
@@ -139,7 +146,7 @@ def rival_rows() -> Sequence[Row]:
 def contest(traffic: Traffic, marginal: Marginal, windows: int) -> Iterator[dict[str, np.ndarray]]:
     """Yield, for each window after the baseline's, which features each detector alarms on.
 
-    Ours goes by the name of ``ours``.
+    Our spike test goes by the name of ``ours``, our certain conditions by ``conditions``.
     """
     threshold, baseline = marginal.quantile(traffic.level), []
     exceeding, requests = np.zeros(traffic.features), 0
@@ -148,26 +155,34 @@ def contest(traffic: Traffic, marginal: Marginal, windows: int) -> Iterator[dict
         baseline.append(Drawn.of(drawn))
         exceeding += _exceeding(drawn, threshold)
         requests += len(drawn)
-    ours = SpikeTest(baseline_rate(exceeding, requests))
+    spikes = SpikeTest(baseline_rate(exceeding, requests))
+    certain = ConditionTest(
+        np.min([window.ordered[:, 0] for window in baseline], axis=0),
+        np.max([window.ordered[:, -1] for window in baseline], axis=0),
+    )
     rivals: dict[str, Rival] = {name: make(baseline) for name, (_, make) in RIVALS.items()}
     del baseline  # hundreds of megabytes
     for drawn in values:
         window = Drawn.of(drawn)
         found = {name: rival(window) for name, rival in rivals.items()}
-        yield {"ours": ours(len(drawn), _exceeding(drawn, threshold)), **found}
+        found["ours"] = spikes(len(drawn), _exceeding(drawn, threshold))
+        yield {**found, "conditions": certain(len(drawn), window.ordered)}
 
 
 def _rival_alarms(name: str, traffic: Traffic, marginal: Marginal) -> Sequence[Row]:
-    alarms, days = dict.fromkeys(("ours", *RIVALS), 0), traffic.features * DRAWN_DAYS
+    alarms = dict.fromkeys((*RIVALS, "ours", "conditions"), 0)
+    days = traffic.features * DRAWN_DAYS
     for found in contest(traffic, marginal, round(DRAWN_DAYS * WINDOWS_A_DAY)):
         for rival, alarmed in found.items():
             alarms[rival] += int(alarmed.sum())
-    ours = alarms.pop("ours") / days
+    ours, records = alarms.pop("ours") / days, alarms.pop("conditions") / days
     label = f"detect.rival.false_alarms.{name}"
-    return [
+    rows = [
         _row(f"{label}.{rival}", ours, PER_DAY, RIVALS[rival][0], count / days, 1 / days)
         for rival, count in alarms.items()
     ]
+    label = f"detect.conditions.records.{name}"
+    return [*rows, _row(label, records, RECORDS, AIM, AIM_RECORDS, 1 / days)]
 
 
 def _rival_delays(label: str, traffic: Traffic) -> Sequence[Row]:
@@ -236,6 +251,23 @@ def _cost() -> Row:
     theirs = 1e3 * least_cpu_seconds(scipy, 3)
     label = "scipy nbinom, false_discovery_control"
     return Row("detect.screen.131k_ms", ours, "ms of CPU a window", label, theirs, theirs / ours)
+
+
+def drift_rows() -> Sequence[Row]:
+    """Return false tickets of every scenario, and how late a shift is seen where traffic drifts."""
+    rows = []
+    for number, (name, plain) in enumerate(SCENARIOS.items()):
+        scenario = replace(plain, **SMALL)
+        found = ticket_hours(scenario, DRIFTING, DRIFT_DAYS, 60 + number)
+        days = DRIFTING * DRIFT_DAYS
+        rate, label = float(np.isfinite(found).sum()) / days, f"detect.drift.false_tickets.{name}"
+        rows.append(_row(label, rate, TICKETS, AIM, AIM_TICKETS, 1 / days))
+    for shift in SHIFTS:
+        scenario = replace(SCENARIOS["C"], **SMALL)
+        found = ticket_hours(scenario, DRIFTING, 1.0, 70, shift)
+        late = min(float(np.median(found)), 25.0)
+        rows.append(_row(f"detect.drift.delay.{shift:g}_sigma", late, HOURS, AIM, 3.0, 1.0))
+    return rows
 
 
 def _row(name: str, value: float, unit: str, peer: str, peer_value: float, least: float) -> Row:

@@ -10,12 +10,15 @@ from itertools import islice
 import numpy as np
 
 from sidecar.detect import (
+    ConditionMemory,
     Expected,
+    Extremes,
     LayerScreen,
     Observation,
     ScreenPolicy,
     SpikePolicy,
     State,
+    conditions,
     initial,
     layer_step,
     screen,
@@ -57,6 +60,36 @@ class SpikeTest:
         fired = np.zeros(len(exceedances), np.bool_)
         fired[[change.index for change in changes if change.after is State.FIRING]] = True
         return fired
+
+
+class ConditionTest:
+    """The certain conditions of ``n`` features that are never zero, once their baseline is known."""
+
+    def __init__(self, least: np.ndarray, most: np.ndarray) -> None:
+        """Take the least and the greatest value of the baseline, shape ``(n,)`` each."""
+        self._least, self._most = least.astype(np.float64), most.astype(np.float64)
+        self._memory = ConditionMemory.initial(len(least))
+
+    def __call__(self, requests: int, ordered: np.ndarray) -> np.ndarray:
+        """Take in rising values, shape ``(n, values)``; return for which something began."""
+        n, rows = ordered.shape
+        zeros, ones = np.zeros(n, np.int64), np.ones(n)
+        window = Extremes(
+            requests=np.full(n, requests),
+            rows=np.full(n, rows),
+            zeros=zeros,
+            nonfinite=zeros,
+            minimum=ordered[:, 0].astype(np.float64),
+            maximum=ordered[:, -1].astype(np.float64),
+            baseline_minimum=self._least,
+            baseline_maximum=self._most,
+            baseline_nonzero_ratio=ones,
+            baseline_varying_ratio=ones,
+        )
+        self._memory, changes = conditions(self._memory, window, 0.0)
+        began = np.zeros(n, np.bool_)
+        began[[change.index for change in changes if change.holds]] = True
+        return began
 
 
 def fired(traffic: Traffic, windows: int, policy: SpikePolicy = POLICY) -> Iterator[np.ndarray]:

@@ -1,15 +1,18 @@
 """``python -m benchmarks.report``: put the measured rows of ``benchmarks/out`` into the docs.
 
 The table between the two markers of ``docs/benchmarks.md`` is rewritten from the JSON files that the
-suites left behind; a suite that was not run keeps the rows it has.
+suites left behind; a suite that was not run keeps the rows it has. The tables of ``docs/detection.md``
+are those of the suite ``detect``.
 """
 
 import json
 import sys
 from pathlib import Path
 
+from benchmarks.detection_page import DEEP, filled
+
 OUT = Path(__file__).parent / "out"
-PAGE = Path("docs/benchmarks.md")
+PAGE, DETECTION = Path("docs/benchmarks.md"), Path("docs/detection.md")
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 HEAD = ("| row | ours | unit | peer | peer's | ratio |", "|---|--:|---|---|--:|--:|")
 Measured = dict[str, str | float]
@@ -24,6 +27,11 @@ def main() -> int:
     if not suites:
         print(f"{OUT} holds no results: run make bench first", file=sys.stderr)
         return 2
+    if "detect" in suites:
+        DETECTION.write_text(filled(DETECTION.read_text("utf-8"), suites["detect"]), "utf-8")
+        suites["detect"] = [
+            row for row in suites["detect"] if not str(row["name"]).startswith(DEEP)
+        ]
     PAGE.write_text(rewritten(PAGE.read_text("utf-8"), suites), "utf-8")
     return 0
 

@@ -1,11 +1,14 @@
 """The parts of the benchmarks that can be wrong without anybody noticing a number."""
 
 import importlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from benchmarks import detectors, latents
+from benchmarks.detection_page import filled
+from benchmarks.drifting import ticket_hours
 from benchmarks.report import BEGIN, END, rewritten
 from sidecar.stats import SparseBank
 from sidecar.testing import SCENARIOS, Injection, Marginal, Traffic
@@ -143,3 +146,49 @@ def test_rivals_see_what_they_should() -> None:
     assert false["robust_z"] <= 5
     assert false["ewma"] <= 10
     assert 2 <= false["ks"] <= 60  # 5 % of 480, but for two that follow each other
+
+
+def test_a_shift_is_a_ticket_within_three_hours() -> None:
+    """Of half a standard deviation, where the mix drifts; without one there is none."""
+    small = replace(SCENARIOS["C"], requests=8, tokens=4)
+
+    assert (ticket_hours(small, 3, 0.2, 6, shift=0.5) <= 3).all()
+
+
+def test_the_detection_page_shows_the_rows() -> None:
+    """Each table has what was measured at its place, and the text around it stays."""
+    names = ("spike", "rivals", "screen", "slow")
+    page = "".join(f"{n} <!-- {n}: begin -->\nold\n<!-- {n}: end -->\n" for n in names)
+    rows = [measured(name, 0.5) for name in detect_rows()]
+    late = [r for r in rows if r["name"] == "detect.spike.delay.E_64_10pct"]
+    late[0]["value"] = detectors.PATIENCE + 1.0
+
+    once = filled(page, rows)
+
+    assert "| E | 64 | 0.5 | 0.5 | 0.5 % | > 120 | 0.5 % |" in once.splitlines()
+    assert "| **spike test** |" in once
+    assert "| p | 10 |" in once
+    assert "| B, lognormal | 0.5 |  |" in once
+    assert "old" not in once
+    assert once == filled(once, rows)
+
+
+def detect_rows() -> list[str]:
+    """Return the names of the rows of the suite ``detect`` that the page shows."""
+    spikes = [f"{name}_{size}" for name in SCENARIOS for size in (64, 256)]
+    traffic = [*SCENARIOS, "B_lognormal"]
+    ends = ("", "_own_bursts", "_shared_bursts", "_unequal", "_strong_bursts")
+    return [
+        *(f"detect.spike.false_alarms.{where}" for where in spikes),
+        *(
+            f"detect.spike.{what}.{where}_{share}pct"
+            for where in spikes
+            for what in ("delay", "missed")
+            for share in (10, 20)
+        ),
+        *(f"detect.rival.false_alarms.{where}.ewma" for where in traffic),
+        *(f"detect.rival.delay.{tokens}.ewma" for tokens in ("all_tokens", "few_tokens")),
+        *(f"detect.screen.{what}{end}" for what in ("fdr", "power", "quiet") for end in ends),
+        *(f"detect.conditions.records.{where}" for where in traffic),
+        *(f"detect.drift.false_tickets.{name}" for name in SCENARIOS),
+    ]
