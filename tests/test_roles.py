@@ -39,6 +39,12 @@ def loaded(module: str) -> set[str]:
             {"torch", "grpc", "structlog", "pydantic", "yaml", "prometheus_client", "numba"},
         ),
         ("sidecar.cli", {"torch", "grpc", "numpy", "pydantic", "uvicorn", "numba"}),
+        # Recordings are read where no daemon is.
+        (
+            "sidecar.cli.replay",
+            {"torch", "grpc", "google", "uvicorn", "prometheus_client", "numba"},
+        ),
+        ("sidecar.cli.calibrate", {"torch", "grpc", "google", "uvicorn", "matplotlib", "numba"}),
         ("sidecar.wire", {"torch", "grpc", "pydantic"}),
         ("sidecar.detect", {"torch", "grpc", "google", "structlog", "sqlite3", "asyncio"}),
         ("sidecar.stats", {"torch", "grpc", "google", "structlog", "sqlite3", "asyncio", "numba"}),

@@ -30,7 +30,7 @@ class MonitoredLayer:
     baseline_digest: str = ""
     baseline_frozen_at: float = 0.0
     baseline_origin: str = ""
-    levels: Levels = field(default_factory=lambda: Levels.of(None, (), 0))
+    levels: Levels = field(default_factory=lambda: Levels.of(None, (), ()))
     subject: Subject | None = None  # of its recorded windows; None after any change of it
     relearns: bool = False  # somebody wants its own baseline, not a shared one
 

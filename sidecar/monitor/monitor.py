@@ -261,7 +261,8 @@ class Monitor:
             what = "feature_drifting" if moved.drifting else "feature_settled"
             yield Event(now, what, str(layer.watch.keys[moved.index]), moved.reason)
         if self._on_window is not None and len(layer.watch.indices):
-            self._on_window(record_of(self._subject(key), counts, now, flagged))
+            subject = self._subject(key)
+            self._on_window(record_of(subject, counts, layer.levels.plain, now, flagged))
         if self._frozen(key):
             return
         # A clock that was put back must not put off the baseline until it has caught up.
@@ -392,7 +393,7 @@ class Monitor:
         else:
             layer.watch.forget_baseline()
             bounds = fallback_bounds(len(layer.watch.indices))
-        layer.levels = Levels.of(watched, self._levels, len(layer.watch.indices))
+        layer.levels = Levels.of(watched, self._levels, layer.watch.flags)
         layer.subject = None
         self._followed -= len(layer.activations.keys)
         # Latents have a distribution of their own kind, and no histogram in scrapes.

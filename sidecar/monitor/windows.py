@@ -8,7 +8,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from sidecar.detect import Direction
 from sidecar.features import Capture
+from sidecar.monitor.views import Flag
 from sidecar.monitor.watch import LayerWatch
 from sidecar.stats import Distribution, SparseDistribution, WindowCounts
 from sidecar.store import Screened, Subject, WindowRecord
@@ -25,27 +27,37 @@ class Levels:
         levels: Shape ``(k,)``.
         thresholds: Shape ``(n, k)``, float32; infinity without a baseline.
         row_rates: Share of baseline rows above each, shape ``(n, k)``; NaN without a baseline.
+        plain: Whether a feature is watched above its baseline and on all traffic, shape ``(n,)``:
+            only then are levels, and rows above the threshold, those of what is watched.
     """
 
     levels: NDArray[np.float64]
     thresholds: NDArray[np.float32]
     row_rates: NDArray[np.float64]
+    plain: NDArray[np.bool_]
 
     @classmethod
     def of(
-        cls, baseline: Distribution | SparseDistribution | None, levels: Sequence[float], n: int
+        cls,
+        baseline: Distribution | SparseDistribution | None,
+        levels: Sequence[float],
+        flags: Sequence[Flag],
     ) -> Self:
-        """Return the levels of ``n`` features, by their frozen baseline where there is one."""
+        """Return the levels of flagged features, by their frozen baseline where there is one."""
         wanted = np.array(levels, np.float64)
+        plain = np.array(
+            [flag.direction is Direction.ABOVE and not flag.traffic.pairs for flag in flags],
+            np.bool_,
+        )
         if baseline is None or not len(wanted):
-            shape = (n, len(wanted))
-            return cls(wanted, np.full(shape, np.inf, np.float32), np.full(shape, np.nan))
+            shape = (len(flags), len(wanted))
+            return cls(wanted, np.full(shape, np.inf, np.float32), np.full(shape, np.nan), plain)
         found = [baseline.threshold(level) for level in levels]
         # As for the threshold of the spike test: a sample cannot show a rate of 0.
         least = 1.0 / (baseline.sampled + 1)
         rates = [np.maximum(baseline.exceedance(one), least) for one in found]
         limits = np.where(np.isfinite(found), found, np.inf).astype(np.float32)
-        return cls(wanted, limits.T, np.stack(rates, axis=1))
+        return cls(wanted, limits.T, np.stack(rates, axis=1), plain)
 
 
 def subject_of(
@@ -100,7 +112,8 @@ def _level_rates(
     with np.errstate(invalid="ignore", divide="ignore"):
         scale = watch.baseline_rates / (1.0 - (1.0 - mine) ** each)
     derived = 1.0 - (1.0 - levels.row_rates) ** each
-    return np.clip(derived * scale[:, None], 0.0, 1.0)
+    rates = np.clip(derived * scale[:, None], 0.0, 1.0)
+    return np.where(levels.plain[:, None], rates, np.nan)
 
 
 def baseline_name(baseline: Distribution | SparseDistribution) -> str:
@@ -112,12 +125,19 @@ def _name(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:NAME_DIGITS]
 
 
-def record_of(subject: Subject, counts: WindowCounts, now: float, flagged: int) -> WindowRecord:
+def record_of(
+    subject: Subject,
+    counts: WindowCounts,
+    plain: NDArray[np.bool_],
+    now: float,
+    flagged: int,
+) -> WindowRecord:
     """Return a closed window as it is recorded.
 
     Args:
         subject: What it is about.
         counts: What it held.
+        plain: See ``Levels``.
         now: Unix seconds of its end.
         flagged: Features that are tested in all layers.
     """
@@ -135,7 +155,9 @@ def record_of(subject: Subject, counts: WindowCounts, now: float, flagged: int) 
         compared=np.where(known, counts.watched_requests, 0),
         exceedances=exceedances,
         level_exceedances=np.where(known[:, None], counts.level_exceedances, 0),
-        rows_beyond=nothing if seen is None else _rows_beyond(seen, subject, exceedances),
+        rows_beyond=nothing
+        if seen is None
+        else np.where(plain, _rows_beyond(seen, subject, exceedances), 0),
         maximum=counts.maximum,
         minimum=np.full(n, np.nan, np.float32) if seen is None else seen.minimum,
         zeros=nothing if seen is None else seen.zeros,

@@ -5,7 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sidecar.features import Capture, FeatureKind, FeatureSelector, LayerKey, LayerSample, Request
+from sidecar.detect import Direction
+from sidecar.features import (
+    Capture,
+    FeatureKind,
+    FeatureSelector,
+    LayerKey,
+    LayerSample,
+    Request,
+    Slice,
+)
 from sidecar.monitor import Flag, Monitor
 from sidecar.monitor.windows import record_of
 from sidecar.stats import WindowCounts
@@ -176,7 +185,7 @@ def test_a_window_carries_the_layer_in_sum(rng: np.random.Generator) -> None:
     """Where every feature is compared with a threshold, the record says how that went."""
     made, found = recorded(LAYER)
     made.tick(WINDOW)
-    subject, nothing = found[0].subject, np.zeros(1, np.int64)
+    subject, nothing, plain = found[0].subject, np.zeros(1, np.int64), np.ones(1, np.bool_)
     counts = WindowCounts(
         requests=64,
         rows=64,
@@ -190,5 +199,24 @@ def test_a_window_carries_the_layer_in_sum(rng: np.random.Generator) -> None:
         screened_requests=60,
     )
 
-    assert Screened(6, 60, 6) == record_of(subject, counts, WINDOW, 1).screened
-    assert record_of(subject, replace(counts, screened=None), WINDOW, 1).screened is None
+    assert Screened(6, 60, 6) == record_of(subject, counts, plain, WINDOW, 1).screened
+    assert record_of(subject, replace(counts, screened=None), plain, WINDOW, 1).screened is None
+
+
+def test_a_feature_on_a_slice_has_its_own_threshold_alone(rng: np.random.Generator) -> None:
+    """Levels are counted above and on all traffic: elsewhere they are of something else."""
+    made, found = recorded(LAYER, levels=(0.9,))
+    flags = {
+        FeatureSelector.parse("m/conv/channel/1"): Flag(traffic=Slice.of({"route": "v1"})),
+        FeatureSelector.parse("m/conv/channel/2"): Flag(),
+        FeatureSelector.parse("m/conv/channel/3"): Flag(direction=Direction.BELOW),
+    }
+    made.set_flags(flags, 0.0)
+    now = learn(made, rng)
+
+    made.apply(sample(rng), now + 1)
+    made.tick(now + WINDOW)
+
+    one = found[-1]
+    assert [True, False, True] == np.isnan(one.subject.level_rates[:, 0]).tolist()
+    assert [0, 0] == one.rows_beyond[[0, 2]].tolist()
