@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sidecar.config import FlagConfig, ModelConfig, SidecarConfig, load
+from sidecar.config import FlagConfig, ModelConfig, SidecarConfig, SpikeConfig, load, load_policy
 from sidecar.errors import ConfigError
 
 pytestmark = pytest.mark.unit
@@ -204,3 +204,37 @@ def test_how_a_flag_is_watched_is_checked(tmp_path: Path, settings: dict, messag
 
     with pytest.raises(ConfigError, match=message):
         load(write(tmp_path, yaml.safe_dump(document)))
+
+
+def test_a_recording_too_small_to_hold_anything_is_refused() -> None:
+    """Nothing at all is a choice, a few bytes are a mistake."""
+    assert (
+        0 == SidecarConfig.model_validate({"recording": {"limit_bytes": 0}}).recording.limit_bytes
+    )
+    with pytest.raises(ValueError, match="1000 bytes hold no recording: use at least 65536"):
+        SidecarConfig.model_validate({"recording": {"limit_bytes": 1000}})
+
+
+def test_a_policy_is_read_from_a_configuration_of_another_machine(tmp_path: Path) -> None:
+    """What it says of weights and folders that are not here is not looked into."""
+    path = tmp_path / "policy.yaml"
+    path.write_text(
+        "models: [{name: tiny, weights: /nowhere}]\nspike: {factor: 3.0}\n"
+        "flags: [{feature: tiny/conv/channel/1, factor: 2.5}]\n"
+    )
+
+    found = load_policy(path)
+
+    assert (3.0, 2.5) == (found.spike.factor, found.flags[0].factor)
+
+
+def test_a_policy_may_be_the_spike_settings_alone(tmp_path: Path) -> None:
+    """A file of one line is a policy; an empty mapping is the default one."""
+    path = tmp_path / "policy.yaml"
+
+    path.write_text("factor: 3.0\n")
+    bare = load_policy(path)
+    path.write_text("{}\n")
+
+    assert 3.0 == bare.spike.factor
+    assert SpikeConfig() == load_policy(path).spike

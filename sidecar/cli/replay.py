@@ -11,7 +11,8 @@ import click
 
 from sidecar.cli.recordings import FORMAT, RECORDINGS, YAML, Source, named, policy_of, told
 from sidecar.cli.tables import print_table
-from sidecar.features import FeatureKey, LayerKey
+from sidecar.errors import UnknownFeature
+from sidecar.features import FeatureKey, FeatureSelector, LayerKey
 from sidecar.replay import (
     PANELS,
     Alarm,
@@ -28,6 +29,9 @@ from sidecar.replay import (
     play,
     tallies,
 )
+
+LAYERS_NAMED = 10
+"""Layers that a message names."""
 
 GAPS_SHOWN = 5
 """Gaps of a layer that a table names; a JSON answer has all."""
@@ -62,7 +66,7 @@ def replay(
         found = play(source.windows(), asked)
         in_force = None if ruling is None else play(source.windows(), ruling)
         if plot is not None:
-            chosen = [FeatureKey.parse(key) for key in keys] or _noisiest(found, in_force, extents)
+            chosen = _chosen(keys, extents) or _noisiest(found, in_force, extents)
             _write(plot, _picture(source, asked, chosen, found, in_force, extents))
     if form == "json":
         click.echo(json.dumps(as_json(extents, found, in_force, notes), indent=2))
@@ -81,6 +85,25 @@ def _missing(policy: Policy, extents: dict[LayerKey, Extent]) -> Iterator[str]:
                 f"{selector} is flagged by {policy.name} and was not when this was recorded: nothing can "
                 "be said of it"
             )
+
+
+def _chosen(keys: Sequence[str], extents: dict[LayerKey, Extent]) -> list[FeatureKey]:
+    """Return the recorded features that people name, a revision shortened or left out."""
+    found = []
+    for text in keys:
+        wanted = FeatureSelector.parse(text)
+        fitting = [
+            layer.feature(wanted.index)
+            for layer, one in sorted(extents.items())
+            if wanted.matches(layer) and wanted.index in one.features
+        ]
+        if not fitting:
+            layers = (
+                ", ".join(named(layer) for layer in sorted(extents)[:LAYERS_NAMED]) or "nothing"
+            )
+            raise UnknownFeature(f"feature {text!r} was not flagged in this recording of {layers}")
+        found += fitting
+    return found
 
 
 def _noisiest(

@@ -485,7 +485,7 @@ WINDOWS_DROPPED = _counter(
     "sidecar_windows_dropped_total",
     "windows",
     "Closed windows that could not be recorded: backlog for too many waiting, disk for a disk that "
-    "refused. A replay states them as gaps.",
+    "refused, error for what should not happen. A replay states them as gaps.",
     "reason",
 )
 STATISTICS_KERNELS = Family(

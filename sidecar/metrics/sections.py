@@ -55,7 +55,7 @@ _HOOK_DROPS = (
     "error",
 )
 
-_RECORDING_DROPS = ("backlog", "disk")
+_RECORDING_DROPS = ("backlog", "disk", "error")
 
 _JOB_STATES = ("queued", "running", "done", "failed", "cancelled")
 

@@ -65,7 +65,7 @@ class StorageCounts:
         recording_bytes: Bytes of recorded windows on disk.
         recording_limit_bytes: Bytes of them that may be on disk; 0: nothing is recorded.
         windows_recorded: Windows recorded since the daemon started.
-        windows_dropped: Windows that could not be, by reason: ``backlog`` or ``disk``.
+        windows_dropped: Windows that could not be, by reason: ``backlog``, ``disk`` or ``error``.
     """
 
     artifact_bytes: int = 0

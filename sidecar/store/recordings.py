@@ -204,7 +204,7 @@ class RecorderCounts:
     Attributes:
         recorded: Windows written.
         dropped: Windows that were not, by reason: ``backlog`` for too many waiting, ``disk`` for a
-            disk that refused.
+            disk that refused, ``error`` for what should not happen.
         used_bytes: Bytes of all segments.
         limit_bytes: Bytes they may have; 0: nothing is recorded.
     """
@@ -241,7 +241,7 @@ class Recorder:
         self._bytes = 0
         self._lock = threading.Lock()
         self._recorded = 0
-        self._dropped: Counter[str] = Counter({"backlog": 0, "disk": 0})
+        self._dropped: Counter[str] = Counter({"backlog": 0, "disk": 0, "error": 0})
         self._resume_at = float("-inf")
 
     def take(self, window: WindowRecord) -> None:
@@ -255,22 +255,36 @@ class Recorder:
             self._bytes += size
 
     def drain(self) -> None:
-        """Write what is waiting; nothing is raised, a refusal is counted and logged."""
+        """Write what is waiting; a disk that refuses is counted and logged, and nothing is raised.
+
+        Raises:
+            Exception: What no window should cause; the window is counted, and the next call goes on
+                behind it.
+        """
         with self._lock:
             windows, self._waiting, self._bytes = self._waiting, deque(), 0
         if self._clock() < self._resume_at:
             self._count("disk", len(windows))
             return
         while windows:
+            window = windows.popleft()
             try:
-                self._recordings.append(windows[0])
+                self._recordings.append(window)
             except StorageError as error:
                 self._resume_at = self._clock() + RETRY_SECONDS
-                self._count("disk", len(windows))
+                self._count("disk", 1 + len(windows))
                 _log.warning("recording_paused", error=str(error), seconds=RETRY_SECONDS)
                 return
-            windows.popleft()
+            except Exception:
+                self._count("error", 1)
+                self._put_back(windows)  # one that cannot be written must not cost the others
+                raise
             self._recorded += 1
+
+    def _put_back(self, windows: deque[WindowRecord]) -> None:
+        with self._lock:
+            self._waiting.extendleft(reversed(windows))
+            self._bytes += sum(window.nbytes for window in windows)
 
     def close(self) -> None:
         """Write what is waiting and end the segment."""

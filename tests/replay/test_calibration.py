@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sidecar.cli import main
-from sidecar.detect import SpikePolicy
-from sidecar.replay import Calibration, Policy, calibrate
+from sidecar.detect import SpikePolicy, eprocess
+from sidecar.replay import Calibration, Policy, calibrate, calibration
 from sidecar.replay.calibration import delay_windows
 from sidecar.replay.false_alarms import Cut, false_alarms, poisson_high, poisson_low
 from sidecar.replay.traffic import FEATURES, Stretch, behaviour, stretches
@@ -253,6 +253,11 @@ def test_the_delay_is_what_a_replay_shows() -> None:
         part = stretch(replace(Traffic(), requests=requests), 400, 1, policy)
         found = delay_windows([part], requests)
         assert least <= found <= most
+
+
+def test_the_alternatives_are_those_of_the_detector() -> None:
+    """The delay is told for the evidence that is really gathered."""
+    assert calibration.MULTIPLES == eprocess.MULTIPLES
 
 
 def advised(found: Calibration) -> str:

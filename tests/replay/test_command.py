@@ -149,15 +149,21 @@ def test_a_picture_is_written(recorded: Recorded, tmp_path: Path) -> None:
 
     firing = replay(recorded.folder, "--policy", recorded.config, "--plot", plot)
     first = plot.read_text()
-    key = f"tiny@{REVISION}/conv/channel/2"
+    key = f"tiny@{REVISION[:12]}/conv/channel/2"
     replay(recorded.folder, "--policy", recorded.config, "--plot", plot, "--feature", key)
     second = plot.read_text()
+    unknown = "tiny/conv/channel/3"
+    missing = replay(
+        recorded.folder, "--policy", recorded.config, "--plot", plot, "--feature", unknown
+    )
 
     assert 0 == firing.exit_code
     assert "conv/channel/1</text>" in first
     assert "conv/channel/2</text>" not in first
     assert "conv/channel/2</text>" in second
     assert "out.svg: " in firing.stderr
+    assert 3 == missing.exit_code
+    assert f"SC403 feature '{unknown}' was not flagged in this recording" in missing.stderr
 
 
 def test_the_command_runs_as_a_process(recorded: Recorded) -> None:

@@ -206,7 +206,10 @@ def test_a_disk_that_refuses_pauses_the_recording_and_nothing_else(tmp_path: Pat
     found, counts = read(tmp_path)
     assert [0.0, 1.0, 5.0] == [one.at for one in found]
     assert 0 == counts.lost_bytes
-    assert (3, {"backlog": 0, "disk": 3}) == (recorder.counts().recorded, recorder.counts().dropped)
+    assert (3, {"backlog": 0, "disk": 3, "error": 0}) == (
+        recorder.counts().recorded,
+        recorder.counts().dropped,
+    )
 
 
 def test_the_limit_of_a_file_is_a_full_disk(tmp_path: Path) -> None:
@@ -239,6 +242,21 @@ def test_a_backlog_that_is_full_drops_and_counts(tmp_path: Path) -> None:
     counts = recorder.counts()
     assert 100 == counts.recorded + counts.dropped["backlog"]
     assert counts.recorded == len(read(tmp_path)[0]) == 2000 // window(of).nbytes
+
+
+def test_a_window_that_cannot_be_written_costs_no_other(tmp_path: Path) -> None:
+    """It is counted, whoever drains is told, and the next drain goes on behind it."""
+    recorder = Recorder(Recordings(tmp_path, limit_bytes=MIB, segment_bytes=MIB))
+    of = subject(3)
+    for number in range(4):
+        recorder.take(window(of, float(number), rows=-1 if number == 1 else 1))
+
+    with pytest.raises(ValueError, match="negative"):
+        recorder.drain()
+    recorder.drain()
+
+    assert [0.0, 2.0, 3.0] == [one.at for one in read(tmp_path)[0]]
+    assert (3, 1) == (recorder.counts().recorded, recorder.counts().dropped["error"])
 
 
 def test_a_window_takes_few_bytes(tmp_path: Path) -> None:
