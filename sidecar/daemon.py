@@ -503,6 +503,7 @@ class _Source:
             kernels_failed=compilation.failed,
             memory_bytes=memory.used_bytes,
             memory_limit_bytes=memory.limit_bytes,
+            expected_false_alarms=self._daemon.config.spike.false_alarms_per_1000_days,
         )
 
     def storage(self) -> StorageCounts:

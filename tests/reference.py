@@ -126,7 +126,7 @@ class SpikeMachine:
         return self.state
 
     def _tolerated(self, baseline: float, factor: float) -> float:
-        self.level = 2 * baseline if self.level is None else self.level
+        self.level = min(2 * baseline, 1.0) if self.level is None else self.level
         if len(self.waiting) >= self.policy.lag_windows:
             share = 1 / self.policy.level_windows
             self.level = (1 - share) * self.level + share * self.waiting.pop(0)

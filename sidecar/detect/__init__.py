@@ -25,6 +25,7 @@ from sidecar.detect.drift import (
     drift_step,
 )
 from sidecar.detect.eprocess import tolerated_rate
+from sidecar.detect.layers import LayerScreen, LayerTransition, layer_step
 from sidecar.detect.machine import blindness, step
 from sidecar.detect.policy import (
     Detector,
@@ -34,6 +35,7 @@ from sidecar.detect.policy import (
     State,
     Transition,
 )
+from sidecar.detect.screen import Expected, Screened, ScreenPolicy, screen
 from sidecar.detect.state import SpikeState, evidence, initial, rates
 
 __all__ = [
@@ -46,11 +48,16 @@ __all__ = [
     "DriftChange",
     "DriftMemory",
     "DriftPolicy",
+    "Expected",
     "Extremes",
+    "LayerScreen",
+    "LayerTransition",
     "LeftOut",
     "Observation",
     "Places",
     "Reference",
+    "ScreenPolicy",
+    "Screened",
     "SliceCount",
     "SpikePolicy",
     "SpikeState",
@@ -62,7 +69,9 @@ __all__ = [
     "drift_step",
     "evidence",
     "initial",
+    "layer_step",
     "rates",
+    "screen",
     "step",
     "tolerated_rate",
 ]

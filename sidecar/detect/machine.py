@@ -165,7 +165,7 @@ def _learned(
 ) -> NDArray[np.float64]:
     """Return the level with the oldest waiting window in it; it starts above the baseline's rate."""
     level = np.where(np.isnan(baseline), np.nan, state.level)
-    level = np.where(np.isnan(level) & sampled, _FIRST_LEVEL * baseline, level)
+    level = np.where(np.isnan(level) & sampled, np.minimum(_FIRST_LEVEL * baseline, 1.0), level)
     share = 1.0 / policy.level_windows
     oldest = state.recent[0]
     learns = sampled & ~np.isnan(oldest)

@@ -7,6 +7,7 @@ from typing import Any
 from sidecar.detect import SpikePolicy
 from sidecar.features import Capture, FeatureKey, LayerKey
 from sidecar.monitor.activations import Activations
+from sidecar.monitor.screening import Screening
 from sidecar.monitor.watch import LayerWatch
 from sidecar.monitor.windows import Levels
 from sidecar.store import Subject
@@ -30,6 +31,7 @@ class MonitoredLayer:
     baseline_digest: str = ""
     baseline_frozen_at: float = 0.0
     baseline_origin: str = ""
+    screening: Screening = field(default_factory=Screening)
     levels: Levels = field(default_factory=lambda: Levels.of(None, (), ()))
     subject: Subject | None = None  # of its recorded windows; None after any change of it
     relearns: bool = False  # somebody wants its own baseline, not a shared one
@@ -52,6 +54,7 @@ class MonitoredLayer:
                 "relearns": self.relearns,
             },
             "watch": self.watch.to_dict(),
+            "screening": self.screening.to_dict(),
         }
 
 
@@ -67,6 +70,8 @@ def read_layer(
     key = FeatureKey.parse(item["key"]).layer
     watch = LayerWatch.empty(key, policy, now)
     watch.restore(item["watch"])
+    screening = Screening()
+    screening.restore(item["screening"])
     saved = item["baseline"]
     rows, requests, nonfinite = (int(item[n]) for n in ("rows", "requests", "nonfinite"))
     return key, MonitoredLayer(
@@ -84,4 +89,5 @@ def read_layer(
         baseline_frozen_at=float(saved["frozen_at"]),
         baseline_origin=str(saved["origin"]),
         relearns=bool(saved["relearns"]),
+        screening=screening,
     )

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from sidecar.config import SpikeConfig, StatisticsConfig
-from sidecar.detect import SpikePolicy, Transition
+from sidecar.detect import ScreenPolicy, SpikePolicy, Transition
 from sidecar.errors import (
     BaselineNotReady,
     LayerConflict,
@@ -32,6 +32,7 @@ from sidecar.monitor.describe import describe, unwatched
 from sidecar.monitor.evidence import EvidenceBook, EvidenceCounts
 from sidecar.monitor.layer import MonitoredLayer
 from sidecar.monitor.record import EvidenceRecord
+from sidecar.monitor.screening import Screening
 from sidecar.monitor.views import (
     Event,
     FeatureDistribution,
@@ -50,7 +51,6 @@ from sidecar.stats import (
     Period,
     SparseBank,
     SparseKernels,
-    Watched,
     WatchedWindow,
     WindowCounts,
 )
@@ -68,6 +68,9 @@ _PERIODS = {
     Window.BASELINE: Period.BASELINE,
     Window.HISTORY: Period.HISTORY,
 }
+_SCREEN = ScreenPolicy()
+"""When a layer counts as shifted; ``docs/detection.md`` has what was measured with it."""
+
 DIGEST_SHOWN = 12
 """Hexadecimal digits of a digest that people see."""
 
@@ -216,9 +219,8 @@ class Monitor:
             layer.last_seen = now
             layer.baseline_started = layer.baseline_started or now
             if len(layer.watch.indices):
-                high = layer.watch.thresholds
-                low = np.full(len(high), -np.inf)
-                self._evidence.absorb(sample, layer.watch.indices, high, low, now)
+                limits = layer.watch.limits
+                self._evidence.absorb(sample, layer.watch.indices, limits.high, limits.low, now)
 
     def tick(self, now: float) -> tuple[Event, ...]:
         """Close the window if it is over, run the detectors, and return what changed.
@@ -253,13 +255,7 @@ class Monitor:
             blamed = self._follow(layer.watch, change)
             for event in _told(key, layer.watch, (change,)):
                 yield replace(event, detail=event.detail + blamed)
-        for certain in layer.watch.conditions.observe(counts, layer.watch.flags, now):
-            feature = layer.watch.keys[certain.index]
-            verdict = certain.condition if certain.holds else f"no longer {certain.condition}"
-            yield Event(now, "feature_condition", str(feature), f"{verdict}: {certain.reason}")
-        for moved in layer.watch.drift.observe(counts, layer.watch.flags, now):
-            what = "feature_drifting" if moved.drifting else "feature_settled"
-            yield Event(now, what, str(layer.watch.keys[moved.index]), moved.reason)
+        yield from self._judge(key, counts, now)
         if self._on_window is not None and len(layer.watch.indices):
             subject = self._subject(key)
             self._on_window(record_of(subject, counts, layer.levels.plain, now, flagged))
@@ -271,6 +267,22 @@ class Monitor:
             yield self._freeze(key, now, "learned")
         elif self._has_learned(layer, now, _PLACING):
             self._place_thresholds(key)
+
+    def _judge(self, key: LayerKey, counts: WindowCounts, now: float) -> Iterator[Event]:
+        """Run what is no spike test: the screen of the whole layer, conditions, and drift."""
+        layer = self._layers[key]
+        moved = (
+            layer.screening.observe(counts, _SCREEN, now) if key in self._bank.layers() else None
+        )
+        if moved is not None:
+            yield Event(now, f"layer_{moved.after}", str(key), moved.reason)
+        for certain in layer.watch.conditions.observe(counts, layer.watch.flags, now):
+            feature = layer.watch.keys[certain.index]
+            verdict = certain.condition if certain.holds else f"no longer {certain.condition}"
+            yield Event(now, "feature_condition", str(feature), f"{verdict}: {certain.reason}")
+        for drifted in layer.watch.drift.observe(counts, layer.watch.flags, now):
+            what = "feature_drifting" if drifted.drifting else "feature_settled"
+            yield Event(now, what, str(layer.watch.keys[drifted.index]), drifted.reason)
 
     def _has_learned(self, layer: MonitoredLayer, now: float, share: float) -> bool:
         """Whether a layer has learned this share of what its baseline needs."""
@@ -313,10 +325,14 @@ class Monitor:
 
     def _follow(self, watch: LayerWatch, change: Transition) -> str:
         """Make the evidence of a change of state; return what the audit log says of its cause."""
-        above = float(watch.thresholds[change.index])
+        above, below = watch.limits.high[change.index], watch.limits.low[change.index]
         feature = watch.keys[change.index]
         record = self._evidence.follow(
-            feature, change, tolerated=change.tolerated, above=above, below=-math.inf
+            feature,
+            change,
+            tolerated=change.tolerated,
+            above=math.inf if math.isnan(above) else float(above),
+            below=-math.inf if math.isnan(below) else float(below),
         )
         if record is None:
             return ""
@@ -386,9 +402,7 @@ class Monitor:
         expected = self._bank.expectation(key) if dense else None
         if self._frozen(key) and len(layer.watch.indices):
             watched = self._bank_of(key).snapshot(key, Period.BASELINE, layer.watch.indices)
-            layer.watch.use_baseline(watched, quantile)
-            if expected is not None:
-                layer.watch.use_expectation(expected, quantile)
+            layer.watch.use_baseline(watched, expected, quantile)
             bounds = place_bounds(watched.quantile)
         else:
             layer.watch.forget_baseline()
@@ -400,9 +414,17 @@ class Monitor:
         room = self._activation_limit - self._followed if dense else 0
         layer.activations.follow(key, layer.watch.indices[:room], bounds[:room])
         self._followed += len(layer.activations.keys)
-        limits = layer.watch.limits(expected, quantile)
-        wanted = Watched.above(layer.watch.indices, limits)
-        self._bank_of(key).watch(key, replace(wanted, levels=layer.levels.thresholds))
+        placed = expected is not None and expected.level == quantile
+        self._bank_of(key).watch(
+            key,
+            layer.watch.limits.watched(
+                layer.watch.indices,
+                layer.watch.flags,
+                layer.levels.thresholds,
+                expected.thresholds if expected is not None and placed else None,
+            ),
+        )
+        layer.screening.use_baseline(expected if placed and self._frozen(key) else None)
 
     def freeze(self, layers: Sequence[LayerKey], now: float) -> tuple[Event, ...]:
         """Take what was learned so far as the baseline of ``layers``.
@@ -447,6 +469,7 @@ class Monitor:
                 self._bank_of(key).reset(key)
                 layer.baseline_requests, layer.baseline_started = 0, now
                 layer.baseline_digest, layer.relearns = "", True
+                layer.screening = Screening()
                 # At once: a new baseline may be there before the window ends.
                 lost = layer.watch.lose_baseline(self._policy, now, flagged)
                 self._set_thresholds(key)
@@ -528,6 +551,7 @@ class Monitor:
             self._bank.adopt(facts.layer, statistics)
             layer = self._layers[facts.layer]
             lost = layer.watch.lose_baseline(self._policy, now, self._tested())
+            layer.screening = Screening()
             layer.baseline_requests, layer.baseline_started = facts.requests, facts.started
             layer.baseline_frozen_at, layer.baseline_digest = facts.frozen, digest
             layer.baseline_origin, layer.relearns = "imported", False
@@ -614,7 +638,16 @@ class Monitor:
             restored=layer.restored,
             detail=self._bank_of(key).detail(key),
             memory_bytes=self._bank_of(key).layer_bytes(key),
+            screened_features=layer.screening.judged,
+            significant_features=layer.screening.significant,
+            shifted=layer.screening.shifted,
+            baseline_id=layer.baseline_digest[:DIGEST_SHOWN],
+            baseline_windows=self._measured_windows(key),
         )
+
+    def _measured_windows(self, key: LayerKey) -> int:
+        expected = self._bank.expectation(key) if key in self._bank.layers() else None
+        return 0 if expected is None else expected.windows
 
     def memory(self) -> Memory:
         """Return how the memory of distributions stands."""

@@ -70,7 +70,7 @@ SEVERITIES = ("info", "warning", "critical")
 STATE_ORDER = (State.FIRING, State.PENDING, State.RESOLVED, State.NORMAL, State.UNKNOWN)
 """What a person wants to see first."""
 
-_STATE_EVENTS = ("feature_", "baseline_")
+_STATE_EVENTS = ("feature_", "layer_", "baseline_")
 _ALERT_LABELS = ("model", "revision", "layer", "kind", "feature")
 
 

@@ -26,6 +26,7 @@ from sidecar.errors import CorruptState
 from sidecar.features import FeatureKey, LayerKey
 from sidecar.monitor.conditions import WatchedConditions
 from sidecar.monitor.drift import WatchedDrift
+from sidecar.monitor.limits import Limits
 from sidecar.monitor.views import FeatureStatus, Flag
 from sidecar.stats import Distribution, Expectation, SparseDistribution, WindowCounts
 
@@ -42,9 +43,10 @@ class LayerWatch:
         keys: Their keys: the same objects for as long as the same features are watched.
         flags: Why each is watched.
         spikes: The detector's state.
-        thresholds: Baseline quantiles of the spike test, shape ``(n,)``; NaN without a baseline.
-        baseline_rates: Share of baseline requests above them, shape ``(n,)``; NaN without one.
+        limits: Beyond which values each exceeds, and how often it does in the baseline.
         last: Largest value in the last window that had samples, shape ``(n,)``.
+        counted: Requests compared, those that exceeded, and times it began to fire since the daemon
+            started, shape ``(3, n)``.
         reasons: Words of each feature's last transition.
         conditions: What is certain of each feature.
         drift: How far each hour of a feature is from its baseline.
@@ -55,9 +57,9 @@ class LayerWatch:
     keys: list[FeatureKey]
     flags: list[Flag]
     spikes: SpikeState
-    thresholds: NDArray[np.float64]
-    baseline_rates: NDArray[np.float64]
+    limits: Limits
     last: NDArray[np.float64]
+    counted: NDArray[np.int64]
     reasons: list[str] = field(default_factory=list)
     conditions: WatchedConditions = field(default_factory=WatchedConditions.empty)
     drift: WatchedDrift = field(default_factory=WatchedDrift.empty)
@@ -65,9 +67,9 @@ class LayerWatch:
     @classmethod
     def empty(cls, layer: LayerKey, policy: SpikePolicy, now: float) -> Self:
         """Return a watch over no feature."""
-        nothing = np.empty(0)
-        indices = np.empty(0, np.int64)
-        return cls(layer, indices, [], [], initial(0, policy, now), nothing, nothing, nothing)
+        indices, counted = np.empty(0, np.int64), np.zeros((3, 0), np.int64)
+        spikes = initial(0, policy, now)
+        return cls(layer, indices, [], [], spikes, Limits.none(0), np.empty(0), counted)
 
     def rewatch(self, flags: Mapping[int, Flag], policy: SpikePolicy, now: float) -> None:
         """Watch exactly the features of ``flags``; those watched before keep their state."""
@@ -77,10 +79,9 @@ class LayerWatch:
         self.spikes = self.spikes.resized(keep, policy, now)
         self.conditions.rewatch(keep)
         self.drift.rewatch(keep)
-        self.thresholds, self.baseline_rates, self.last = (
-            np.where(keep < 0, np.nan, np.append(values, np.nan)[keep])
-            for values in (self.thresholds, self.baseline_rates, self.last)
-        )
+        self.last = np.append(self.last, np.nan)[keep]
+        self.counted = np.pad(self.counted, ((0, 0), (0, 1)))[:, keep]
+        self.limits = Limits.none(len(indices))
         self.reasons = [self.reasons[i] if i >= 0 else "" for i in keep]
         self._name(indices)
         self.flags = [flags[int(index)] for index in indices]
@@ -99,48 +100,38 @@ class LayerWatch:
         """Return each feature's least factor over its recent level, shape ``(n,)``."""
         return np.array([flag.factor or policy.factor for flag in self.flags], np.float64)
 
+    @property
+    def thresholds(self) -> NDArray[np.float64]:
+        """What people are told a feature is compared with, shape ``(n,)``; NaN without a baseline."""
+        return self.limits.shown
+
+    @property
+    def baseline_rates(self) -> NDArray[np.float64]:
+        """Share of baseline requests that exceed, shape ``(n,)``; NaN without a baseline."""
+        return self.limits.rates
+
     def forget_baseline(self) -> None:
         """Drop the thresholds: until a new baseline is there, nothing can be said."""
-        self.thresholds = np.full(len(self.indices), np.nan)
-        self.baseline_rates = np.full(len(self.indices), np.nan)
+        self.limits = Limits.none(len(self.indices))
         self.conditions.forget_baseline()
         self.drift.forget_baseline()
 
-    def use_baseline(self, watched: Distribution | SparseDistribution, quantile: float) -> None:
-        """Take thresholds and rates from the frozen baseline of the watched features."""
-        self.thresholds = watched.threshold(quantile)
+    def use_baseline(
+        self,
+        watched: Distribution | SparseDistribution,
+        expected: Expectation | None,
+        quantile: float,
+    ) -> None:
+        """Take thresholds and rates from the frozen baseline of the watched features.
+
+        Args:
+            watched: The baseline of the watched features.
+            expected: What was measured of the whole layer; None: nothing was.
+            quantile: Beyond which a value exceeds.
+        """
+        self.limits = Limits.of(watched, expected, self.indices, self.flags, quantile)
         self.conditions.use_baseline(watched)
         self.drift.use_baseline(watched)
-        # A bounded sample cannot show rates below about one over its size: do not believe 0.
-        row_rate = np.maximum(watched.exceedance(self.thresholds), 1.0 / (watched.sampled + 1))
-        # Only rows that were sampled are compared, whatever they stand for.
-        rows_per_request = max(1.0, watched.sampled / max(watched.requests, 1))
-        self.baseline_rates = 1.0 - (1.0 - row_rate) ** rows_per_request
-
-    def use_expectation(self, expected: Expectation, quantile: float) -> None:
-        """Take thresholds and rates that were measured, instead of those from ``use_baseline``.
-
-        Where the baseline froze before a window was measured, or was measured at another quantile, and
-        for features that had no threshold then, what was derived stays: a rate that is right for one
-        row a request, and an upper bound for more.
-        """
-        if expected.level != quantile or not expected.windows:
-            return
-        measured = expected.thresholds[self.indices].astype(np.float64)
-        known = np.isfinite(measured)
-        self.thresholds = np.where(known, measured, self.thresholds)
-        self.baseline_rates = np.where(known, expected.rate[self.indices], self.baseline_rates)
-
-    def limits(self, expected: Expectation | None, quantile: float) -> NDArray[np.float32]:
-        """Return what requests are compared with, shape ``(n,)``; infinity where there is nothing yet.
-
-        In the second half of a baseline these are the thresholds that it will have.
-        """
-        limits = self.thresholds
-        if expected is not None and expected.level == quantile:
-            placed = expected.thresholds[self.indices]
-            limits = np.where(np.isfinite(limits), limits, placed)
-        return np.where(np.isfinite(limits), limits, np.inf).astype(np.float32)
 
     def observe(
         self, counts: WindowCounts, policy: SpikePolicy, now: float, flagged: int
@@ -154,7 +145,13 @@ class LayerWatch:
             flagged: Features that are tested in all layers.
         """
         self.last = np.where(np.isfinite(counts.maximum), counts.maximum, self.last)
-        return self._step(counts.watched_requests, counts.exceedances, policy, now, flagged)
+        found = self._step(counts.watched_requests, counts.exceedances, policy, now, flagged)
+        known = np.isfinite(self.thresholds)
+        fired = [one.index for one in found if one.after is State.FIRING]
+        self.counted[0] += np.where(known, counts.watched_requests, 0)
+        self.counted[1] += np.where(known, counts.exceedances, 0)
+        self.counted[2] += np.bincount(fired, minlength=len(known))
+        return found
 
     def lose_baseline(
         self, policy: SpikePolicy, now: float, flagged: int
@@ -226,7 +223,12 @@ class LayerWatch:
             for columns in (before, after, self.drift.columns())
         )
         named = (self.keys, self.flags, states)
-        rest = (explanations, *spiking, certain, *drifting)
+        how = (
+            [""] * len(self.keys),
+            [str(flag.direction) for flag in self.flags],
+            [str(flag.traffic) for flag in self.flags],
+        )
+        rest = (explanations, *spiking, certain, *drifting, *how, *self.counted.tolist())
         return list(map(FeatureStatus, *named, *first, *rest))
 
     def _explanation(self, at: int, state: State, policy: SpikePolicy) -> str:
@@ -271,4 +273,5 @@ class LayerWatch:
             raise CorruptState(f"the watch over {self.layer} has its features in disorder")
         self._name(self.indices)
         self.flags = [Flag()] * n
+        self.counted = np.zeros((3, n), np.int64)
         self.forget_baseline()

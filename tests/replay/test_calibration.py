@@ -289,12 +289,12 @@ def test_a_stale_baseline_is_told() -> None:
 
     found = calibrate(windows, Policy(), (), np.random.default_rng(0))
 
-    assert "learn it anew (sidecar baseline reset)" in advised(found)
+    assert "learn it anew (sidecar baseline relearn)" in advised(found)
 
 
 def test_a_recording_that_is_too_short_says_so() -> None:
     """What can be measured is, and the rate of false alarms is not made up."""
-    windows = BURSTY.windows(200, np.random.default_rng(1))
+    windows = BURSTY.windows(100, np.random.default_rng(1))
 
     found = calibrate(windows, Policy(), (), np.random.default_rng(0))
 
