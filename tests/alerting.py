@@ -84,7 +84,7 @@ def alerting(folder: Path, rules: str, *, metrics_port: int, console_url: str) -
         metrics_port: Where the daemon's /metrics is.
         console_url: Where its webhook is.
     """
-    for program in ("prometheus", "alertmanager", "amtool"):
+    for program in ("prometheus", "amtool"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is missing: apt-get install prometheus prometheus-alertmanager")
     folder.mkdir(exist_ok=True)
@@ -98,7 +98,8 @@ def alerting(folder: Path, rules: str, *, metrics_port: int, console_url: str) -
         running.enter_context(
             _process(
                 folder,
-                "alertmanager",
+                # Debian's name of it, or everybody else's.
+                shutil.which("prometheus-alertmanager") or "alertmanager",
                 f"--config.file={folder}/alertmanager.yaml",
                 f"--storage.path={folder}/alertmanager",
                 f"--web.listen-address=127.0.0.1:{manager}",
@@ -176,7 +177,7 @@ def _pager() -> Iterator[tuple[Pager, str]]:
 
 @contextmanager
 def _process(folder: Path, program: str, *options: str) -> Iterator[None]:
-    with (folder / f"{program}.log").open("wb") as log:
+    with (folder / f"{Path(program).name}.log").open("wb") as log:
         process = subprocess.Popen([program, *options], stdout=log, stderr=log)
     try:
         yield
