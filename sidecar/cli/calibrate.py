@@ -132,10 +132,12 @@ def _show_rates(found: replay.Calibration, mine: replay.FalseAlarms) -> None:
 def _words(found: replay.Calibration) -> Iterator[str]:
     """Yield the delay, the advice, and what cannot be known."""
     yield ""
-    if math.isinf(found.delay_windows):
-        yield "a spike in 20 % of the requests is not found"
-    elif not math.isnan(found.delay_windows):
-        yield f"a spike in 20 % of the requests is found after {found.delay_windows:.0f} windows"
+    if found.delay is not None:
+        soon = f"found after {found.delay.windows:.0f} windows (median), "
+        yield (
+            f"a spike in 20 % of the requests: {'' if math.isinf(found.delay.windows) else soon}"
+            f"{100 * found.delay.missed:.2g} % missed"
+        )
     yield from (f"* {words}" for words in found.advice)
     if found.limits:
         yield "\nWhat this cannot know:"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sidecar.features import LayerKey
+from sidecar.replay.delay import Delay, delay, enough_requests
 from sidecar.replay.false_alarms import Cut, FalseAlarms, false_alarms
 from sidecar.replay.policies import Policy
 from sidecar.replay.traffic import (
@@ -24,20 +25,17 @@ from sidecar.store import WindowRecord
 FACTORS = (2.0, 3.0, 4.0, 6.0, 8.0)
 """Minimum factors that are tried beside the policy's own."""
 
-SPIKE_SHARE = 0.2
-"""Share of requests that a spike is to touch when its delay is told."""
-
 WANTED_WINDOWS = 2
-"""Windows in which such a spike should be found."""
+"""Windows in which a spike in ``SPIKE_SHARE`` of the requests should be found."""
+
+MISSED = 0.05
+"""Share of such spikes that may be missed."""
 
 BASELINE_ERROR = 1.0 / 6.0
 """Standard error that a baseline's rates should have: half of what is tolerated is then three."""
 
 STALE = 1.5
 """Recorded rate over the baseline's from which the baseline is of other traffic."""
-
-MULTIPLES = (1.5, 2.0, 3.0, 5.0, 10.0)
-"""Alternatives of the e-process, as in ``detect``; of these one is nearest to a given spike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +48,7 @@ class Calibration:
         layers: Each layer.
         rates: False alarms under the policy; None where the recording is too short.
         tried: The same with other minimum factors.
-        delay_windows: Windows until a spike in ``SPIKE_SHARE`` of the requests is found; infinite:
-            never.
+        delay: What becomes of spikes put into the recorded traffic; None where it is too short.
         advice: What to change, in words with numbers.
         limits: What this cannot know.
     """
@@ -61,7 +58,7 @@ class Calibration:
     layers: dict[LayerKey, Behaviour]
     rates: FalseAlarms | None
     tried: tuple[FalseAlarms, ...]
-    delay_windows: float
+    delay: Delay | None
     advice: tuple[str, ...]
     limits: tuple[str, ...]
 
@@ -83,7 +80,7 @@ def calibrate(
     parts = stretches(windows, policy, incidents)
     if not parts:
         nothing = "No window has a baseline: record until it is learned, and calibrate then."
-        return Calibration(policy.name, None, {}, None, (), math.nan, (nothing,), ())
+        return Calibration(policy.name, None, {}, None, (), None, (nothing,), ())
     overall = behaviour(parts)
     layers = {
         layer: behaviour([part for part in parts if part.layer == layer])
@@ -97,54 +94,22 @@ def calibrate(
         rates = false_alarms(long, cut, rng)
         others = [factor for factor in FACTORS if factor != rates.factor]
         tried = tuple(false_alarms(long, cut, rng, factor=factor) for factor in others)
-    delay = delay_windows(parts, overall.requests_per_window)
+    spikes = delay(parts, rng)
     return Calibration(
         policy=policy.name,
         overall=overall,
         layers=layers,
         rates=rates,
         tried=tried,
-        delay_windows=delay,
-        advice=tuple(_advice(policy, parts, layers, overall, rates, tried, delay)),
+        delay=spikes,
+        advice=(
+            *_on_factor(policy, rates, tried),
+            *_on_baselines(parts, layers),
+            *_on_sampling(parts, overall, spikes, rng),
+            *_on_clustering(overall),
+        ),
         limits=tuple(_limits(parts, overall, rates, cut, incidents)),
     )
-
-
-def delay_windows(parts: Sequence[Stretch], requests: float) -> float:
-    """Return the windows until a spike in ``SPIKE_SHARE`` of so many requests is found, median feature.
-
-    Taken from the mean evidence that such a window adds against the rate that is tolerated while the
-    level is as recorded.
-    """
-    found = [
-        _evidence_per_request(float(rate), float(factor), part)
-        for part in parts
-        for rate, factor in zip(_usual(part), part.terms.factor, strict=True)
-    ]
-    each = float(np.median(found)) * requests if found else 0.0
-    wanted = parts[0].terms.spike.threshold_log10(parts[0].flagged) * math.log(10.0)
-    return math.ceil(wanted / each) if each > 0 else math.inf
-
-
-def _usual(part: Stretch) -> list[float]:
-    requests = np.maximum(part.compared.sum(axis=0), 1)
-    rates: list[float] = (part.exceedances.sum(axis=0) / requests).tolist()
-    return rates
-
-
-def _evidence_per_request(usual: float, factor: float, part: Stretch) -> float:
-    """Return the mean evidence of a request while a spike lasts, as a natural logarithm."""
-    baseline = float(np.median(part.terms.baseline_rate))
-    tolerated = min(0.5, max(part.terms.spike.baseline_factor * baseline, factor * usual, 1e-4))
-    spiking = SPIKE_SHARE + (1.0 - SPIKE_SHARE) * usual
-    gains = []
-    for multiple in MULTIPLES:
-        other = min(0.95, multiple * tolerated)
-        gains.append(
-            spiking * math.log(other / tolerated)
-            + (1.0 - spiking) * (math.log1p(-other) - math.log1p(-tolerated))
-        )
-    return max(gains)
 
 
 def rounded(value: float) -> str:
@@ -160,18 +125,7 @@ def rounded(value: float) -> str:
 # -- words ----------------------------------------------------------------------------------------
 
 
-def _advice(
-    policy: Policy,
-    parts: Sequence[Stretch],
-    layers: dict[LayerKey, Behaviour],
-    overall: Behaviour,
-    rates: FalseAlarms | None,
-    tried: Sequence[FalseAlarms],
-    delay: float,
-) -> Iterator[str]:
-    yield from _on_factor(policy, rates, tried)
-    yield from _on_baselines(parts, layers)
-    yield from _on_sampling(parts, overall, delay)
+def _on_clustering(overall: Behaviour) -> Iterator[str]:
     if overall.design_effect > 1.5:  # noqa: PLR2004 - half more variance than independent rows
         yield (
             f"Rows of one request exceed together: {overall.beyond_per_request:.2g} a request, which makes "
@@ -238,24 +192,23 @@ def _on_baselines(parts: Sequence[Stretch], layers: dict[LayerKey, Behaviour]) -
             )
 
 
-def _on_sampling(parts: Sequence[Stretch], overall: Behaviour, delay: float) -> Iterator[str]:
-    if math.isnan(overall.requests_per_window) or delay <= WANTED_WINDOWS:
+def _on_sampling(
+    parts: Sequence[Stretch], overall: Behaviour, spikes: Delay | None, rng: np.random.Generator
+) -> Iterator[str]:
+    if spikes is None or (spikes.windows <= WANTED_WINDOWS and spikes.missed <= MISSED):
         return
-    share, mean = 100 * SPIKE_SHARE, overall.requests_per_window
-    if math.isinf(delay):
+    mean, most = overall.requests_per_window, 100 * MISSED
+    enough = enough_requests(parts[0], overall, rng, windows=WANTED_WINDOWS, missed=MISSED)
+    words = f"At {mean:.0f} requests a window {100 * spikes.missed:.0f} % of such spikes are missed"
+    if enough is None:
+        yield f"{words}, and more requests do not help: lower spike.factor or raise spike.quantile."
+    elif enough > mean:
         yield (
-            f"A spike in {share:.0f} % of the requests is within what is tolerated, whatever is sampled: "
-            "lower spike.factor or raise spike.quantile."
+            f"{words}; with {enough} they would be found after {WANTED_WINDOWS} windows and {most:.0f} % "
+            f"missed: sample {enough / mean:.1f} times as much, or make statistics.window_seconds longer."
         )
-        return
-    enough = mean
-    while delay_windows(parts, enough) > WANTED_WINDOWS:
-        enough *= 1.1
-    yield (
-        f"A spike in {share:.0f} % of the requests is found after {delay:.0f} windows at "
-        f"{mean:.0f} requests a window; {math.ceil(enough)} would take {WANTED_WINDOWS}: sample more "
-        f"({enough / mean:.1f} times as much), or make statistics.window_seconds longer."
-    )
+    else:
+        yield f"{words}, though so many would be enough if requests were independent: it bursts."
 
 
 def _limits(
@@ -316,7 +269,7 @@ def as_json(found: Calibration) -> dict[str, Any]:
         ],
         "false_alarms": None if found.rates is None else _rates(found.rates),
         "other_factors": [_rates(one) for one in found.tried],
-        "delay_windows": _number(found.delay_windows),
+        "spikes": None if found.delay is None else _plain(asdict(found.delay)),
         "advice": list(found.advice),
         "cannot_know": list(found.limits),
     }

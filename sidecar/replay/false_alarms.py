@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sidecar.detect import Observation, SpikePolicy, State, initial, step
+from sidecar.detect import SpikePolicy
+from sidecar.replay.running import Counts, Lanes, raised, warm_windows
 from sidecar.replay.traffic import Stretch
 
 BLOCK_SECONDS = 3600.0
@@ -88,7 +89,7 @@ class Cut:
         """Return how to cut; blocks of a short recording are shorter."""
         longest = max((len(part.at) for part in parts), default=0)
         seconds = parts[0].window_seconds if parts else 1.0
-        warm = policy.lag_windows + 2 * policy.level_windows
+        warm = warm_windows(policy)
         bursts = 0.0 if math.isnan(burst_windows) else BURSTS_PER_BLOCK * burst_windows
         wanted = max(math.ceil(BLOCK_SECONDS / seconds), math.ceil(bursts), warm)
         block = min(wanted, (longest - warm) // LEAST_BLOCKS) // OVERLAP * OVERLAP
@@ -201,10 +202,10 @@ def _played(part: Stretch, spike: SpikePolicy, factors: NDArray[np.float64], cut
     together = max(1, _WIDTH // max(n, 1) // OVERLAP) * OVERLAP
     for first in range(0, len(starts), together):
         some = starts[first : first + together]
-        raised, sampled = _run(part, spike, factors, some, cut)
-        alarms.append(raised.sum(axis=(0, 2)))
+        found, sampled = _run(part, spike, factors, some, cut)
+        alarms.append(found.sum(axis=(0, 2)))
         days.append(sampled.sum(axis=(0, 2)) * part.window_seconds / _SECONDS_PER_DAY)
-        offset, block, _ = np.nonzero(raised[:, ::OVERLAP])
+        offset, block, _ = np.nonzero(found[:, ::OVERLAP])
         times.append(part.at[some[::OVERLAP][block] + cut.warm + offset])
     return _Outcome(
         np.concatenate(alarms).astype(np.float64), np.concatenate(days), np.concatenate(times)
@@ -225,34 +226,20 @@ def _run(
         ``(windows, blocks, n)``, and whether it could have.
     """
     shape = (len(starts), part.compared.shape[1])
-    baseline = np.tile(part.terms.baseline_rate, len(starts))
-    wide, judged = np.tile(factors, len(starts)), np.tile(part.terms.judged, len(starts))
-    state = initial(shape[0] * shape[1], spike, 0.0)
-    raised = np.zeros((cut.block, *shape), np.bool_)
-    sampled = np.zeros((cut.block, *shape), np.bool_)
-    for offset in range(cut.warm + cut.block):
-        compared = part.compared[starts + offset]  # (blocks, n)
-        seen = Observation(
-            requests=compared.ravel(),
-            exceedances=part.exceedances[starts + offset].ravel(),
-            baseline_rate=baseline,
-            factor=wide,
-            judged=judged,
-        )
-        if offset == cut.warm:  # what the warm-up suspects is no alarm of this block
-            state = replace(
-                state,
-                codes=np.full(len(state), State.NORMAL.code, np.int8),
-                evidence=np.zeros_like(state.evidence),
-                onset=np.full(len(state), math.nan),
-            )
-        firing = state.codes == State.FIRING.code
-        state, _ = step(state, seen, spike, float(offset), flagged=part.flagged)
-        if offset >= cut.warm:
-            fires = (state.codes == State.FIRING.code) & ~firing
-            raised[offset - cut.warm] = fires.reshape(shape)
-            sampled[offset - cut.warm] = (compared > 0) & judged.reshape(shape)
-    return raised, sampled
+    lanes = Lanes(
+        spike=spike,
+        flagged=part.flagged,
+        baseline_rate=np.tile(part.terms.baseline_rate, len(starts)),
+        factor=np.tile(factors, len(starts)),
+        judged=np.tile(part.terms.judged, len(starts)),
+    )
+
+    def window(number: int) -> Counts:
+        return part.compared[starts + number].ravel(), part.exceedances[starts + number].ravel()
+
+    found = raised(lanes, window, cut.warm, cut.block).reshape(cut.block, *shape)
+    counted = starts[None, :] + cut.warm + np.arange(cut.block)[:, None]  # (windows, blocks)
+    return found, (part.compared[counted] > 0) & part.terms.judged
 
 
 def _resampled(

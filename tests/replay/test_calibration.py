@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sidecar.cli import main
-from sidecar.detect import SpikePolicy, eprocess
-from sidecar.replay import Calibration, Policy, calibrate, calibration
-from sidecar.replay.calibration import delay_windows
+from sidecar.detect import SpikePolicy
+from sidecar.replay import Calibration, Policy, calibrate, play
+from sidecar.replay.delay import delay, enough_requests
 from sidecar.replay.false_alarms import Cut, false_alarms, poisson_high, poisson_low
 from sidecar.replay.traffic import FEATURES, Stretch, behaviour, stretches
 from sidecar.store import Recordings
@@ -246,18 +246,39 @@ def test_poisson_bounds_are_those_of_the_tables() -> None:
     )
 
 
-def test_the_delay_is_what_a_replay_shows() -> None:
-    """Fewer requests take longer; the words and the detector agree within a window."""
-    policy = Policy()
-    for requests, least, most in ((64, 2, 3), (24, 4, 8)):
-        part = stretch(replace(Traffic(), requests=requests), 400, 1, policy)
-        found = delay_windows([part], requests)
-        assert least <= found <= most
+@pytest.mark.parametrize("requests", [12, 24, 64, 200])
+def test_the_delay_is_what_a_replay_shows(requests: int) -> None:
+    """Spikes in a fifth of the requests, in the traffic from the start, are found as often and as soon."""
+    traffic = Traffic(features=200, requests=requests)
+    spikes = [(feature, 100, 120, 0.2) for feature in range(200)]
+    windows = list(traffic.windows(120, np.random.default_rng(1), spikes=spikes))
+    quiet = stretches(traffic.windows(300, np.random.default_rng(2)), Policy())
+
+    told = delay(quiet, np.random.default_rng(0))
+    found = [(alarm.start - windows[99].at) / 10.0 for alarm in play(windows, Policy()).alarms]
+
+    assert told is not None
+    assert told.missed == pytest.approx(1 - len(found) / 200, abs=0.08)
+    delays = [*found, *[math.inf] * (200 - len(found))]
+    assert np.median(delays) in (told.windows, told.windows - 1, told.windows + 1)
 
 
-def test_the_alternatives_are_those_of_the_detector() -> None:
-    """The delay is told for the evidence that is really gathered."""
-    assert calibration.MULTIPLES == eprocess.MULTIPLES
+def test_more_requests_find_spikes_in_time() -> None:
+    """The number that is advised keeps its promise."""
+    traffic = Traffic(requests=16)
+    (part,) = stretches(traffic.windows(300, np.random.default_rng(2)), Policy())
+    rng = np.random.default_rng(0)
+
+    enough = enough_requests(part, behaviour([part]), rng, windows=2, missed=0.05)
+
+    assert enough is not None
+    assert 40 < enough < 120
+    more = stretches(replace(traffic, requests=enough).windows(300, rng), Policy())
+    told, before = delay(more, rng), delay([part], rng)
+    assert told is not None
+    assert before is not None
+    assert told.windows <= 3 < before.windows
+    assert told.missed < 0.1 < before.missed
 
 
 def advised(found: Calibration) -> str:
@@ -276,7 +297,7 @@ def test_advice_names_what_to_set() -> None:
     assert "With factor 1.5 expect" in advised(found)
     assert "Set spike.factor to" in advised(found) or "comes nearest" in advised(found)
     assert "statistics.baseline_min_seconds" in advised(found)
-    assert "sample more" in advised(found)
+    assert "requests a window" in advised(found)
     assert "Rows of one request exceed together: 3" in advised(found)
     assert "can show no rate below" in found.limits[0]
     assert "--incident" in found.limits[1]
