@@ -112,32 +112,38 @@ def _show_rates(found: replay.Calibration, mine: replay.FalseAlarms) -> None:
         f"\n{mine.alarms} alarms in {mine.feature_days:.3g} feature-days; resampled to "
         f"{mine.resampled_feature_days:,.0f} from {mine.blocks} blocks of {mine.block_windows} windows"
     )
+    both = zip((mine, *found.tried), (found.delay, *found.delays), strict=True)
     rows = [
-        [
-            "of flags" if math.isnan(one.factor) else f"{one.factor:g}",
-            f"{one.per_feature_day:.2g}",
-            f"{one.low:.2g} to {one.high:.2g}",
-            replay.rounded(one.per_1000_days(one.per_feature_day)),
-            (
-                f"{replay.rounded(one.per_1000_days(one.low))} to "
-                f"{replay.rounded(one.per_1000_days(one.high))}"
-            ),
-            "this policy" if one is mine else "",
-        ]
-        for one in sorted((mine, *found.tried), key=lambda one: one.factor)
+        [*_rate_cells(one), *_delay_cells(spikes), "this policy" if one is mine else ""]
+        for one, spikes in sorted(both, key=lambda pair: pair[0].factor)
     ]
-    print_table(["FACTOR", "A FEATURE-DAY", "95 %", "ALL IN 1,000 DAYS", "95 %", ""], rows)
+    header = ["FACTOR", "A FEATURE-DAY", "95 %", "ALL IN 1,000 DAYS", "95 %"]
+    print_table([*header, "20 % SPIKE FOUND IN", "MISSED", ""], rows)
+
+
+def _rate_cells(one: replay.FalseAlarms) -> list[str]:
+    low, expected, high = (
+        replay.rounded(one.per_1000_days(rate)) for rate in (one.low, one.per_feature_day, one.high)
+    )
+    return [
+        "of flags" if math.isnan(one.factor) else f"{one.factor:g}",
+        f"{one.per_feature_day:.2g}",
+        f"{one.low:.2g} to {one.high:.2g}",
+        expected,
+        f"{low} to {high}",
+    ]
+
+
+def _delay_cells(one: replay.Delay | None) -> list[str]:
+    if one is None:
+        return ["-", "-"]
+    found = "-" if math.isinf(one.windows) else f"{one.windows:.0f} windows"
+    return [found, f"{100 * one.missed:.2g} %"]
 
 
 def _words(found: replay.Calibration) -> Iterator[str]:
-    """Yield the delay, the advice, and what cannot be known."""
+    """Yield the advice, and what cannot be known."""
     yield ""
-    if found.delay is not None:
-        soon = f"found after {found.delay.windows:.0f} windows (median), "
-        yield (
-            f"a spike in 20 % of the requests: {'' if math.isinf(found.delay.windows) else soon}"
-            f"{100 * found.delay.missed:.2g} % missed"
-        )
     yield from (f"* {words}" for words in found.advice)
     if found.limits:
         yield "\nWhat this cannot know:"

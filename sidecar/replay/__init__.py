@@ -9,6 +9,7 @@ cannot know. Nothing here reads a clock; files are read by ``store``.
 from sidecar.replay.calibration import Calibration, calibrate, rounded
 from sidecar.replay.calibration import as_json as calibration_as_json
 from sidecar.replay.comparison import as_json, compare, days, tallies
+from sidecar.replay.delay import Delay
 from sidecar.replay.false_alarms import FalseAlarms
 from sidecar.replay.playing import Alarm, Extent, Playback, Player, measure, play
 from sidecar.replay.plot import PANELS, Panel, draw
@@ -20,6 +21,7 @@ __all__ = [
     "Alarm",
     "Behaviour",
     "Calibration",
+    "Delay",
     "Extent",
     "FalseAlarms",
     "Panel",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sidecar.features import LayerKey
-from sidecar.replay.delay import Delay, delay, enough_requests
+from sidecar.replay.delay import SPIKE_SHARE, Delay, delay, enough_requests
 from sidecar.replay.false_alarms import Cut, FalseAlarms, false_alarms
 from sidecar.replay.policies import Policy
 from sidecar.replay.traffic import (
@@ -49,6 +49,7 @@ class Calibration:
         rates: False alarms under the policy; None where the recording is too short.
         tried: The same with other minimum factors.
         delay: What becomes of spikes put into the recorded traffic; None where it is too short.
+        delays: The same with the factors of ``tried``.
         advice: What to change, in words with numbers.
         limits: What this cannot know.
     """
@@ -59,6 +60,7 @@ class Calibration:
     rates: FalseAlarms | None
     tried: tuple[FalseAlarms, ...]
     delay: Delay | None
+    delays: tuple[Delay | None, ...]
     advice: tuple[str, ...]
     limits: tuple[str, ...]
 
@@ -80,7 +82,7 @@ def calibrate(
     parts = stretches(windows, policy, incidents)
     if not parts:
         nothing = "No window has a baseline: record until it is learned, and calibrate then."
-        return Calibration(policy.name, None, {}, None, (), None, (nothing,), ())
+        return Calibration(policy.name, None, {}, None, (), None, (), (nothing,), ())
     overall = behaviour(parts)
     layers = {
         layer: behaviour([part for part in parts if part.layer == layer])
@@ -95,6 +97,7 @@ def calibrate(
         others = [factor for factor in FACTORS if factor != rates.factor]
         tried = tuple(false_alarms(long, cut, rng, factor=factor) for factor in others)
     spikes = delay(parts, rng)
+    delays = tuple(delay(parts, rng, factor=one.factor) for one in tried)
     return Calibration(
         policy=policy.name,
         overall=overall,
@@ -102,8 +105,9 @@ def calibrate(
         rates=rates,
         tried=tried,
         delay=spikes,
+        delays=delays,
         advice=(
-            *_on_factor(policy, rates, tried),
+            *_on_factor(policy, rates, tried, delays),
             *_on_baselines(parts, layers),
             *_on_sampling(parts, overall, spikes, rng),
             *_on_clustering(overall),
@@ -134,8 +138,15 @@ def _on_clustering(overall: Behaviour) -> Iterator[str]:
         )
 
 
+def _expected(one: FalseAlarms) -> str:
+    return rounded(one.per_1000_days(one.per_feature_day))
+
+
 def _on_factor(
-    policy: Policy, rates: FalseAlarms | None, tried: Sequence[FalseAlarms]
+    policy: Policy,
+    rates: FalseAlarms | None,
+    tried: Sequence[FalseAlarms],
+    delays: Sequence[Delay | None],
 ) -> Iterator[str]:
     if rates is None:
         return
@@ -149,19 +160,29 @@ def _on_factor(
     own = "its flags' own factors" if math.isnan(rates.factor) else f"factor {rates.factor:g}"
     if expected > wanted:
         yield (
-            f"With {own} expect {rounded(expected)} false alarms in 1,000 days over {rates.flagged} "
+            f"With {own} expect {_expected(rates)} false alarms in 1,000 days over {rates.flagged} "
             f"features ({rounded(rates.per_1000_days(rates.low))} to "
             f"{rounded(rates.per_1000_days(rates.high))}), if nothing in the recording was worth a page; "
-            f"the policy asks for {wanted:g}."
+            f"the policy asks for {rounded(wanted)}."
         )
         higher = [one for one in quiet if math.isnan(rates.factor) or one.factor > rates.factor]
         if higher:
-            yield f"Set spike.factor to {higher[0].factor:g}: it raises none on this recording."
+            best = higher[0]
+            spikes = delays[tried.index(best)]
+            words = f"Set spike.factor to {best.factor:g}: {_expected(best)} are expected then"
+            yield (
+                f"{words}."
+                if spikes is None
+                else (
+                    f"{words}, and {100 * spikes.missed:.2g} % of spikes in {100 * SPIKE_SHARE:.0f} % of the "
+                    "requests missed."
+                )
+            )
         elif tried:
             best = min(tried, key=lambda one: (one.per_feature_day, one.factor))
             yield (
                 f"No factor up to {FACTORS[-1]:g} is as quiet as that; {best.factor:g} comes nearest, with "
-                f"{rounded(best.per_1000_days(best.per_feature_day))}. Watch a higher spike.quantile, or learn "
+                f"{_expected(best)}. Watch a higher spike.quantile, or learn "
                 "the baseline on traffic like this."
             )
         return
@@ -197,18 +218,20 @@ def _on_sampling(
 ) -> Iterator[str]:
     if spikes is None or (spikes.windows <= WANTED_WINDOWS and spikes.missed <= MISSED):
         return
-    mean, most = overall.requests_per_window, 100 * MISSED
+    mean = overall.requests_per_window
     enough = enough_requests(parts[0], overall, rng, windows=WANTED_WINDOWS, missed=MISSED)
-    words = f"At {mean:.0f} requests a window {100 * spikes.missed:.0f} % of such spikes are missed"
+    missed = f"{100 * spikes.missed:.2g} % are missed"
+    soon = missed if math.isinf(spikes.windows) else f"after {spikes.windows:.0f} windows, {missed}"
+    words = f"Spikes in {100 * SPIKE_SHARE:.0f} % of {mean:.0f} requests a window are found late ({soon})"
     if enough is None:
         yield f"{words}, and more requests do not help: lower spike.factor or raise spike.quantile."
     elif enough > mean:
         yield (
-            f"{words}; with {enough} they would be found after {WANTED_WINDOWS} windows and {most:.0f} % "
-            f"missed: sample {enough / mean:.1f} times as much, or make statistics.window_seconds longer."
+            f"{words}; with {enough} requests {WANTED_WINDOWS} windows would do: sample "
+            f"{enough / mean:.1f} times as much, or make statistics.window_seconds longer."
         )
     else:
-        yield f"{words}, though so many would be enough if requests were independent: it bursts."
+        yield f"{words}, though so many would be enough if requests were independent: they burst."
 
 
 def _limits(
@@ -268,11 +291,18 @@ def as_json(found: Calibration) -> dict[str, Any]:
             {"layer": str(layer), **_plain(asdict(one))} for layer, one in found.layers.items()
         ],
         "false_alarms": None if found.rates is None else _rates(found.rates),
-        "other_factors": [_rates(one) for one in found.tried],
-        "spikes": None if found.delay is None else _plain(asdict(found.delay)),
+        "other_factors": [
+            {**_rates(one), "spikes": _spikes(spikes)}
+            for one, spikes in zip(found.tried, found.delays, strict=True)
+        ],
+        "spikes": _spikes(found.delay),
         "advice": list(found.advice),
         "cannot_know": list(found.limits),
     }
+
+
+def _spikes(one: Delay | None) -> dict[str, Any] | None:
+    return None if one is None else _plain(asdict(one))
 
 
 def _rates(one: FalseAlarms) -> dict[str, Any]:

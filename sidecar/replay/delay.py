@@ -34,12 +34,19 @@ class Delay:
     tries: int
 
 
-def delay(parts: Sequence[Stretch], rng: np.random.Generator, tries: int = TRIES) -> Delay | None:
+def delay(
+    parts: Sequence[Stretch],
+    rng: np.random.Generator,
+    *,
+    factor: float | None = None,
+    tries: int = TRIES,
+) -> Delay | None:
     """Return how soon spikes are found that are put anywhere into recorded traffic.
 
     Args:
         parts: Stretches; None is returned where none is long enough.
         rng: Draws places, and the requests that a spike touches.
+        factor: Another minimum factor for every feature; None: that of the policy.
         tries: Spikes.
     """
     warm = warm_windows(parts[0].terms.spike)
@@ -49,6 +56,8 @@ def delay(parts: Sequence[Stretch], rng: np.random.Generator, tries: int = TRIES
     first = long[0]
     picked = [_pick(long[int(rng.integers(len(long)))], warm, rng) for _ in range(tries)]
     rates, factors, compared, exceedances = map(np.array, zip(*picked, strict=True))
+    if factor is not None:
+        factors = np.full_like(factors, factor)
     lanes = Lanes(first.terms.spike, first.flagged, rates, factors, np.ones(tries, np.bool_))
     return _found(lanes, compared.T, exceedances.T, warm, rng)
 

@@ -368,7 +368,11 @@ def test_the_command_prints_what_was_measured(tmp_path: Path) -> None:
     mine = answer["false_alarms"]
     assert f"{mine['alarms']} alarms in {mine['feature_days']:.3g} feature-days" in table.stdout
     assert mine["low"] < mine["per_feature_day"] < mine["high"]
-    assert [2.0, 3.0, 4.0, 6.0, 8.0] == [one["factor"] for one in answer["other_factors"]]
+    others = answer["other_factors"]
+    assert [2.0, 3.0, 4.0, 6.0, 8.0] == [one["factor"] for one in others]
+    missed = [one["spikes"]["missed"] for one in (answer, *others)]
+    assert sorted(missed) == missed
+    assert missed[0] < 0.1 < missed[-1]  # a greater factor is quieter, and blinder
     assert mine["per_1000_days"]["expected"] == pytest.approx(4000 * mine["per_feature_day"])
 
 
