@@ -243,7 +243,7 @@ def test_the_dashboard_finds_its_data(source: Any, serve: Any, start_prometheus:
 
     empty = {where for where, answer in answers.items() if not answer}
     faults = "Left out, failed or set aside"
-    assert {(faults, ref) for ref in "ABCDE"} == empty
+    assert {(faults, ref) for ref in "ABCDEF"} == empty
     assert len(notes) == 5
     portraits = {
         one["metric"]["portrait"] for one in answers["Flagged features", "A"] if one["metric"]
