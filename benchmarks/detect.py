@@ -32,7 +32,7 @@ from benchmarks.drifting import SMALL, ticket_hours
 from benchmarks.rivals import RIVALS, Drawn, Rival
 from benchmarks.row import Row, least_cpu_seconds
 from sidecar.detect import screen
-from sidecar.testing import SCENARIOS, Injection, Marginal, Traffic
+from sidecar.testing import SCENARIOS, Injection, Marginal, Scenario, Traffic
 
 SIZES = (64, 256)
 FEATURES, DAYS = 1200, 0.5
@@ -41,7 +41,8 @@ FEATURES, DAYS = 1200, 0.5
 SHARES = (0.1, 0.2)
 """Of requests that spike."""
 
-SPIKING = 2000
+SPIKING, STARTS = 2000, 10
+"""Spikes, and runs that they are shared by: in one run all begin in the same window."""
 
 DRAWN_FEATURES, DRAWN_DAYS = 20, 1.0
 """Of each scenario for the rivals, whose every token is drawn."""
@@ -60,8 +61,8 @@ BURSTS = {
 }
 """What the screen is measured on, by the suffix of its rows."""
 
-WIDE, WIDE_BASELINE = 131_072, 64
-LAYER, LAYER_DAYS, SHIFTED = 512, 1.0, 0.1
+WIDE, WIDE_BASELINE = 131_072, 360
+LAYER, LAYER_DAYS, SHIFTED = 256, 3.0, 0.1
 """Features of a layer, days without a shift, and the share of features that a shift moves."""
 
 DRIFTING, DRIFT_DAYS, SHIFTS = 60, 3.0, (0.1, 0.2, 0.5)
@@ -95,7 +96,7 @@ def spike_rows() -> Sequence[Row]:
             label = f"detect.spike.false_alarms.{where}"
             rows.append(_row(label, rate, PER_DAY, AIM, AIMS[name], 1 / (FEATURES * DAYS)))
             for share in SHARES:
-                found = delays(scenario, Injection.spike(share), SPIKING, 10 + number)
+                found = _delays(scenario, Injection.spike(share), number)
                 missed, late = 100 * float(np.isinf(found).mean()), median_delay(found)
                 end = f"{where}_{100 * share:.0f}pct"
                 rows += [
@@ -103,6 +104,13 @@ def spike_rows() -> Sequence[Row]:
                     _row(f"detect.spike.missed.{end}", missed, MISSED, AIM, 5.0, 100 / SPIKING),
                 ]
     return rows
+
+
+def _delays(scenario: Scenario, spike: Injection, number: int) -> np.ndarray:
+    """Return delays of ``SPIKING`` spikes, which begin in windows of ``STARTS`` different sizes."""
+    each = SPIKING // STARTS
+    seeds = range(1000 * number, 1000 * number + STARTS)
+    return np.concatenate([delays(scenario, spike, each, seed) for seed in seeds])
 
 
 def _headlines(ours: Sequence[Row], theirs: Sequence[Row]) -> Sequence[Row]:
@@ -220,16 +228,17 @@ def screen_rows() -> Sequence[Row]:
 
 
 def _layer_rows() -> Sequence[Row]:
-    """Return how often and how late a whole layer fires; all its features share their bursts."""
+    """Return how often and how late a whole layer fires whose features share their bursts."""
     rows = []
-    for suffix in ("_shared_bursts", "_strong_bursts"):
-        scenario = replace(BURSTS[suffix], shared=1.0)
+    for name, shared in (("C", 1.0), ("E", 0.5), ("E", 1.0)):
+        scenario = replace(SCENARIOS[name], shared=shared)
         alarms = layer_alarms(scenario, (), LAYER, round(LAYER_DAYS * WINDOWS_A_DAY), 40)
-        rate, label = len(alarms) / LAYER_DAYS, f"detect.layer.false_alarms{suffix}"
+        rate = len(alarms) / LAYER_DAYS
+        label = f"detect.layer.false_alarms.{name}_{100 * shared:.0f}pct_shared"
         rows.append(_row(label, rate, PER_LAYER, AIM, 1.0, 1 / LAYER_DAYS))
     moved = Injection.spike(0.2).during(SCREEN_BASELINE).on(range(round(SHIFTED * LAYER)))
     late = [*layer_alarms(SCENARIOS["C"], [moved], LAYER, PATIENCE, 41), PATIENCE + 1]
-    return [*rows, _row("detect.layer.delay", float(late[0]), WINDOWS, AIM, 3.0, 1.0)]
+    return [*rows, _row("detect.layer.delay", float(late[0]), WINDOWS, AIM, 30.0, 1.0)]
 
 
 def _cost() -> Row:

@@ -22,6 +22,7 @@ def filled(page: str, rows: Sequence[Measured]) -> str:
         ("spike", _spike(value)),
         ("rivals", _rivals(value, rows)),
         ("screen", _screen(value)),
+        ("layers", _layers(value)),
         ("slow", _slow(value)),
     ):
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
@@ -77,6 +78,17 @@ def _screen(value: Mapping[str, float]) -> Sequence[str]:
         ]
         for end, traffic in ENDS.items()
     ]
+    return _table(head, lines)
+
+
+def _layers(value: Mapping[str, float]) -> Sequence[str]:
+    head = ("traffic, share of the mix that all features have in common", "false alarms")
+    first = "detect.layer.false_alarms."
+    lines = []
+    for name in value:
+        if name.startswith(first):
+            scenario, share = name.removeprefix(first).split("_")[:2]
+            lines.append([f"{scenario}, {share.replace('pct', ' %')}", _number(value[name])])
     return _table(head, lines)
 
 

@@ -161,7 +161,7 @@ def expectation(windows: Iterable[Counted], features: int) -> Expected:
         requests, number = requests + window.requests, number + 1
     rate = baseline_rate(total, requests)
     dispersion = (squares - total**2 / requests) / (rate * (number - 1))
-    return Expected(rate, dispersion, requests / number)
+    return Expected(rate, dispersion, requests / number, number)
 
 
 def errors(

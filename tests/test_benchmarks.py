@@ -121,11 +121,11 @@ def test_the_screen_keeps_its_share_of_false_findings(name: str) -> None:
     assert power >= 0.95
 
 
-def test_a_shift_of_a_layer_is_found_in_three_windows_and_quiet_traffic_is_not_one() -> None:
+def test_a_shift_of_a_layer_is_found_in_five_minutes_and_quiet_traffic_is_not_one() -> None:
     """A tenth of its features is enough."""
     moved = Injection.spike(0.2).during(detectors.SCREEN_BASELINE).on(range(20))
 
-    assert [3] == detectors.layer_alarms(SCENARIOS["C"], [moved], 200, 40, 4)
+    assert [30] == detectors.layer_alarms(SCENARIOS["C"], [moved], 200, 40, 4)
     assert [] == detectors.layer_alarms(SCENARIOS["C"], [], 200, 500, 4)
 
 
@@ -157,7 +157,7 @@ def test_a_shift_is_a_ticket_within_three_hours() -> None:
 
 def test_the_detection_page_shows_the_rows() -> None:
     """Each table has what was measured at its place, and the text around it stays."""
-    names = ("spike", "rivals", "screen", "slow")
+    names = ("spike", "rivals", "screen", "layers", "slow")
     page = "".join(f"{n} <!-- {n}: begin -->\nold\n<!-- {n}: end -->\n" for n in names)
     rows = [measured(name, 0.5) for name in detect_rows()]
     late = [r for r in rows if r["name"] == "detect.spike.delay.E_64_10pct"]
@@ -169,6 +169,7 @@ def test_the_detection_page_shows_the_rows() -> None:
     assert "| **spike test** |" in once
     assert "| p | 10 |" in once
     assert "| B, lognormal | 0.5 |  |" in once
+    assert "| E, 50 % | 0.5 |" in once
     assert "old" not in once
     assert once == filled(once, rows)
 
@@ -189,6 +190,7 @@ def detect_rows() -> list[str]:
         *(f"detect.rival.false_alarms.{where}.ewma" for where in traffic),
         *(f"detect.rival.delay.{tokens}.ewma" for tokens in ("all_tokens", "few_tokens")),
         *(f"detect.screen.{what}{end}" for what in ("fdr", "power", "quiet") for end in ends),
+        "detect.layer.false_alarms.E_50pct_shared",
         *(f"detect.conditions.records.{where}" for where in traffic),
         *(f"detect.drift.false_tickets.{name}" for name in SCENARIOS),
     ]

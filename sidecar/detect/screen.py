@@ -27,9 +27,11 @@ class ScreenPolicy:
             a window.
         factor: A feature counts only when its rate is so many times its baseline's: with many
             requests, small differences are significant and tell nothing.
+        baseline_windows: Windows a dispersion must have been measured over; with fewer nothing is judged.
         layer_ratio: A window is loud when more than this share of its features is significant.
         layer_minimum: And at least so many.
-        pending_windows: Loud windows in a row that make the layer fire.
+        pending_windows: Loud windows in a row that make the layer fire: 5 minutes by default. Bursts that
+            all features share are over by then, or nearly so.
         clear_ratio: A window is calm when at most this share of its features is significant.
         clear_windows: Calm windows in a row after which a firing layer resolves.
         resolved_windows: Windows a layer stays resolved.
@@ -38,9 +40,10 @@ class ScreenPolicy:
 
     false_discoveries: float = 0.05
     factor: float = 2.0
+    baseline_windows: int = 360
     layer_ratio: float = 0.05
     layer_minimum: int = 5
-    pending_windows: int = 3
+    pending_windows: int = 30
     clear_ratio: float = 0.025
     clear_windows: int = 6
     resolved_windows: int = 6
@@ -57,11 +60,13 @@ class Expected:
             below 1 counts as 1; NaN: it was never measured.
         requests: Requests of a typical window of the baseline, above 0. Bursts multiply the rate, so
             the greater a window is, the more its count varies.
+        windows: Over how many windows that was measured.
     """
 
     rate: NDArray[np.float64]
     dispersion: NDArray[np.float64]
     requests: float
+    windows: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,7 +114,8 @@ def screen(
     """
     _check(exceedances, requests, expected)
     known = np.isfinite(expected.dispersion) & (expected.rate > 0) & (expected.rate < 1)
-    judged = int(known.sum()) if requests else 0
+    measured = requests > 0 and expected.windows >= policy.baseline_windows
+    judged = int(known.sum()) if measured else 0
     log_p = np.full(len(exceedances), np.nan)
     significant = np.zeros(len(exceedances), np.bool_)
     loud = known & (exceedances >= np.maximum(1, requests * _loud(expected.rate, policy.factor)))

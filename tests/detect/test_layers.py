@@ -14,7 +14,7 @@ from sidecar.errors import CorruptState, InvalidInput
 
 pytestmark = pytest.mark.unit
 
-POLICY = ScreenPolicy()
+POLICY = ScreenPolicy(pending_windows=3)
 N = 1000
 LOUD, MIDDLE, QUIET, EMPTY = (51, N), (40, N), (25, N), (0, 0)
 

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ DISPERSIONS = st.sampled_from([0.9, 1.0, 1.2, 5.0, math.nan])
 
 def expected(rates: list[float], dispersions: list[float], requests: float = 64.0) -> Expected:
     """Return an expectation of lists."""
-    return Expected(np.array(rates), np.array(dispersions), requests)
+    return Expected(np.array(rates), np.array(dispersions), requests, 360)
 
 
 def naive(counts: list[int], requests: int, known: Expected) -> list[bool]:
@@ -60,15 +61,17 @@ def test_leaving_tails_out_changes_nothing(
 
 
 def test_only_features_with_an_expectation_are_judged() -> None:
-    """No baseline, no measured dispersion, a rate of 0 or 1, no requests: nothing is said of them."""
+    """No baseline or dispersion, a rate of 0 or 1, no requests, too few windows: nothing is said."""
     known = expected([0.01, math.nan, 0.01, 0.0, 1.0], [1.0, 1.0, math.nan, 1.0, 1.0])
 
     some = screen(np.full(5, 40), 64, known, POLICY)
     none = screen(np.zeros(5, np.int64), 0, known, POLICY)
+    early = screen(np.full(5, 40), 64, replace(known, windows=359), POLICY)
 
-    assert (1, 0) == (some.judged, none.judged)
+    assert (1, 0, 0) == (some.judged, none.judged, early.judged)
     assert [True, False, False, False, False] == some.significant.tolist()
     assert not none.significant.any()
+    assert not early.significant.any()
 
 
 def test_a_small_difference_is_not_significant_however_many_requests() -> None:
