@@ -22,10 +22,6 @@ from numpy.typing import NDArray
 from sidecar.errors import InvalidInput
 from sidecar.testing.marginals import NORMAL, Marginal
 
-WINDOW_SECONDS = 10.0
-WINDOWS_A_DAY = 8640
-"""Windows of 10 s; the unit in which false alarms are told is a day of one feature."""
-
 _NODES = np.linspace(-8.0, 8.0, 161)
 """Where the request effect is integrated: for a Gaussian the trapezoid rule at this step is exact to
 the last digits."""
@@ -200,7 +196,15 @@ class Counted:
 
 
 class Traffic:
-    """Traffic of ``n`` features, which can be gone through again and again."""
+    """Traffic of ``n`` features, which can be gone through again and again.
+
+    Example:
+        >>> spike = Injection.spike(share=1.0, height=9.0).during(first=1).on([2])
+        >>> traffic = Traffic(SCENARIOS["B"], 3, seed=1, injections=[spike])
+        >>> _, second = traffic.counts(2)
+        >>> second.requests, int(second.exceedances[2])
+        (64, 64)
+    """
 
     def __init__(
         self,
