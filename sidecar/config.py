@@ -273,9 +273,10 @@ class StatisticsConfig(_Section):
         "thresholds, the second measures how often requests pass them.",
     )
     baseline_min_seconds: float = Field(
-        default=3600.0,
+        default=7200.0,
         ge=0,
-        description="Seconds a baseline covers before it freezes by itself, halved alike.",
+        description="Seconds a baseline covers before it freezes by itself, halved alike: the screen "
+        "needs the hour of the second half. A day is better, for it has every hour's traffic.",
     )
     history_seconds: Positive = Field(
         default=86_400.0, description="The longer history covers between one and two of these."
@@ -368,6 +369,47 @@ class SpikeConfig(_Section):
     )
     unsampled_windows: Count = Field(
         default=6, description="Windows without a sample after which the state is unknown."
+    )
+
+
+class ScreenConfig(_Section):
+    """When so many features of a layer exceed too often that the layer as a whole counts as shifted."""
+
+    false_discoveries: Annotated[float, Field(gt=0, lt=0.5)] = Field(
+        default=0.05,
+        description="Expected share of false ones among the features that a window calls significant.",
+    )
+    factor: Annotated[float, Field(gt=1)] = Field(
+        default=2.0,
+        description="Exceedance rate over the baseline's below which no feature counts.",
+    )
+    baseline_windows: Count = Field(
+        default=360,
+        description="Windows of a baseline's second half, an hour by default, before the screen says "
+        "anything: over fewer it cannot be told how much counts vary. A shorter baseline is not screened.",
+    )
+    layer_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.05, description="Share of a layer's features beyond which a window is loud."
+    )
+    layer_minimum: Count = Field(
+        default=5, description="Significant features below which no window is loud."
+    )
+    pending_windows: Count = Field(
+        default=30,
+        description="Loud windows in a row after which a layer counts as shifted although no two of its "
+        "flagged features spike: bursts that all features share are over by then, or nearly so.",
+    )
+    clear_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.025, description="Share of significant features up to which a window is calm."
+    )
+    clear_windows: Count = Field(
+        default=6, description="Calm windows in a row after which a shifted layer resolves."
+    )
+    resolved_windows: Count = Field(
+        default=6, description="Windows a layer stays resolved before it counts as normal."
+    )
+    unsampled_windows: Count = Field(
+        default=6, description="Windows without a judged feature after which nothing is known."
     )
 
 
@@ -536,6 +578,9 @@ class SidecarConfig(_Section):
         default_factory=StatisticsConfig, description="Distributions."
     )
     spike: SpikeConfig = Field(default_factory=SpikeConfig, description="The spike test.")
+    screen: ScreenConfig = Field(
+        default_factory=ScreenConfig, description="The screen of every feature."
+    )
     ingest: IngestConfig = Field(default_factory=IngestConfig, description="Bounds of the ingest.")
     jobs: JobsConfig = Field(default_factory=JobsConfig, description="Visualisation jobs.")
     store: StoreConfig = Field(default_factory=StoreConfig, description="Disk.")

@@ -193,6 +193,7 @@ class Daemon:
             config.spike,
             now=clock(),
             activation_limit=config.metrics.flagged_limit,
+            screen=config.screen,
             evidence=EvidenceBook(config.evidence, key=self.storage.evidence_key),
             on_window=self.storage.recorder.take if self.storage.recorder else None,
             levels=config.recording.levels if self.storage.recorder else (),

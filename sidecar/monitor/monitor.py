@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sidecar.config import SpikeConfig, StatisticsConfig
+from sidecar.config import ScreenConfig, SpikeConfig, StatisticsConfig
 from sidecar.detect import ScreenPolicy, SpikePolicy, Transition
 from sidecar.errors import (
     BaselineNotReady,
@@ -68,9 +68,6 @@ _PERIODS = {
     Window.BASELINE: Period.BASELINE,
     Window.HISTORY: Period.HISTORY,
 }
-_SCREEN = ScreenPolicy()
-"""When a layer counts as shifted; ``docs/detection.md`` has what was measured with it."""
-
 DIGEST_SHOWN = 12
 """Hexadecimal digits of a digest that people see."""
 
@@ -90,6 +87,7 @@ class Monitor:
         *,
         now: float,
         activation_limit: int = 1000,
+        screen: ScreenConfig | None = None,
         evidence: EvidenceBook | None = None,
         on_window: Callable[[WindowRecord], None] | None = None,
         levels: Sequence[float] = (),
@@ -101,6 +99,7 @@ class Monitor:
             spike: When a flagged feature counts as spiking.
             now: Unix seconds; the first window starts here.
             activation_limit: Most watched features whose activations are added up for scrapes.
+            screen: When a whole layer counts as shifted; None: the default settings.
             evidence: What keeps slices and rows; None: one with the default settings.
             on_window: Given every closed window of flagged features, under the lock; must not wait.
             levels: Baseline quantiles at which requests of flagged features are counted for it too.
@@ -111,6 +110,7 @@ class Monitor:
         self._on_window, self._levels = on_window, tuple(levels)
         self._settings = statistics
         self._policy = SpikePolicy(**spike.model_dump(), window_seconds=statistics.window_seconds)
+        self._screen = ScreenPolicy(**(screen or ScreenConfig()).model_dump())
         self._lock = threading.RLock()
         self._bank, self._sparse = new_banks(statistics)
         self._layers: dict[LayerKey, MonitoredLayer] = {}
@@ -271,11 +271,11 @@ class Monitor:
     def _judge(self, key: LayerKey, counts: WindowCounts, now: float) -> Iterator[Event]:
         """Run what is no spike test: the screen of the whole layer, conditions, and drift."""
         layer = self._layers[key]
-        moved = (
-            layer.screening.observe(counts, _SCREEN, now) if key in self._bank.layers() else None
-        )
-        if moved is not None:
-            yield Event(now, f"layer_{moved.after}", str(key), moved.reason)
+        if key in self._bank.layers():
+            words = layer.screening.observe(counts, layer.watch.spiking, self._screen, now)
+            if words is not None:
+                what = "layer_shifted" if layer.screening.shifted else "layer_settled"
+                yield Event(now, what, str(key), words)
         for certain in layer.watch.conditions.observe(counts, layer.watch.flags, now):
             feature = layer.watch.keys[certain.index]
             verdict = certain.condition if certain.holds else f"no longer {certain.condition}"

@@ -101,6 +101,11 @@ class LayerWatch:
         return np.array([flag.factor or policy.factor for flag in self.flags], np.float64)
 
     @property
+    def spiking(self) -> int:
+        """How many features fire."""
+        return int((self.spikes.codes == State.FIRING.code).sum())
+
+    @property
     def thresholds(self) -> NDArray[np.float64]:
         """What people are told a feature is compared with, shape ``(n,)``; NaN without a baseline."""
         return self.limits.shown

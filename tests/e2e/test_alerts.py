@@ -54,6 +54,7 @@ SETTINGS: dict[str, Any] = {
         "baseline_min_requests": 55 * REQUESTS,
         "baseline_min_seconds": 60 * WINDOW_SECONDS,
     },
+    "screen": {"baseline_windows": 20},
     "spike": {"quantile": 0.99, "clear_windows": 8, "resolved_windows": 6},
     "alerts": {"portrait_on_firing": False},
 }
@@ -331,7 +332,7 @@ def test_everyday_photographs_raise_no_alarm(tmp_path: Path) -> None:
             pages = stack.pager.pages()
         sink.close(2.0)
 
-    assert [] == [event for event in events if event.what in ("feature_firing", "layer_firing")]
+    assert [] == [event for event in events if event.what in ("feature_firing", "layer_shifted")]
     assert set() == names
     assert [] == pages
 
