@@ -258,7 +258,8 @@ def test_the_delay_is_what_a_replay_shows(requests: int) -> None:
     found = [(alarm.start - windows[99].at) / 10.0 for alarm in play(windows, Policy()).alarms]
 
     assert told is not None
-    assert told.missed == pytest.approx(1 - len(found) / 200, abs=0.08)
+    # Two shares of 200 spikes each: a standard deviation of 0.05 apart where half are missed.
+    assert told.missed == pytest.approx(1 - len(found) / 200, abs=0.12)
     delays = [*found, *[math.inf] * (200 - len(found))]
     assert np.median(delays) in (told.windows, told.windows - 1, told.windows + 1)
 
