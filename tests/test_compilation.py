@@ -18,7 +18,9 @@ from sidecar.testing import running_daemon, wait_until
 
 pytestmark = pytest.mark.service
 
-OTHER = Loops(Kernels("other", NUMPY.count, NUMPY.moments, NUMPY.exceed, NUMPY.screen), SparseBank.FALLBACK)
+OTHER = Loops(
+    Kernels("other", NUMPY.count, NUMPY.moments, NUMPY.exceed, NUMPY.screen), SparseBank.FALLBACK
+)
 WRITES = (sys.executable, "-c", f"import os; open(os.environ['{CACHE_VARIABLE}'] + '/it', 'w')")
 FAILS = (sys.executable, "-c", "import sys; sys.exit('no such compiler')")
 WAITS = (sys.executable, "-c", "import signal; signal.pause()")
