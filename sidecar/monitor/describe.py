@@ -23,7 +23,6 @@ def unwatched(layer: LayerKey, index: int) -> FeatureStatus:
         since=0.0,
         requests=0,
         exceedance_ratio=unknown,
-        long_exceedance_ratio=unknown,
         baseline_ratio=unknown,
         threshold=unknown,
         last=unknown,

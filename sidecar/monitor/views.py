@@ -54,7 +54,6 @@ class FeatureStatus:
         since: Unix seconds of the last change of state.
         requests: Requests in the last short windows with a sample.
         exceedance_ratio: Share of those with a value beyond ``threshold``.
-        long_exceedance_ratio: The recent level of that share, ``level_ratio``.
         baseline_ratio: That share in the baseline.
         threshold: Baseline quantile of the spike test; NaN before there is a baseline.
         last: Largest value of the last closed window that had samples; NaN before.
@@ -83,7 +82,6 @@ class FeatureStatus:
     since: float
     requests: int
     exceedance_ratio: float
-    long_exceedance_ratio: float
     baseline_ratio: float
     threshold: float
     last: float

@@ -210,7 +210,6 @@ class LayerWatch:
             self.spikes.since,
             requests,
             short,
-            level,
             self.baseline_rates,
             self.thresholds,
             self.last,

@@ -172,13 +172,17 @@ class MemoryBackend:
             since=self.now - 260,
             requests=640,
             exceedance_ratio=0.0830 if firing else 0.0016,
-            long_exceedance_ratio=0.0312 if firing else 0.0011,
             baseline_ratio=0.0010,
             threshold=4.71,
             last=9.42 if firing else 3.85,
-            explanation="short rate 0.083 over 640 requests, long rate 0.031, p below 1e-12"
+            explanation="53 of 640 requests beyond the baseline's 99.9 % quantile, 83 times the "
+            "baseline rate; tolerated 0.36 %; evidence 10^12.4, an alarm takes 10^8.6"
             if firing
-            else "short rate 0.0016 over 640 requests, within the baseline",
+            else "Within its baseline.",
+            evidence_log10=12.4 if firing else 0.1,
+            evidence_threshold_log10=8.6,
+            level_ratio=0.0012,
+            tolerated_ratio=0.0036,
         )
         self.watched[key] = replace(status, **more)
         return key
@@ -339,7 +343,7 @@ class MemoryBackend:
             raise UnknownFeature(f"feature index {key.index}: use 0 to {layer.width - 1}")
         unknown = math.nan
         plain = FeatureStatus(
-            key, None, State.UNKNOWN, 0.0, 0, unknown, unknown, unknown, unknown, unknown, ""
+            key, None, State.UNKNOWN, 0.0, 0, unknown, unknown, unknown, unknown, ""
         )
         return self.watched.get(key, plain)
 

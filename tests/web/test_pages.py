@@ -212,8 +212,40 @@ def test_a_layer_of_which_less_is_kept_says_so(
     before = client.get("/layers").text
     backend.add_layer(channels, 192, detail="screened")
 
-    assert "screened" not in before
+    assert "statistics.memory_bytes" not in before
     assert "statistics.memory_bytes" in client.get("/layers").text
+
+
+def test_a_shifted_layer_is_seen_on_its_page_and_on_its_features(
+    client: httpx.Client, backend: Any, channels: LayerKey
+) -> None:
+    """How many features moved, that one alert stands for them, and which baseline says so."""
+    backend.add_layer(
+        channels,
+        192,
+        screened_features=192,
+        significant_features=180,
+        shifted=True,
+        baseline_id="7d5d9dd43189",
+    )
+    key = backend.watch(
+        channels.feature(3),
+        State.FIRING,
+        conditions=("never_seen",),
+        drifting=True,
+        drift_js=0.21,
+        drift_wasserstein=0.4,
+        slice="route=/v1/eu",
+        direction="below",
+    )
+
+    layers, page = client.get("/layers").text, client.get(f"/f/{key.path}").text
+
+    assert "180 of 192" in layers
+    assert "shifted as a whole" in layers
+    assert "7d5d9dd43189" in layers
+    for words in ("moves as a whole", "never seen", "Drifting", "route=/v1/eu", "(below)"):
+        assert words in page
 
 
 def test_without_a_model_the_list_says_how_to_attach_one(client: httpx.Client) -> None:

@@ -19,7 +19,7 @@ KEY = FeatureKey(LayerKey("lite0", "ab" * 32, "_blocks.14"), 33)
 def status(state: State, *, now: float = 0.08, usual: float = 0.001, threshold: float = 4.7) -> Any:
     """Return a flagged feature in some state."""
     flag = Flag("stripes")
-    return FeatureStatus(KEY, flag, state, 1.0, 640, now, now, usual, threshold, 9.0, "")
+    return FeatureStatus(KEY, flag, state, 1.0, 640, now, usual, threshold, 9.0, "")
 
 
 @given(st.floats(allow_nan=True, allow_infinity=True))
