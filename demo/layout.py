@@ -13,7 +13,8 @@ from demo.lite0 import names_path
 from demo.story import BASELINE_REQUESTS, BASELINE_SECONDS, FLAGGED, INPUT, MODEL, QUANTILE
 
 FOR_SECONDS = 5
-"""How long a spike must last before Prometheus' alert fires; in production 30 or more."""
+"""How long a spike must last before Prometheus' alert fires: people see it pending. The shipped rules do
+not wait."""
 
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout; children run here and the worker imports ``demo.lite0`` from here."""

@@ -31,9 +31,17 @@ _OPTIONS = (
     click.option(
         "--for-seconds",
         type=click.IntRange(min=0),
-        default=30,
+        default=0,
         show_default=True,
-        help="How long a spike must last: more than a window, a scrape and an evaluation together.",
+        help="How long a spike or a shift must last before it is told.",
+    ),
+    click.option(
+        "--keep-firing-seconds",
+        "keep_seconds",
+        type=click.IntRange(min=0),
+        default=120,
+        show_default=True,
+        help="How long it is told after it was last seen: longer than a restart of the sidecar.",
     ),
     click.option(
         "--window-seconds",
@@ -140,8 +148,9 @@ def test(options: dict[str, Any]) -> None:
     files = render_rule_tests(**options)
     if "spikes.yaml" not in files:
         click.echo(
-            f"--for-seconds {options['for_seconds']}: what hangs on it can be tested only above 0 and up "
-            "to half an hour; it is left out",
+            f"--for-seconds {options['for_seconds']} --keep-firing-seconds {options['keep_seconds']}: "
+            "can be tested only up to half an hour, and the second above 0 and a twentieth of the first; "
+            "what cannot is left out",
             err=True,
         )
     with tempfile.TemporaryDirectory() as folder:

@@ -1,10 +1,10 @@
 """Every alert the sidecar ships, as data: its rule and its words; ``runbooks`` says what to do about it.
 
 When a layer as a whole moves, hundreds of its features do; one alert tells of it, that of the layer. The
-features' own ask ``_UNLESS_SHIFTED`` for that: it holds from the first window of a shift, before the
-layer's alert fires, and until that alert ends. A feature may spike one window before the layer is seen to
-shift; since its alert waits longer than a window, a scrape and an evaluation, it is withdrawn in time. At
-the end the layer's alert is held, and the features' wait begins only after it.
+features' own ask ``_UNLESS_SHIFTED`` for that: it holds from the first window of a shift, which is in the
+same scrape as the spikes of that window, and until the layer's alert ends. That alert is kept for a while,
+so features that calm down some windows after their layer are not told. A feature that spikes a window
+before its layer is seen to shift is told on its own, unless rules are rendered with a wait for that.
 """
 
 from dataclasses import dataclass
@@ -37,8 +37,8 @@ class Alert:
         expr: PromQL; every metric in it is of the catalogue.
         for_seconds: How long the condition holds before the alert fires; None takes what the
             operator asks for when rendering.
-        keep_firing_seconds: How long the alert still fires after the condition has ended; None is
-            twice what it waits.
+        keep_firing_seconds: How long the alert still fires after the condition has ended; None takes
+            what the operator asks for when rendering, or twice the wait of one that waits for windows.
         severity: Value of the label ``severity``; empty where the expression brings the label along
             from the flag of the feature.
         subject: What it is about.

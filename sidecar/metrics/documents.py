@@ -104,6 +104,12 @@ _ALERTS = """
 
 The rules are `deploy/prometheus/rules/sidecar.yaml`. Each has a runbook.
 
+Spikes and shifts do not wait: the detector has weighed the evidence, and bounds false alarms before it says
+`sidecar_feature_spiking`. From the end of its window to the firing alert there is at most one scrape interval
+and one evaluation interval, 10 s with the shipped files. Both alerts are kept for two minutes after they were
+last seen, so that a restart of the daemon, kill -9 included, ends nothing and announces nothing again.
+`sidecar rules render` has both as options, `--for-seconds` and `--keep-firing-seconds`.
+
 | name | severity | holds for | meaning |
 |---|---|---|---|
 """
@@ -115,16 +121,23 @@ Hundreds of features may spike in the same minute. `SidecarLayerShift` tells of 
 worst flag of the layer, and the features' own alerts ask for it in their expressions, so that this works
 without Alertmanager; the files in `deploy/alertmanager/` hold them back there, too.
 
-- *At the beginning* a feature may be seen to spike one window before its layer is seen to shift. Its alert
-  is pending then, and is withdrawn as soon as `sidecar_layer_shifted` is 1, which is from the first window
-  of a shift on. For that the wait (`sidecar rules render --for-seconds`) must be longer than a detection
-  window, a scrape interval and an evaluation interval together: 10 + 5 + 5 s of 30 s with the shipped
-  files.
-- *At the end* features may calm down some windows after their layer. The layer's alert is held for twice
-  the wait, and only then does the wait of a feature that still spikes begin.
-- A shift of a single window tells nobody, and delays the alert of a feature by that window and one wait.
-- A feature that fired before the shift is resolved in Prometheus while the shift lasts, and told again
-  after it if it still spikes.
+- *At the beginning* a layer and its features are judged in the same window, and `sidecar_layer_shifted` is 1
+  from the first window of a shift on: one scrape shows both, and at every evaluation one alert fires, the
+  layer's.
+- *A scrape between them* is rare: two kinds of one layer whose windows close at different times, or two
+  replicas. The first features fire then. The shipped Alertmanager waits 5 s (`group_wait`) before it tells
+  people, and what the layer's alert has overtaken by then is inhibited. That alert may come up to a scrape
+  and an evaluation later, 10 s: a longer `group_wait` holds back those features, too, and delays every page.
+- *A layer that moves slowly*, over several windows: the features that spike before more than one in twenty of
+  the layer do are told on their own, once each; from then on the layer's alert is told, and no other of its
+  features. Where that is too much, `sidecar rules render --for-seconds` with more than a detection window,
+  a scrape interval and an evaluation interval together, 10 + 5 + 5 s with the shipped files, lets such an
+  alert be pending and withdraws it in time, and every spike is told so much later.
+- *At the end* features may calm down some windows after their layer. The layer's alert is kept for
+  `--keep-firing-seconds`, two minutes, and only then is a feature told that still spikes.
+- A single window in which a layer is shifted is told, too, where rules do not wait.
+- A feature that fired before the shift fires for two minutes more, inhibited in Alertmanager, and is told
+  again after the shift if it still spikes.
 """
 
 _COPIED = """\

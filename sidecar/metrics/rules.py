@@ -15,8 +15,11 @@ GRAFANA_URL = "http://127.0.0.1:3000"
 RUNBOOK_URL = "http://127.0.0.1:9464/runbooks"
 """Where the committed files point: everything on one machine, at the default ports."""
 
-FOR_SECONDS = 30
-"""How long a spike lasts before it is told, in the committed files: three windows."""
+FOR_SECONDS = 0
+"""How long a spike lasts before it is told, in the committed files: the detector has bounded false alarms."""
+
+KEEP_SECONDS = 120
+"""How long it is told after it was last seen, in the committed files: a restart of the daemon is shorter."""
 
 WINDOW_SECONDS = 10.0
 """Their detection window: the default of ``statistics.window_seconds``."""
@@ -54,6 +57,7 @@ def render_rules(
     runbook_url: str = RUNBOOK_URL,
     *,
     for_seconds: int = FOR_SECONDS,
+    keep_seconds: int = KEEP_SECONDS,
     window_seconds: float = WINDOW_SECONDS,
     job: str = "sidecar",
 ) -> str:
@@ -63,9 +67,11 @@ def render_rules(
         console_url: How people reach the console; pages and portraits of features are under it.
         grafana_url: How people reach Grafana.
         runbook_url: Where the runbooks are, one ``/<alert>`` each. The metrics server serves them.
-        for_seconds: How long a feature spikes before the alert fires; at least a detection window, a scrape
-            and an evaluation together, so that a shift of the whole layer is told instead. It still
-            fires for twice as long afterwards, so that one calm window does not end it.
+        for_seconds: How long a feature spikes, or a layer is shifted, before the alert fires. Above a
+            detection window, a scrape and an evaluation together it also holds back features that spike
+            a window before their layer is seen to shift.
+        keep_seconds: How long those alerts still fire when there is nothing to fire on any more. Longer
+            than a restart of the daemon, so that it neither ends an alert nor has it told again.
         window_seconds: Detection window of the sidecars, ``statistics.window_seconds``.
         job: Name of the scrape job of the sidecars in Prometheus.
 
@@ -78,7 +84,9 @@ def render_rules(
     ]
     for subject, alerts in _by_subject().items():
         rules = [
-            _rule(alert, links, waiting_seconds(alert, for_seconds, window_seconds), job)
+            _rule(
+                alert, links, waiting_seconds(alert, for_seconds, window_seconds), keep_seconds, job
+            )
             for alert in alerts
         ]
         groups.append({"name": f"sidecar-{subject}", "rules": rules})
@@ -100,8 +108,13 @@ def waiting_seconds(alert: Alert, for_seconds: int, window_seconds: float) -> in
     return hold + math.ceil(alert.for_windows * window_seconds)
 
 
-def _rule(alert: Alert, links: tuple[str, str, str], hold: int, job: str) -> dict[str, Any]:
-    keep = 2 * hold if alert.keep_firing_seconds is None else alert.keep_firing_seconds
+def _rule(
+    alert: Alert, links: tuple[str, str, str], hold: int, keep: int, job: str
+) -> dict[str, Any]:
+    if alert.for_windows:
+        keep = 2 * hold
+    elif alert.keep_firing_seconds is not None:
+        keep = alert.keep_firing_seconds
     expr = alert.expr.replace(JOB, f'job="{job}"')
     rule: dict[str, Any] = {"alert": alert.name, "expr": expr}
     if hold:

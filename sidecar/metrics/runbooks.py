@@ -41,7 +41,7 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
                 "one observation. Evidence adds up over windows until false alarms are as rare as "
                 "`sidecar_spike_expected_false_alarms` says. While the whole layer is shifted the alert is "
                 "held back: SidecarLayerShift tells of it. Once it fires it stays until the feature has "
-                "been calm for several windows."
+                "been calm for several windows, and two minutes more."
             ),
             impact=(
                 "The model answers as before; nothing is blocked. What it sees, or how it reacts, has "
@@ -203,12 +203,13 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
         "SidecarLayerShift": Runbook(
             meaning=(
                 "More than one in twenty features of a layer, flagged or not, exceed more often than their "
-                "baseline explains, at a false discovery rate of 5 %, and for several windows. The layer as "
-                "a whole has moved. Alerts of its single features are held back meanwhile, so that one "
-                "page comes rather than hundreds."
+                "baseline explains, at a false discovery rate of 5 %, in a window. The layer as a whole has "
+                "moved; its page in the console says `firing` after three such windows in a row. Alerts "
+                "of its single features are held back meanwhile, so that one page comes rather than "
+                "hundreds. It ends two minutes after the layer is no longer shifted."
             ),
             impact=(
-                "Single features of this layer can raise no alert until it has ended. The model answers as "
+                "Single features of this layer can raise no new alert until it has ended. The model answers as "
                 "before, on inputs or with numbers that differ from those of the baseline."
             ),
             diagnosis=(

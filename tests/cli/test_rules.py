@@ -8,6 +8,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from sidecar.cli import main
+from sidecar.metrics import render_rules
 
 pytestmark = pytest.mark.service
 
@@ -110,6 +111,7 @@ def test_bytes_that_are_no_text_are_a_finding(tmp_path: Path) -> None:
     [
         (),
         ("--for-seconds", "45", "--window-seconds", "2.5", "--job", "models/side-car"),
+        ("--for-seconds", "10", "--keep-firing-seconds", "2"),
         ("--console-url", "https://c.example/x/", "--grafana-url", "http://127.0.0.1:8080"),
     ],
 )
@@ -118,17 +120,42 @@ def test_the_shipped_tests_pass_with_any_options(options: tuple[str, ...]) -> No
     found = run("test", *options)
 
     assert 0 == found.exit_code, found.output
-    assert 4 == found.stdout.count("SUCCESS")
+    assert 5 == found.stdout.count("SUCCESS")
+    assert "" == found.stderr
 
 
 @pytest.mark.usefixtures("promtool")
-def test_what_cannot_be_tested_is_said() -> None:
-    """Without a wait the tests of waiting are left out, and the command says so."""
-    found = run("test", "--for-seconds", "0")
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        (("--for-seconds", "1801"), {"spikes.yaml", "waits.yaml", "onset.yaml"}),
+        (("--keep-firing-seconds", "0"), {"spikes.yaml", "waits.yaml"}),
+        (("--for-seconds", "41", "--keep-firing-seconds", "2"), {"spikes.yaml", "onset.yaml"}),
+    ],
+)
+def test_what_cannot_be_tested_is_said(options: tuple[str, ...], left: set[str]) -> None:
+    """Waits too long for promtool, and alerts that are not kept: their tests are left out."""
+    found = run("test", *options)
 
     assert 0 == found.exit_code, found.output
-    assert "--for-seconds 0" in found.stderr
-    assert "spikes.yaml" not in found.stdout
+    assert " ".join(options) in found.stderr
+    cases = {path.name for path in Path("sidecar/metrics/cases").glob("*.yaml")}
+    assert left == {name for name in cases if name not in found.stdout}
+
+
+@pytest.mark.usefixtures("promtool")
+@pytest.mark.parametrize("wrong", [{"for_seconds": 0}, {"for_seconds": 50}, {"keep_seconds": 9}])
+def test_the_tests_of_waiting_can_fail(
+    wrong: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rules that wait or are kept for another time than was asked for are found."""
+    render = "sidecar.cli.rules.render_rules"
+    monkeypatch.setattr(render, lambda **options: render_rules(**options | wrong))
+
+    found = run("test", "--for-seconds", "45", "--keep-firing-seconds", "10")
+
+    assert 1 == found.exit_code
+    assert "FAILED" in found.output
 
 
 @pytest.mark.usefixtures("promtool")

@@ -150,7 +150,7 @@ def test_a_spike_pages_once_in_time_is_silenced_and_ends(tmp_path: Path) -> None
     """Detector to page within two scrapes; nobody else fires; a silence holds; the end is told."""
     with running_daemon(tmp_path / "state", SETTINGS) as running:
         addresses = {"metrics_port": port_of(running.metrics_url)}
-        rules = render_rules(running.console_url, for_seconds=0, keep_seconds=KEEP_SECONDS)
+        rules = render_rules(running.console_url, keep_seconds=KEEP_SECONDS)
         with (
             alerting(
                 tmp_path / "stack", rules, console_url=running.console_url, **addresses
@@ -201,7 +201,7 @@ def test_a_spike_pages_once_in_time_is_silenced_and_ends(tmp_path: Path) -> None
 def test_a_shift_of_the_whole_layer_is_one_page(tmp_path: Path) -> None:
     """Two hundred flagged features move at once, and one page says that the layer did."""
     with running_daemon(tmp_path / "state", SETTINGS) as running:
-        rules = render_rules(running.console_url, for_seconds=0, keep_seconds=KEEP_SECONDS)
+        rules = render_rules(running.console_url, keep_seconds=KEEP_SECONDS)
         with (
             alerting(
                 tmp_path / "stack",
@@ -263,7 +263,7 @@ def test_an_alert_outlives_kill_9_and_is_not_told_again(tmp_path: Path) -> None:
         wait_until((tmp_path / "s.sock").exists, seconds=30)
         with alerting(
             tmp_path / "stack",
-            render_rules(console, for_seconds=0, keep_seconds=KEEP_SECONDS),
+            render_rules(console, keep_seconds=KEEP_SECONDS),
             metrics_port=metrics,
             console_url=console,
         ) as stack:
@@ -309,7 +309,7 @@ def test_everyday_photographs_raise_no_alarm(tmp_path: Path) -> None:
     }
     pictures = photographs()
     with running_daemon(tmp_path / "state", settings) as running:
-        rules = render_rules(running.console_url, for_seconds=0, keep_seconds=KEEP_SECONDS)
+        rules = render_rules(running.console_url, keep_seconds=KEEP_SECONDS)
         network = build()
         taps = (Tap("_blocks.11"), Tap("_blocks.14"))
         sink = connect(running.grpc if "://" in running.grpc else f"grpc://{running.grpc}")

@@ -34,7 +34,7 @@ def test_an_alert_goes_from_pending_to_firing_to_gone(
     calm = make_feature(make_layer().feature(33), State.NORMAL)
     source.watched = [calm]
     server = serve(source)
-    prometheus = start_prometheus(render_rules(for_seconds=3), server.port)
+    prometheus = start_prometheus(render_rules(for_seconds=3, keep_seconds=6), server.port)
     eventually(lambda: prometheus.query("sidecar_feature_spiking == 0"), "a calm feature")
     assert prometheus.alerts("SidecarFeatureSpike") == []
 
@@ -89,7 +89,7 @@ def test_a_layer_that_shifts_is_told_once(
     layer = make_layer()
     source.watched = [make_feature(layer.feature(i), State.FIRING) for i in range(20)]
     source.registered = [make_status(layer, significant_features=60, shifted=True)]
-    prometheus = start_prometheus(render_rules(for_seconds=2), serve(source).port)
+    prometheus = start_prometheus(render_rules(keep_seconds=4), serve(source).port)
 
     def firing(name: str) -> list[Any]:
         return [alert for alert in prometheus.alerts(name) if alert["state"] == "firing"]

@@ -99,11 +99,16 @@ def test_links_start_with_the_given_addresses() -> None:
 
 
 def test_the_waiting_time_is_the_operators() -> None:
-    """``for_seconds`` sets how long a spike lasts, and twice that how long the alert is held."""
-    rule = rules_of(render_rules(for_seconds=5))["SidecarFeatureSpike"]
+    """``for_seconds`` sets how long a spike or a shift lasts, and ``keep_seconds`` how long it is kept."""
+    for name in ("SidecarFeatureSpike", "SidecarLayerShift"):
+        usual = rules_of(render_rules())[name]
+        waits = rules_of(render_rules(for_seconds=5))[name]
+        kept = rules_of(render_rules(keep_seconds=7))[name]
 
-    assert ("5s", "10s") == (rule["for"], rule["keep_firing_for"])
-    assert "for" not in rules_of(render_rules(for_seconds=0))["SidecarFeatureSpike"]
+        assert ("for" in usual, usual["keep_firing_for"]) == (False, "120s")
+        assert (waits["for"], waits["keep_firing_for"]) == ("5s", "120s")
+        assert ("for" in kept, kept["keep_firing_for"]) == (False, "7s")
+        assert "keep_firing_for" not in rules_of(render_rules(keep_seconds=0))[name]
 
 
 def test_what_hangs_on_a_window_waits_for_windows() -> None:
@@ -112,6 +117,8 @@ def test_what_hangs_on_a_window_waits_for_windows() -> None:
 
     waits = [rule["SidecarFeatureNeverSeen"]["for"] for rule in rules]
     assert waits == ["23s", "90s", "540s"]
+    kept = [rule["SidecarFeatureNeverSeen"]["keep_firing_for"] for rule in rules]
+    assert kept == ["46s", "180s", "1080s"]
 
 
 def test_the_scrape_job_can_have_another_name() -> None:
