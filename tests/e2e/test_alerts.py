@@ -306,6 +306,9 @@ def test_everyday_photographs_raise_no_alarm(tmp_path: Path) -> None:
             for block in (11, 14)
             for index in range(FLAGGED // 2)
         ],
+        # A forward pass takes some 40 ms: some twenty photographs a second.
+        "statistics": SETTINGS["statistics"]
+        | {"window_seconds": 1.0, "baseline_min_requests": 640, "baseline_min_seconds": 30.0},
     }
     pictures = photographs()
     with running_daemon(tmp_path / "state", settings) as running:
