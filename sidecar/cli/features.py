@@ -255,17 +255,28 @@ def _moment(seconds: float) -> str:
 
 @feature.command()
 @click.argument("key")
-@click.option("--name", default="", help="What people call it.")
-@click.option("--severity", type=click.Choice(["info", "warning", "critical"]), default="warning")
-@click.option("--owner", default="", help="Who is told.")
+@click.option("--name", default="", help="What people call it; default: as it is.")
+@click.option(
+    "--severity",
+    type=click.Choice(["info", "warning", "critical"]),
+    help="Of its alerts; default: as it is, or warning.",
+)
+@click.option("--owner", default="", help="Who is told; default: as it is.")
 @with_daemon
-def flag(*, key: str, name: str, severity: str, owner: str, address: str, output: str) -> None:
-    """Watch a feature: it gets its own series, detector and alerts."""
+def flag(
+    *, key: str, name: str, severity: str | None, owner: str, address: str, output: str
+) -> None:
+    """Watch a feature: it gets its own series, detector and alerts.
+
+    How it is judged (factor, direction, slice, detectors) is a matter of the configuration.
+    """
     with channel(address) as opened:
         found = (
             features_pb2_grpc.FeatureServiceStub(opened)
             .FlagFeature(
-                features_pb2.FlagFeatureRequest(key=key, name=name, severity=severity, owner=owner),
+                features_pb2.FlagFeatureRequest(
+                    key=key, name=name, severity=severity or "", owner=owner
+                ),
                 timeout=TIMEOUT_SECONDS,
             )
             .feature

@@ -166,7 +166,11 @@ class FeatureServicer(features_pb2_grpc.FeatureServiceServicer):
 
     def _flag(self, request: features_pb2.FlagFeatureRequest) -> features_pb2.Feature:
         key = self._operations.resolve(request.key)
-        flag = Flag(request.name, request.severity or "warning", request.owner)
+        # What is left out stays as it is, be it set by hand or in the configuration.
+        old = self._operations.feature(key).flag or Flag()
+        flag = Flag(
+            request.name or old.name, request.severity or old.severity, request.owner or old.owner
+        )
         self._operations.flag(key, flag)
         return self._message(key)
 

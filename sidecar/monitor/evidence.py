@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sidecar.config import EvidenceConfig
 from sidecar.detect import Attribution, SliceCount, State, Transition, attribute
-from sidecar.features import FeatureKey, LayerKey, LayerSample, Request, SparseSample
+from sidecar.features import FeatureKey, LayerKey, LayerSample, Request, Slice, SparseSample
 from sidecar.monitor.record import EvidenceRecord, EvidenceRow, exposure_of
 from sidecar.monitor.slices import TRAFFIC_LIMIT, Pair, Ranked, SliceWindow, row_bytes
 from sidecar.stats import decoded
@@ -84,7 +84,8 @@ class EvidenceBook:
         """
         self._settings = settings or EvidenceConfig()
         self._key = key
-        self._layers: dict[LayerKey, _Layer] = {}
+        # Of each slice that a flag is restricted to, windows of its own; the empty slice is all traffic.
+        self._layers: dict[tuple[LayerKey, Slice], _Layer] = {}
         self._waiting: dict[str, tuple[EvidenceRecord, int]] = {}
         self._used = self._waiting_bytes = 0
         self._dropped = dict.fromkeys(_DROPS, 0)
@@ -102,6 +103,7 @@ class EvidenceBook:
         high: NDArray[np.float64],
         low: NDArray[np.float64],
         now: float,
+        traffic: Slice = Slice(),  # noqa: B008 - immutable
     ) -> None:
         """Take in the flagged features of a batch; what is kept shares no memory with it.
 
@@ -111,20 +113,23 @@ class EvidenceBook:
             high: A row is beyond where it is above; NaN and infinity: never, shape ``(n,)``.
             low: Or where it is below; NaN and minus infinity: never, shape ``(n,)``.
             now: Unix seconds.
+            traffic: Only requests with all these pairs are looked at.
 
         Complexity:
             O(requests) while neither evidence is enabled nor a slice was seen lately; else
             O(rows * n), and a step for each slice and each row that is among the furthest.
         """
         known = np.isfinite(high) | np.isfinite(low)
+        if traffic.pairs and known.any():
+            sample = _only(sample, traffic)
         if not len(sample.request_index) or not known.any():
             return
-        layer = self._layers.get(sample.layer)
+        layer = self._layers.get((sample.layer, traffic))
         sliced = bool(self._settings.slices_limit) and any(map(_PAIRS, sample.requests))
         if not (sliced or self._settings.enabled or (layer and layer.sliced)):
             return
         limits = (_limit(high[known], np.inf), _limit(low[known], -np.inf))
-        window = self._window(sample.layer, indices[known], *limits, now)
+        window = self._window((sample.layer, traffic), indices[known], *limits, now)
         if window is None:
             return
         values = _columns(sample, window.features)  # (rows, n)
@@ -144,7 +149,7 @@ class EvidenceBook:
 
     def _window(
         self,
-        key: LayerKey,
+        key: tuple[LayerKey, Slice],
         features: NDArray[np.int64],
         high: NDArray[np.float32],
         low: NDArray[np.float32],
@@ -250,9 +255,11 @@ class EvidenceBook:
 
     def close(self, key: LayerKey, now: float) -> None:
         """End a layer's window; windows that are too old go."""
-        layer = self._layers.get(key)
-        if layer is None:
-            return
+        for of in [of for of in self._layers if of[0] == key]:
+            self._close(of, now)
+
+    def _close(self, of: tuple[LayerKey, Slice], now: float) -> None:
+        layer = self._layers[of]
         self._end(layer, now)
         layer.turn += 1
         oldest = now - self._settings.expire_seconds
@@ -261,7 +268,7 @@ class EvidenceBook:
         ):
             self._used -= layer.closed.popleft().nbytes
         if not layer.closed:  # nor does a spike that is pending have anything to look back at
-            del self._layers[key]
+            del self._layers[of]
 
     def _end(self, layer: _Layer, now: float) -> None:
         if layer.open is not None:
@@ -273,8 +280,8 @@ class EvidenceBook:
 
     def forget(self, key: LayerKey) -> None:
         """Drop everything of a layer."""
-        layer = self._layers.pop(key, None)
-        if layer is not None:
+        for of in [of for of in self._layers if of[0] == key]:
+            layer = self._layers.pop(of)
             windows = [*layer.closed, *([layer.open] if layer.open else [])]
             self._used -= sum(window.nbytes for window in windows)
 
@@ -293,7 +300,14 @@ class EvidenceBook:
     # -- what is made of it -----------------------------------------------------------------
 
     def follow(
-        self, key: FeatureKey, change: Transition, *, tolerated: float, above: float, below: float
+        self,
+        key: FeatureKey,
+        change: Transition,
+        *,
+        tolerated: float,
+        above: float,
+        below: float,
+        traffic: Slice = Slice(),  # noqa: B008 - immutable
     ) -> EvidenceRecord | None:
         """Take note of a change of state, after ``close``; return the record of one to firing.
 
@@ -305,32 +319,38 @@ class EvidenceBook:
             tolerated: Exceedance rate from which on it is a spike.
             above: Threshold of the feature; infinite where there is none.
             below: The same below.
+            traffic: The slice that its flag is restricted to.
         """
-        layer = self._layers.get(key.layer)
+        layer = self._layers.get((key.layer, traffic))
         began = layer.pending.pop(key.index, change.at) if layer else change.at
         if change.after is State.PENDING and layer is not None:
             layer.pending[key.index] = change.at
         if change.after is not State.FIRING:
             return None
-        found = self._since(key, began, tolerated, above, below)
+        found = self._since(layer, key.index, began, tolerated, above, below)
         record = self._record(key, change, found, tolerated, above, below)
         self._wait(record)
         return record
 
+    @staticmethod
     def _since(
-        self, key: FeatureKey, began: float, tolerated: float, above: float, below: float
+        layer: _Layer | None,
+        index: int,
+        began: float,
+        tolerated: float,
+        above: float,
+        below: float,
     ) -> list[tuple[SliceWindow, int]]:
         """Return the feature's windows since the spike began, oldest first, with its place in them.
 
         Those are the windows from the one in which it became pending on, and before it as many as
         were without a break above what is tolerated.
         """
-        layer = self._layers.get(key.layer)
         found: list[tuple[SliceWindow, int]] = []
         high = float(np.float32(above)) if math.isfinite(above) else math.inf
         low = float(np.float32(below)) if math.isfinite(below) else -math.inf
         for window in reversed(layer.closed if layer else ()):
-            at = window.place(key.index, high, low)
+            at = window.place(index, high, low)
             if at < 0:
                 break
             loud = window.exceedances[at] >= tolerated * window.requests
@@ -406,6 +426,24 @@ class EvidenceBook:
         _, size = self._waiting.pop(record_id, (None, 0))
         self._waiting_bytes -= size
         self._used -= size
+
+
+def _only(sample: LayerSample | SparseSample, traffic: Slice) -> LayerSample | SparseSample:
+    """Return the rows of the requests of a slice."""
+    wanted = np.array([one.traffic.contains(traffic) for one in sample.requests], np.bool_)
+    rows = wanted[sample.request_index] if len(wanted) else np.zeros(0, np.bool_)
+    index = sample.request_index[rows]
+    if isinstance(sample, LayerSample):
+        return replace(sample, values=sample.values[rows], request_index=index)
+    lengths = np.diff(sample.row_splits)
+    entries = np.repeat(rows, lengths)
+    return replace(
+        sample,
+        row_splits=np.concatenate(([0], np.cumsum(lengths[rows]))),
+        latents=sample.latents[entries],
+        values=sample.values[entries],
+        request_index=index,
+    )
 
 
 def _limit(thresholds: NDArray[np.float64], never: float) -> NDArray[np.float32]:

@@ -218,9 +218,9 @@ class Monitor:
                 layer.baseline_requests += requests
             layer.last_seen = now
             layer.baseline_started = layer.baseline_started or now
-            if len(layer.watch.indices):
-                limits = layer.watch.limits
-                self._evidence.absorb(sample, layer.watch.indices, limits.high, limits.low, now)
+            for traffic, at in layer.watch.by_traffic():
+                found = layer.watch.limits.high[at], layer.watch.limits.low[at]
+                self._evidence.absorb(sample, layer.watch.indices[at], *found, now, traffic)
 
     def tick(self, now: float) -> tuple[Event, ...]:
         """Close the window if it is over, run the detectors, and return what changed.
@@ -333,6 +333,7 @@ class Monitor:
             tolerated=change.tolerated,
             above=math.inf if math.isnan(above) else float(above),
             below=-math.inf if math.isnan(below) else float(below),
+            traffic=watch.flags[change.index].traffic,
         )
         if record is None:
             return ""

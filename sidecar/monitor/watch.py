@@ -1,7 +1,7 @@
 """The flagged features of one layer: their thresholds, their detector, and what they say."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -23,7 +23,7 @@ from sidecar.detect import (
     tolerated_rate,
 )
 from sidecar.errors import CorruptState
-from sidecar.features import FeatureKey, LayerKey
+from sidecar.features import FeatureKey, LayerKey, Slice
 from sidecar.monitor.conditions import WatchedConditions
 from sidecar.monitor.drift import WatchedDrift
 from sidecar.monitor.limits import Limits
@@ -99,6 +99,11 @@ class LayerWatch:
     def _factors(self, policy: SpikePolicy) -> NDArray[np.float64]:
         """Return each feature's least factor over its recent level, shape ``(n,)``."""
         return np.array([flag.factor or policy.factor for flag in self.flags], np.float64)
+
+    def by_traffic(self) -> Iterator[tuple[Slice, NDArray[np.int64]]]:
+        """Yield each slice that flags are restricted to, with the places of its features."""
+        for traffic in dict.fromkeys(flag.traffic for flag in self.flags):
+            yield traffic, np.array([i for i, f in enumerate(self.flags) if f.traffic == traffic])
 
     @property
     def spiking(self) -> int:

@@ -147,6 +147,23 @@ def test_flag_and_unflag_change_what_is_listed(running: RunningDaemon) -> None:
     assert "stripes" not in after
 
 
+def test_what_a_flag_leaves_out_stays_as_it_is(running: RunningDaemon) -> None:
+    """A configured feature keeps its name and owner when only its severity is raised by hand."""
+    key = "tiny/conv/channel/1"
+    run(running, "feature", "flag", key, "--severity", "critical")
+    raised = json.loads(run(running, "feature", "list", "-o", "json").output)[0]
+    run(running, "feature", "flag", key)
+    again = json.loads(run(running, "feature", "list", "-o", "json").output)[0]
+    run(running, "feature", "unflag", key)
+
+    for found in (raised, again):
+        assert ("edges", "critical", "vision") == (
+            found["name"],
+            found["severity"],
+            found["owner"],
+        )
+
+
 def test_a_flag_of_the_configuration_cannot_be_removed_by_command(running: RunningDaemon) -> None:
     """What a file says is changed in the file; exit code 4 is a conflict."""
     found = run(running, "feature", "unflag", "tiny/conv/channel/1")

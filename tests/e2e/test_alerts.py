@@ -330,7 +330,9 @@ def test_everyday_photographs_raise_no_alarm(tmp_path: Path) -> None:
             serve_until(network, pictures, lambda: time.monotonic() > started + 45)
             events = running.daemon.operations.events(None, 500)
             names = {
-                alert["labels"]["alertname"] for alert in stack.prometheus.get("alerts")["alerts"]
+                alert["labels"]["alertname"]
+                for alert in stack.prometheus.get("alerts")["alerts"]
+                if alert["state"] == "firing"
             }
             pages = stack.pager.pages()
         sink.close(2.0)

@@ -502,7 +502,7 @@ def test_counts_by_slice_are_those_of_counting_one_by_one(
             whole.update(pairs.items())
             beyond.update(pairs.items() if value > 2 else ())
         absorb(book, batch([[value, 0] for *_, value in rows], requests))
-    layer = book._layers[LAYER]  # noqa: SLF001 - the counts themselves
+    layer = book._layers[LAYER, Slice()]  # noqa: SLF001 - the counts themselves
     assert layer.open is not None
     layer.open.close(WINDOW)
 
@@ -518,3 +518,28 @@ def test_counts_by_slice_are_those_of_counting_one_by_one(
         assert dict(whole) == {
             pair: int(layer.open.pair_requests[place]) for pair, place in layer.open.places.items()
         }
+
+
+def test_a_slices_flag_is_not_blamed_on_its_own_slice() -> None:
+    """Only requests of the slice are counted, so that something within it may be the cause."""
+    eu, de = Slice.of({"route": "eu"}), Slice.of({"route": "eu", "lang": "de"})
+    book = EvidenceBook(ON)
+    for turn in range(3):
+        requests = [Request(f"{turn}-{i}", (de, eu, Slice())[i % 3]) for i in range(90)]
+        values = [[9.0 if i % 3 == 0 else 0.0, 0.0] for i in range(90)]
+        sample = batch(values, requests)
+        book.absorb(sample, FLAGGED[:1], HIGH[:1], LOW[:1], turn * WINDOW + 1, eu)
+        book.close(LAYER, (turn + 1) * WINDOW)
+
+    found = book.follow(
+        LAYER.feature(int(FLAGGED[0])),
+        change(State.FIRING, 3 * WINDOW),
+        tolerated=0.05,
+        above=float(HIGH[0]),
+        below=-math.inf,
+        traffic=eu,
+    )
+
+    assert found is not None
+    assert (180, 90) == (found.requests, found.exceedances)
+    assert "lang=de" == found.attribution.cause

@@ -301,6 +301,8 @@ global___GetDistributionResponse = GetDistributionResponse
 
 @typing.final
 class FlagFeatureRequest(google.protobuf.message.Message):
+    """Strings that are empty stay as they are."""
+
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     KEY_FIELD_NUMBER: builtins.int
