@@ -16,6 +16,7 @@ from sidecar.detect.certain import (
     Extremes,
     conditions,
 )
+from sidecar.detect.chance import greatest_rate
 from sidecar.detect.drift import (
     DriftChange,
     DriftMemory,
@@ -25,7 +26,7 @@ from sidecar.detect.drift import (
     drift_step,
 )
 from sidecar.detect.eprocess import tolerated_rate
-from sidecar.detect.layers import LayerScreen, LayerTransition, layer_step
+from sidecar.detect.layers import LayerScreen, LayerTransition, is_loud, layer_step
 from sidecar.detect.machine import blindness, step
 from sidecar.detect.policy import (
     Detector,
@@ -68,7 +69,9 @@ __all__ = [
     "conditions",
     "drift_step",
     "evidence",
+    "greatest_rate",
     "initial",
+    "is_loud",
     "layer_step",
     "rates",
     "screen",

@@ -86,6 +86,11 @@ class LayerTransition:
     judged: int
 
 
+def is_loud(significant: int, judged: int, policy: ScreenPolicy) -> bool:
+    """Whether so many features of a window are significant that the layer as a whole may move."""
+    return significant >= policy.layer_minimum and significant > policy.layer_ratio * judged
+
+
 def layer_step(
     layer: LayerScreen, significant: int, judged: int, policy: ScreenPolicy, now: float
 ) -> tuple[LayerScreen, LayerTransition | None]:
@@ -112,7 +117,7 @@ def layer_step(
     """
     if not 0 <= significant <= judged:
         raise InvalidInput(f"{significant} significant features of {judged} judged ones")
-    loud = significant >= policy.layer_minimum and significant > policy.layer_ratio * judged
+    loud = is_loud(significant, judged, policy)
     calm = significant < policy.layer_minimum or significant <= policy.clear_ratio * judged
     if judged:
         rows = (layer.loud + 1 if loud else 0, layer.calm + 1 if calm else 0, 0)

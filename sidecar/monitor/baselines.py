@@ -9,9 +9,11 @@ import structlog
 from sidecar.errors import (
     BaselineMismatch,
     CorruptState,
+    DiskFull,
     InvalidInput,
     LayerConflict,
     SidecarError,
+    StorageError,
     UnknownLayer,
 )
 from sidecar.features import Capture, LayerKey
@@ -77,6 +79,7 @@ class Baselines:
         self._monitor, self._store, self._record = monitor, store, record
         self._shared, self._quantile = shared, quantile
         self._tried: set[LayerKey] = set()
+        self._known = 0
         self._files: dict[LayerKey, Path] | None = None
 
     def keep(self, now: float) -> None:
@@ -87,12 +90,23 @@ class Baselines:
         Raises:
             StorageError: The disk refuses a version; it is tried again next time.
         """
+        failed: StorageError | None = None
         for layer in self._monitor.unnamed_baselines():
-            self._store_one(layer, now)
-        for layer in self._monitor.learning_layers():
-            if layer not in self._tried:
-                self._tried.add(layer)
-                self._adopt_shared(layer, now)
+            try:
+                self._store_one(layer, now)
+            except StorageError as error:  # one that is too great must not keep out the others
+                failed = error
+        learning = set(self._monitor.learning_layers())
+        self._tried &= learning  # a layer that comes back after it had to give way is tried again
+        for layer in sorted(learning - self._tried):
+            self._adopt_shared(layer, now)
+            self._tried.add(layer)
+        layers = self._monitor.select()
+        if len(layers) != self._known:  # only a new layer can push an old revision's out
+            self._known = len(layers)
+            self._store.forget(set(layers))
+        if failed is not None:
+            raise failed
 
     def _store_one(self, layer: LayerKey, now: float) -> None:
         found = self._monitor.baseline(layer)
@@ -110,6 +124,8 @@ class Baselines:
             return
         try:
             self._adopt(path.read_bytes(), f"from {path.name}", now)
+        except DiskFull:
+            raise  # no verdict on the file: it is tried again
         except (SidecarError, OSError) as error:
             detail = f"{path.name}: {error}"
             self._record((Event(now, "baseline_refused", str(layer), detail),))
@@ -175,6 +191,11 @@ class Baselines:
                     if others
                     else ": attach the hooks first, or put the file into store.shared_baselines"
                 )
+            )
+        if facts.width != known[layer].width:
+            raise BaselineMismatch(
+                f"baseline of {layer} has {facts.width} features and the layer {known[layer].width}: "
+                "use one of this layer"
             )
         mine = known[layer].capture
         if mine != facts.capture:

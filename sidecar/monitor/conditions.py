@@ -18,6 +18,10 @@ from sidecar.detect import (
 from sidecar.monitor.views import Flag
 from sidecar.stats import Distribution, SparseDistribution, WindowCounts
 
+LEAST_ROWS = 5_000
+"""Rows of a baseline from which its extremes say what is unusual: the next row is beyond those of n rows
+with a chance of one in n, and far beyond them where tails are heavy."""
+
 _FACTS = 4  # rows of ``facts``
 
 
@@ -48,14 +52,20 @@ class WatchedConditions:
         """Drop the facts: until there is a new baseline only what is not finite can be told."""
         self.facts = np.full((_FACTS, len(self.memory)), np.nan)
 
+    def lose_baseline(self) -> None:
+        """Forget what was told against the old one: a record is news again."""
+        self.memory = ConditionMemory.initial(len(self.memory))
+        self.forget_baseline()
+
     def use_baseline(self, watched: Distribution | SparseDistribution) -> None:
         """Take the facts of a frozen baseline of the features."""
         count = np.where(watched.count > 0, watched.count, np.nan)
+        range_known = watched.sampled >= LEAST_ROWS
         commonest = watched.counts.max(axis=1).astype(np.float64)
         self.facts = np.stack(
             [
-                np.asarray(watched.minimum, np.float64),
-                np.asarray(watched.maximum, np.float64),
+                np.where(range_known, watched.minimum, np.nan),
+                np.where(range_known, watched.maximum, np.nan),
                 1.0 - watched.zeros / count,
                 1.0 - commonest / count,  # of a bin, so of any value in it
             ]

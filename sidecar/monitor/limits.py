@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sidecar.detect import Direction
+from sidecar.detect import Direction, SpikePolicy, greatest_rate
 from sidecar.monitor.views import Flag
 from sidecar.stats import Distribution, Expectation, SparseDistribution, Watched
 
@@ -19,7 +19,8 @@ class Limits:
     Attributes:
         high: A value above exceeds, shape ``(n,)``; NaN: there is no such threshold.
         low: Or one below, shape ``(n,)``; NaN likewise.
-        rates: Share of baseline requests that exceed, shape ``(n,)``; NaN without a baseline.
+        rates: Share of requests that exceed in the baseline, shape ``(n,)``; NaN without one. Where too
+            few did to tell it within ``baseline_factor``, so much more as they are compatible with.
     """
 
     high: NDArray[np.float64]
@@ -38,7 +39,7 @@ class Limits:
         expected: Expectation | None,
         indices: NDArray[np.int64],
         flags: Sequence[Flag],
-        quantile: float,
+        policy: SpikePolicy,
     ) -> Self:
         """Return what a frozen baseline says.
 
@@ -52,8 +53,10 @@ class Limits:
             expected: What was measured of the layer; None: nothing was.
             indices: The features' places in the layer, shape ``(n,)``.
             flags: How each is watched.
-            quantile: Beyond which a value exceeds; watched on both sides, half of the rest on each.
+            policy: Its quantile is that beyond which a value exceeds; watched on both sides, half of
+                the rest on each.
         """
+        quantile = policy.quantile
         above, below, both = (
             np.array([flag.direction is one for flag in flags], np.bool_)
             for one in (Direction.ABOVE, Direction.BELOW, Direction.BOTH)
@@ -65,24 +68,26 @@ class Limits:
             high = np.where(both, baseline.threshold(1.0 - rest / 2), high)
             low = np.where(both, _floor(baseline, rest / 2), low)
         found = cls(high, low, _derived(baseline, high, low))
-        return found if expected is None else found._measured(expected, indices, flags, quantile)
+        return found if expected is None else found._measured(expected, indices, flags, policy)
 
     def _measured(
         self,
         expected: Expectation,
         indices: NDArray[np.int64],
         flags: Sequence[Flag],
-        quantile: float,
+        policy: SpikePolicy,
     ) -> Self:
         """Return these with what was measured in place of what is derived."""
-        if expected.level != quantile or not expected.windows:
+        if expected.level != policy.quantile or not expected.windows:
             return self
         placed = expected.thresholds[indices].astype(np.float64)
         known = _plain(flags) & np.isfinite(placed)
+        greatest = greatest_rate(expected.exceedances[indices], expected.requests)
+        rates = np.maximum(expected.rate[indices], greatest / policy.baseline_factor)
         return type(self)(
             np.where(known, placed, self.high),
             self.low,
-            np.where(known, expected.rate[indices], self.rates),
+            np.where(known, rates, self.rates),
         )
 
     @property

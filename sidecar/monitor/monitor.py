@@ -403,7 +403,7 @@ class Monitor:
         expected = self._bank.expectation(key) if dense else None
         if self._frozen(key) and len(layer.watch.indices):
             watched = self._bank_of(key).snapshot(key, Period.BASELINE, layer.watch.indices)
-            layer.watch.use_baseline(watched, expected, quantile)
+            layer.watch.use_baseline(watched, expected, self._policy)
             bounds = place_bounds(watched.quantile)
         else:
             layer.watch.forget_baseline()
@@ -470,6 +470,9 @@ class Monitor:
                 self._bank_of(key).reset(key)
                 layer.baseline_requests, layer.baseline_started = 0, now
                 layer.baseline_digest, layer.relearns = "", True
+                layer.baseline_frozen_at = (
+                    0.0  # what is being stored of the old one names it no more
+                )
                 layer.screening = Screening()
                 # At once: a new baseline may be there before the window ends.
                 lost = layer.watch.lose_baseline(self._policy, now, flagged)

@@ -6,7 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from sidecar.detect import Expected, LayerScreen, ScreenPolicy, State, layer_step, screen
+from sidecar.detect import (
+    Expected,
+    LayerScreen,
+    ScreenPolicy,
+    State,
+    is_loud,
+    layer_step,
+    screen,
+)
 from sidecar.errors import CorruptState
 from sidecar.stats import Expectation, WindowCounts
 
@@ -26,12 +34,14 @@ class Screening:
     Attributes:
         layer: How the screen holds the layer.
         shifted: Whether it moves as a whole: one word about it then stands for its features' own.
+        calm: Windows in a row since the last loud one, while it is shifted.
         judged: Features that the newest window could judge.
         significant: Those of them that exceeded too often.
     """
 
     layer: LayerScreen = field(default_factory=LayerScreen)
     shifted: bool = False
+    calm: int = 0
     judged: int = 0
     significant: int = 0
     _expected: Expected | None = None
@@ -60,10 +70,13 @@ class Screening:
             found = screen(counts.screened, counts.screened_requests, self._expected, policy)
             self.judged, self.significant = found.judged, int(found.significant.sum())
         self.layer, _ = layer_step(self.layer, self.significant, self.judged, policy, now)
-        loud = self.layer.state in (State.PENDING, State.FIRING)
+        loud = is_loud(self.significant, self.judged, policy)
         together = spiking >= TOGETHER
-        # What began together ends together: features are held longer than their windows are loud.
-        shifted = self.layer.state is State.FIRING or (together and (loud or self.shifted))
+        self.calm = 0 if loud else self.calm + 1
+        # Features are held for some windows after the last loud one: what began together ends together.
+        # Not for longer, or two features that go on spiking alone would hide every other's alert.
+        held = self.shifted and self.calm <= 2 * policy.clear_windows
+        shifted = self.layer.state is State.FIRING or (together and (loud or held))
         changed, self.shifted = shifted != self.shifted, shifted
         return self._words(spiking) if changed else None
 
@@ -75,7 +88,7 @@ class Screening:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able values for ``restore``."""
-        return {"layer": self.layer.to_dict(), "shifted": self.shifted}
+        return {"layer": self.layer.to_dict(), "shifted": self.shifted, "calm": self.calm}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Take the state back from ``to_dict``.
@@ -86,3 +99,4 @@ class Screening:
         if not isinstance(saved["shifted"], bool):
             raise CorruptState(f"a layer that is shifted: {saved['shifted']!r}: need true or false")
         self.layer, self.shifted = LayerScreen.from_dict(saved["layer"]), saved["shifted"]
+        self.calm = int(saved["calm"])

@@ -130,16 +130,16 @@ class LayerWatch:
         self,
         watched: Distribution | SparseDistribution,
         expected: Expectation | None,
-        quantile: float,
+        policy: SpikePolicy,
     ) -> None:
         """Take thresholds and rates from the frozen baseline of the watched features.
 
         Args:
             watched: The baseline of the watched features.
             expected: What was measured of the whole layer; None: nothing was.
-            quantile: Beyond which a value exceeds.
+            policy: When a feature counts as spiking.
         """
-        self.limits = Limits.of(watched, expected, self.indices, self.flags, quantile)
+        self.limits = Limits.of(watched, expected, self.indices, self.flags, policy)
         self.conditions.use_baseline(watched)
         self.drift.use_baseline(watched)
 
@@ -168,6 +168,7 @@ class LayerWatch:
     ) -> tuple[Transition, ...]:
         """Drop the baseline and all that was counted against it; return what changed by that."""
         self.forget_baseline()
+        self.conditions.lose_baseline()
         self.drift.lose_baseline()
         nothing = np.zeros(len(self.indices), np.int64)
         return self._step(nothing, nothing, policy, now, flagged)

@@ -3,11 +3,12 @@
 import json
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sidecar.errors import CorruptState, InvalidName, UnknownBaseline
+from sidecar.errors import CorruptState, DiskFull, InvalidName, UnknownBaseline
 from sidecar.features import Capture, FeatureKey, LayerKey
 from sidecar.store.artifacts import ArtifactStore
 from sidecar.store.database import Database
@@ -17,6 +18,12 @@ MEDIA_TYPE = "application/vnd.sidecar.baseline"
 
 VERSIONS_KEPT = 8
 """Newest versions of one layer's baseline that are kept, beside the one in force."""
+
+REVISIONS_KEPT = 8
+"""Newest layers of one name, each at another revision, of which versions are kept."""
+
+COUNT_LIMIT, TIME_LIMIT = 1 << 62, 1e12
+"""Numbers beyond these are no counts and no times, and other programs could not hold them."""
 
 HEADER_LIMIT = 1 << 16
 """Bytes of a header: some names of at most 200 characters, and numbers."""
@@ -80,7 +87,7 @@ class BaselineFacts:
         """
         try:
             capture = saved["capture"]
-            return cls(
+            found = cls(
                 layer=FeatureKey.parse(saved["layer"]).layer,
                 capture=Capture(
                     server=str(capture["server"]),
@@ -96,6 +103,14 @@ class BaselineFacts:
             )
         except (KeyError, TypeError, ValueError, OverflowError, InvalidName) as error:
             raise CorruptState(f"a baseline's header cannot be read: {error!r}") from error
+        counts = (found.width - 1, found.requests, found.windows)
+        times = (found.started, found.frozen)
+        if not (
+            all(0 <= count <= COUNT_LIMIT for count in counts)
+            and all(0.0 <= at <= TIME_LIMIT for at in times)
+        ):
+            raise CorruptState("a baseline's header has numbers that no baseline has")
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +173,23 @@ class BaselineStore:
     Safe to use from several threads.
     """
 
-    def __init__(self, database: Database, artifacts: ArtifactStore) -> None:
+    def __init__(
+        self,
+        database: Database,
+        artifacts: ArtifactStore,
+        keep: Callable[[], AbstractSet[str]] = frozenset,
+    ) -> None:
         """Make the table where it is missing.
+
+        Args:
+            database: Where versions are listed.
+            artifacts: Where their files are.
+            keep: Returns digests of artifacts that others refer to.
 
         Raises:
             StorageError: The database cannot be written, or is of a newer release.
         """
-        self._database, self._artifacts = database, artifacts
+        self._database, self._artifacts, self._keep = database, artifacts, keep
         database.migrate("baselines", _TABLES)
 
     def add(self, content: bytes, origin: str, now: float, in_force: str = "") -> StoredBaseline:
@@ -184,7 +209,7 @@ class BaselineStore:
             StorageError: The disk refuses it.
         """
         facts, _ = unpack_baseline(content)
-        digest = self._artifacts.put(content, MEDIA_TYPE).digest
+        digest = self._put(content)
         layer = str(facts.layer)
         with self._database.transaction() as cursor:
             cursor.execute(
@@ -198,6 +223,34 @@ class BaselineStore:
                 (layer, digest, in_force, layer, VERSIONS_KEPT),
             )
         return StoredBaseline(digest, facts, origin, now)
+
+    def _put(self, content: bytes) -> str:
+        """Store a file, if need be at the cost of the oldest artifacts that nobody refers to."""
+        try:
+            return self._artifacts.put(content, MEDIA_TYPE).digest
+        except DiskFull:
+            self._artifacts.collect(self._keep() | self.digests(), len(content))
+            return self._artifacts.put(content, MEDIA_TYPE).digest
+
+    def forget(self, known: AbstractSet[LayerKey]) -> int:
+        """Forget the versions of layers of old revisions; return how many.
+
+        Of every layer of a model the ``REVISIONS_KEPT`` newest revisions stay, and those that are
+        registered.
+        """
+        newest: dict[tuple[str, str], set[str]] = {}
+        gone = []
+        for one in self.versions():
+            layer = one.facts.layer
+            seen = newest.setdefault((layer.model, layer.layer), set())
+            if len(seen) < REVISIONS_KEPT or layer in known:
+                seen.add(layer.revision)
+            if layer.revision not in seen and layer not in known:
+                gone.append((one.digest, str(layer)))
+        if gone:
+            with self._database.transaction() as cursor:
+                cursor.executemany("DELETE FROM baselines WHERE digest = ? AND layer = ?", gone)
+        return len(gone)
 
     def versions(self, layer: LayerKey | None = None) -> tuple[StoredBaseline, ...]:
         """Return the stored versions of one layer or of all, newest first; damaged rows are left out."""

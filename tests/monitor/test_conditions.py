@@ -18,10 +18,10 @@ from sidecar.monitor import Event, Flag, Monitor
 
 pytestmark = pytest.mark.unit
 
-WIDTH, ROWS, WINDOW = 4, 64, 10.0
+WIDTH, ROWS, WINDOW = 4, 640, 10.0
 LAYER = LayerKey("m", "a" * 64, "conv", FeatureKind.CHANNEL, View.MAX)
 STATISTICS = StatisticsConfig(
-    window_seconds=WINDOW, warmup_rows=32, baseline_min_requests=300, baseline_min_seconds=20
+    window_seconds=WINDOW, warmup_rows=32, baseline_min_requests=5000, baseline_min_seconds=20
 )
 
 

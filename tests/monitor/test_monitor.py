@@ -40,7 +40,7 @@ WINDOW = 10.0
 LAYER = LayerKey("m", "a" * 64, "conv", FeatureKind.CHANNEL, View.MAX)
 OTHER = LayerKey("m", "b" * 64, "conv", FeatureKind.CHANNEL, View.MAX)
 STATISTICS = StatisticsConfig(
-    window_seconds=WINDOW, warmup_rows=32, baseline_min_requests=1200, baseline_min_seconds=20
+    window_seconds=WINDOW, warmup_rows=32, baseline_min_requests=6400, baseline_min_seconds=20
 )
 SPIKE = SpikeConfig(quantile=0.99, clear_windows=2, resolved_windows=2, unsampled_windows=3)
 
@@ -60,14 +60,14 @@ def sample(rng: np.random.Generator, rows: int = 64, layer: LayerKey = LAYER) ->
     return LayerSample(layer, values, np.arange(rows, dtype=np.int32), requests)
 
 
-def spike(rng: np.random.Generator, index: int, share: float = 0.3) -> LayerSample:
+def spike(rng: np.random.Generator, index: int, share: float = 0.5) -> LayerSample:
     """Return the same, with one feature far up in a share of the requests."""
     found = sample(rng)
     found.values[: int(len(found.values) * share), index] = 8.0
     return found
 
 
-def learn(made: Monitor, rng: np.random.Generator, windows: int = 20) -> float:
+def learn(made: Monitor, rng: np.random.Generator, windows: int = 104) -> float:
     """Feed ordinary traffic until the baseline is frozen; return the time."""
     now = 0.0
     for _ in range(windows):
@@ -107,7 +107,7 @@ def test_one_suspicious_window_alone_does_not_fire(rng: np.random.Generator) -> 
     states = []
 
     for step in range(12):
-        made.apply(spike(rng, 2, share=0.23) if step == 0 else sample(rng), now + 1)
+        made.apply(spike(rng, 2, share=0.3) if step == 0 else sample(rng), now + 1)
         now += WINDOW
         states += [e.what for e in made.tick(now) if e.what != "feature_condition"]
 
@@ -127,7 +127,7 @@ def test_the_status_of_a_firing_feature_says_why(rng: np.random.Generator) -> No
     found = made.feature(LAYER.feature(2))
 
     assert (State.FIRING, "critical") == (found.state, found.flag.severity if found.flag else "")
-    assert found.exceedance_ratio == pytest.approx(0.3, abs=0.05)
+    assert found.exceedance_ratio == pytest.approx(0.5, abs=0.05)
     assert found.baseline_ratio == pytest.approx(0.01, abs=0.01)
     assert found.threshold == pytest.approx(2.33, abs=0.4)
     assert 8.0 == found.last
@@ -149,7 +149,7 @@ def test_without_a_baseline_nothing_is_said(rng: np.random.Generator) -> None:
 
     assert () == events
     assert State.UNKNOWN is found.state
-    assert "Learning its baseline: 64 of at least 1200 requests" in found.explanation
+    assert "Learning its baseline: 64 of at least 6400 requests" in found.explanation
 
 
 def test_all_flagged_features_share_the_false_alarms(rng: np.random.Generator) -> None:
@@ -395,7 +395,7 @@ def test_requests_without_a_row_fill_no_baseline(rng: np.random.Generator) -> No
 
     learn(made, rng)
 
-    assert [(1280, True), (0, False)] == [
+    assert [(6656, True), (0, False)] == [
         (layer.requests, layer.baseline_frozen) for layer in made.layers()
     ]
 
@@ -495,7 +495,7 @@ def test_a_feature_that_fires_has_a_record_that_names_the_route(
     routes = [Slice.of({"route": "/eu" if i < 16 else "/us"}) for i in range(64)]
 
     for _ in range(3):
-        loud = spike(rng, 2, share=0.2)
+        loud = spike(rng, 2, share=0.25)
         requests = tuple(map(Request, map(str, range(64)), routes))
         made.apply(replace(loud, requests=requests), now + 1)
         now += WINDOW

@@ -156,3 +156,23 @@ def test_a_damaged_screen_is_refused() -> None:
         Screening().restore(saved | {"shifted": 1})
     with pytest.raises(CorruptState):
         Screening().restore(saved | {"layer": {}})
+
+
+def test_two_features_that_go_on_alone_hide_the_others_only_for_a_while() -> None:
+    """After the layer has calmed down, a spike of another feature is told for itself again."""
+    traffic = learned()
+    traffic.windows(2, slice(None))
+
+    told = traffic.windows(2 * SCREEN.clear_windows + 2, slice(0, 2))
+
+    assert told == ["layer_settled"]
+    assert not traffic.shifted
+
+
+def test_a_second_shift_soon_after_the_first_is_told_as_well() -> None:
+    """Also while the screen still holds the layer as resolved."""
+    traffic = learned(screen=SCREEN.model_copy(update={"resolved_windows": 50}))
+    traffic.windows(6, slice(None))
+    assert traffic.windows(12) == ["layer_settled"]
+
+    assert "layer_shifted" in traffic.windows(6, slice(None), by=6.0)

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.unit
 
 
 def recorded(
-    *layers: LayerKey, levels: tuple[float, ...] = (), requests: int = 1200
+    *layers: LayerKey, levels: tuple[float, ...] = (), requests: int = 6400
 ) -> tuple[Monitor, list[WindowRecord]]:
     """Return a monitor with feature 2 flagged, and the list its windows go to."""
     found: list[WindowRecord] = []
@@ -111,7 +111,7 @@ def test_windows_of_one_baseline_share_their_subject(rng: np.random.Generator) -
     learned = found[-1].subject
 
     made.reset([LAYER], now)
-    for _ in range(24):
+    for _ in range(104):
         made.apply(sample(rng), now + 1)
         now += WINDOW
         made.tick(now)

@@ -107,7 +107,7 @@ def test_a_replay_of_the_policy_in_force_is_what_happened() -> None:
     """Every change of state is there, at the same time and with the same words."""
     live = Live(7)
 
-    live.run("n" * 20 + "ssss" + "n" * 12 + "0000" + "nn" + "k" + "ssss" + "000" + "n" * 10)
+    live.run("n" * 104 + "ssss" + "n" * 12 + "0000" + "nn" + "k" + "ssss" + "000" + "n" * 10)
 
     assert live.changes() == replayed(live.windows)
     assert {"firing", "resolved", "normal", "unknown"} <= {one[1] for one in live.changes()}
@@ -119,7 +119,7 @@ def test_whatever_happens_a_replay_tells_the_same(kinds: list[str], seed: int) -
     """Spikes, silences, flags that come and go, restarts: the record holds all that matters."""
     live = Live(seed)
 
-    live.run("n" * 19 + "".join(kinds))
+    live.run("n" * 102 + "".join(kinds))
 
     assert live.changes() == replayed(live.windows)
 
@@ -129,7 +129,7 @@ def test_a_baseline_that_is_learned_anew_is_seen(kind: str) -> None:
     """Also one that was replaced within a window; the time is then that of the window's end."""
     live = Live(3)
 
-    live.run("n" * 20 + "ssss" + kind + "n" * 10)
+    live.run("n" * 104 + "ssss" + kind + "n" * 10)
 
     told, found = live.changes(), replayed(live.windows)
     assert [one[1:] for one in told] == [one[1:] for one in found]
