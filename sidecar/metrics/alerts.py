@@ -99,9 +99,25 @@ def _layer_value(family: catalogue.Family) -> str:
     )
 
 
+_NUMBER = 'printf "%.4g"'
+"""Form of an activation: the SI prefixes of ``humanize`` would say 709m of 0.709."""
+
+
 def _drift(reference: str) -> str:
     found = f'reference="{reference}"'
     return _value(catalogue.FEATURE_DRIFT, 'printf "%.2g"', "an unknown distance", found)
+
+
+def _beyond(threshold: str) -> str:
+    """Return a template that says on which side of its threshold a feature exceeds.
+
+    Of a feature that is watched on both sides ``threshold`` is the upper one.
+    """
+    return (
+        f'{{{{ if eq $labels.direction "below" }}}}fall below its threshold of {threshold}'
+        f'{{{{ else if eq $labels.direction "both" }}}}exceed its upper threshold of {threshold} or fall '
+        f"below its lower one{{{{ else }}}}exceed its threshold of {threshold}{{{{ end }}}}"
+    )
 
 
 _SAME_LAYER = f"on ({_ORIGIN}, model, revision, layer)"
@@ -113,21 +129,23 @@ _UNLESS_SHIFTED = (
 _FLAG = (
     f"* on ({_FEATURE}) group_left (name, severity, owner, slice)\n{catalogue.FEATURE_INFO.name}"
 )
+_SPIKE_FLAG = _FLAG.replace("slice)", "slice, direction)")
+"""A spike has a side; values never seen, silent or stuck have none."""
 _NAME = "{{ $labels.feature }}{{ with $labels.name }} ({{ . }}){{ end }}"
 _WHERE = "{{ $labels.layer }} in {{ $labels.model }} at revision {{ $labels.revision }}"
 _SPIKE = Alert(
     name="SidecarFeatureSpike",
-    expr=(f"(\n  {catalogue.FEATURE_SPIKING.name} == 1\n  {_UNLESS_SHIFTED}\n)\n{_FLAG}"),
+    expr=(f"(\n  {catalogue.FEATURE_SPIKING.name} == 1\n  {_UNLESS_SHIFTED}\n)\n{_SPIKE_FLAG}"),
     for_seconds=None,
     keep_firing_seconds=None,
     severity="",
     subject=Subject.FEATURE,
-    summary="A flagged feature fires far above its baseline.",
+    summary="A flagged feature is beyond its threshold in far more requests than in its baseline.",
     description=(
         f"Feature {_NAME} of {_WHERE}: "
         f"{_value(catalogue.FEATURE_EXCEEDANCE, 'humanizePercentage', 'an unknown share')} "
-        "of the sampled requests{{ with $labels.slice }} of {{ . }}{{ end }} exceed its threshold of "
-        f"{_value(catalogue.FEATURE_THRESHOLD, 'humanize', 'unknown height')}; in the baseline "
+        "of the sampled requests{{ with $labels.slice }} of {{ . }}{{ end }} "
+        f"{_beyond(_value(catalogue.FEATURE_THRESHOLD, _NUMBER, 'unknown height'))}; in the baseline "
         f"{_value(catalogue.FEATURE_BASELINE_EXCEEDANCE, 'humanizePercentage', 'an unknown share')}"
         " do."
     ),
@@ -182,8 +200,8 @@ _NEVER_SEEN = _condition(
     "never_seen",
     "A flagged feature keeps taking values that its baseline never saw.",
     "takes values far outside the range of its baseline again and again: the greatest of the newest "
-    f"window is {_value(catalogue.FEATURE_LAST, 'humanize', 'unknown')}, its threshold "
-    f"{_value(catalogue.FEATURE_THRESHOLD, 'humanize', 'unknown')}.",
+    f"window is {_value(catalogue.FEATURE_LAST, _NUMBER, 'unknown')}, its threshold "
+    f"{_value(catalogue.FEATURE_THRESHOLD, _NUMBER, 'unknown')}.",
     # A condition holds for six windows after it was seen last. A single value far out comes by itself
     # where tails are heavy: with a tail that falls as the cube, as Student's t of three degrees has, a day
     # exceeds twice the greatest of the day before with probability 1 / (1 + 2**3). Two within a minute
@@ -203,7 +221,7 @@ _SATURATED = _condition(
     "saturated",
     "A flagged feature is stuck at one value or at the top of its range.",
     "has one and the same value, or the greatest of its baseline or more, on every sampled request: "
-    f"{_value(catalogue.FEATURE_LAST, 'humanize', 'unknown')}.",
+    f"{_value(catalogue.FEATURE_LAST, _NUMBER, 'unknown')}.",
 )
 
 _DRIFT = Alert(

@@ -96,20 +96,21 @@ FEATURE_STATE_CHANGED = _gauge(
 FEATURE_EXCEEDANCE = _gauge(
     "sidecar_feature_exceedance_ratio",
     "ratio",
-    "Share of sampled requests in the short window with a value above the feature's threshold; "
+    "Share of sampled requests in the short window with a value beyond the feature's threshold; "
     "absent while nothing is sampled.",
     *FEATURE,
 )
 FEATURE_BASELINE_EXCEEDANCE = _gauge(
     "sidecar_feature_baseline_exceedance_ratio",
     "ratio",
-    "Share of requests above the threshold to be expected from the baseline; absent without one.",
+    "Share of requests beyond the threshold to be expected from the baseline; absent without one.",
     *FEATURE,
 )
 FEATURE_THRESHOLD = _gauge(
     "sidecar_feature_threshold",
     "activation",
-    "Baseline quantile above which a value exceeds; absent without a baseline.",
+    "Baseline quantile beyond which a value exceeds, on the side that `sidecar_feature_info` names; of two "
+    "the upper one. Absent without a baseline.",
     *FEATURE,
 )
 FEATURE_LAST = _gauge(
@@ -140,14 +141,14 @@ SPIKE_THRESHOLD = _gauge(
 FEATURE_LEVEL = _gauge(
     "sidecar_feature_level_ratio",
     "ratio",
-    "Recent level of the share of requests above the threshold, with spikes cut off; absent before "
+    "Recent level of the share of requests beyond the threshold, with spikes cut off; absent before "
     "there is one.",
     *FEATURE,
 )
 FEATURE_TOLERATED = _gauge(
     "sidecar_feature_tolerated_ratio",
     "ratio",
-    "Share of requests above the threshold that is still no evidence of a spike: a multiple of the "
+    "Share of requests beyond the threshold that is still no evidence of a spike: a multiple of the "
     "baseline or of the recent level, whichever is more.",
     *FEATURE,
 )
@@ -160,7 +161,7 @@ FEATURE_SAMPLED = _counter(
 FEATURE_EXCEEDED = _counter(
     "sidecar_feature_exceedances_total",
     "requests",
-    "Of those, the ones with a value above the feature's threshold: for shares over any stretch of "
+    "Of those, the ones with a value beyond the feature's threshold: for shares over any stretch of "
     "time.",
     *FEATURE,
 )

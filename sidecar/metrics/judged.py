@@ -24,7 +24,7 @@ JUDGED_ROW = Row(
         Panel(
             "Share against what is tolerated",
             "timeseries",
-            "Share of requests above the threshold over the dashboard's interval, its recent level, and "
+            "Share of requests beyond the threshold over the dashboard's interval, its recent level, and "
             "(dashed) the share that is still no evidence. Evidence grows while the first is above the "
             f"last. Metrics: `{c.FEATURE_EXCEEDED.name}`, `{c.FEATURE_SAMPLED.name}`, "
             f"`{c.FEATURE_LEVEL.name}`, `{c.FEATURE_TOLERATED.name}`.",

@@ -152,7 +152,7 @@ _STATE = Row(
             "Flagged features",
             "table",
             "How each flagged feature stands now, with its portrait; a click opens its page. Share: "
-            "requests above the threshold in the short window; compare it with the share the baseline "
+            "requests beyond the threshold in the short window; compare it with the share the baseline "
             f"explains. Metrics: `{c.FEATURE_STATE.name}`, `{c.FEATURE_EXCEEDANCE.name}`, "
             f"`{c.FEATURE_BASELINE_EXCEEDANCE.name}`, `{c.FEATURE_LAST.name}`, "
             f"`{c.FEATURE_THRESHOLD.name}`.",
@@ -200,7 +200,7 @@ _SPIKES = Row(
     "What spiked",
     (
         Panel(
-            "Share of requests above the threshold",
+            "Share of requests beyond the threshold",
             "timeseries",
             "Share of sampled requests with a value above the feature's threshold; dashed: the share its "
             "baseline explains. The line stops where nothing is sampled. Metrics: "

@@ -35,9 +35,10 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
     {
         "SidecarFeatureSpike": Runbook(
             meaning=(
-                "More requests than is tolerated drive a flagged feature above its threshold: several times "
+                "More requests than is tolerated drive a flagged feature beyond its threshold: several times "
                 "as many as of late, and more than in the baseline. The threshold is a high quantile of the "
-                "feature's frozen baseline; the unit counted is the request, so that one long request is "
+                "feature's frozen baseline, or a low one, or there are two: the label `direction` says "
+                "`above`, `below` or `both`. The unit counted is the request, so that one long request is "
                 "one observation. Evidence adds up over windows until false alarms are as rare as "
                 "`sidecar_spike_expected_false_alarms` says. While the whole layer is shifted the alert is "
                 "held back: SidecarLayerShift tells of it. Once it fires it stays until the feature has "

@@ -221,7 +221,7 @@ def test_features_lead_to_the_console() -> None:
     assert linked == {
         "State": by_labels,
         "Flagged features": "${console:raw}/f/${__data.fields.path}",
-        "Share of requests above the threshold": by_labels,
+        "Share of requests beyond the threshold": by_labels,
         "Largest value against the threshold": by_labels,
         "Evidence against the threshold": by_labels,
         "Share against what is tolerated": by_labels,

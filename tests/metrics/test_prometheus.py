@@ -55,11 +55,14 @@ def test_an_alert_goes_from_pending_to_firing_to_gone(
         "name": "stop signs",
         "severity": "critical",
         "owner": "vision",
+        "direction": "above",
         **FEATURE,
     }
     feature = "http://127.0.0.1:8080/f/lite0@3fa1c2d4e5f6/_blocks.14/channel/33"
     assert firing["annotations"] == {
-        "summary": "A flagged feature fires far above its baseline.",
+        "summary": (
+            "A flagged feature is beyond its threshold in far more requests than in its baseline."
+        ),
         "description": (
             "Feature 33 (stop signs) of _blocks.14 in lite0 at revision 3fa1c2d4e5f6: 42.5% of the "
             "sampled requests exceed its threshold of 3.25; in the baseline 0.1% do."

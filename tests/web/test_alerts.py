@@ -29,7 +29,7 @@ def notification(key: FeatureKey, **alert: Any) -> Any:
     one = {
         "status": "firing",
         "labels": labels,
-        "annotations": {"summary": "A flagged feature fires far above its baseline."},
+        "annotations": {"summary": "A flagged feature is beyond its threshold."},
         "startsAt": "2026-11-23T15:32:01.123456789Z",
         "endsAt": "0001-01-01T00:00:00Z",
         "generatorURL": "http://prometheus:9090/graph",
