@@ -45,6 +45,7 @@ class Alert:
         summary: A static sentence, the same for all alerts of this name.
         description: A sentence with the values; Go template.
         for_windows: Detection windows to wait on top of ``for_seconds``.
+        with_evidence: Whether the daemon keeps which requests made it, for the feature's evidence page.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Alert:
     summary: str
     description: str
     for_windows: int = 0
+    with_evidence: bool = False
 
     @property
     def severity_words(self) -> str:
@@ -149,6 +151,7 @@ _SPIKE = Alert(
         f"{_value(catalogue.FEATURE_BASELINE_EXCEEDANCE, 'humanizePercentage', 'an unknown share')}"
         " do."
     ),
+    with_evidence=True,
 )
 
 _SHIFT = Alert(

@@ -132,6 +132,7 @@ def _annotations(alert: Alert, console: str, grafana: str, runbooks: str) -> dic
     if alert.subject is Subject.FEATURE:
         found["feature_url"] = f"{console}/f/{_FEATURE_PATH}"
         found["portrait_url"] = f"{console}/f/{_FEATURE_PATH}/portrait.png"
+    if alert.with_evidence:
         found["evidence_url"] = f"{console}/f/{_FEATURE_PATH}/evidence"
     query = "&".join(
         f"var-{name}={{{{ $labels.{name} | urlquery }}}}" for name in _VARIABLES[alert.subject]

@@ -93,7 +93,8 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
                 "baseline was learned, or the numbers themselves have changed: precision, scaling, weights."
             ),
             diagnosis=(
-                "1. Open `evidence_url`: which requests have such values, and what they share.\n"
+                "1. Open `feature_url`: how far out the newest values lie. No record of single requests is "
+                "kept for this alert; find them in the model server's own log, by the time of the alert.\n"
                 "2. Compare `sidecar_feature_last_activation` with `sidecar_feature_threshold`. A constant "
                 "factor points to scaling or precision, single peaks to content.\n"
                 "3. Read how much the baseline saw: `sidecar_layer_baseline_requests`. A short baseline has "
@@ -110,7 +111,7 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
             picture=(
                 "What the feature looks for. Values far outside the baseline often come from inputs that "
                 "hold the same thing more purely than ordinary traffic does, so compare the picture with "
-                "the evidence."
+                "such requests."
             ),
             silence="While such inputs are sent on purpose, as in a red-team test, matched on `feature`.",
         ),
@@ -156,8 +157,8 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
             ),
             diagnosis=(
                 "1. Open `feature_url`: one bar (one value) or all mass at the right end (the top).\n"
-                "2. Are the requests different at all? `evidence_url` shows them; a cache or a stuck client "
-                "sends one again and again.\n"
+                "2. Are the requests different at all? The model server's own log tells; a cache or a stuck "
+                "client sends one again and again. No record of single requests is kept for this alert.\n"
                 "3. Compare with other features of the layer, and look for SidecarNonFinite: saturation is "
                 "often its forerunner.\n"
                 "4. `sidecar feature get <model>@<revision>/<layer>/<kind>/<index>`"

@@ -98,6 +98,15 @@ def test_links_start_with_the_given_addresses() -> None:
     assert "127.0.0.1" not in render_rules("http://a", "http://b", "http://c")
 
 
+def test_only_alerts_with_a_record_lead_to_the_evidence() -> None:
+    """Evidence is kept of spikes alone: no other alert, and no other runbook, sends anybody to it."""
+    rules = rules_of(render_rules())
+
+    found = [name for name, rule in rules.items() if "evidence_url" in rule["annotations"]]
+    assert found == ["SidecarFeatureSpike"]
+    assert found == [name for name, book in RUNBOOKS.items() if "evidence_url" in str(book)]
+
+
 def test_the_waiting_time_is_the_operators() -> None:
     """``for_seconds`` sets how long a spike or a shift lasts, and ``keep_seconds`` how long it is kept."""
     for name in ("SidecarFeatureSpike", "SidecarLayerShift"):
