@@ -323,8 +323,9 @@ LAYER_SIGNIFICANT = _gauge(
 LAYER_SHIFTED = _gauge(
     "sidecar_layer_shifted",
     "0 or 1",
-    "Whether so many features are significant that the layer as a whole has moved; 1 from the first "
-    "such window on, in the same scrape as the features' own spikes. Absent while nothing is screened.",
+    "Whether the layer as a whole has moved: at once when in a window with many significant features two "
+    "flagged ones of the layer fire, in the same scrape as their spikes, and until fewer than two do; else "
+    "after many such windows in a row. Absent while nothing is screened.",
     *LAYER,
 )
 LAYER_MEMORY = _gauge(

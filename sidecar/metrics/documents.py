@@ -105,7 +105,8 @@ _ALERTS = """
 The rules are `deploy/prometheus/rules/sidecar.yaml`. Each has a runbook.
 
 Spikes and shifts do not wait. The spike's detector has bounded false alarms before it says
-`sidecar_feature_spiking`; a shift is told from its first window on, so that it comes before its features. From the end of its window to the firing alert there is at most one scrape interval
+`sidecar_feature_spiking`; a shift is told at the first loud window in which two flagged features of the layer
+fire, in place of them. From the end of its window to the firing alert there is at most one scrape interval
 and one evaluation interval, 10 s with the shipped files. Both alerts are kept for two minutes after they were
 last seen, so that a restart of the daemon, kill -9 included, ends nothing and announces nothing again.
 `sidecar rules render` has both as options, `--for-seconds` and `--keep-firing-seconds`.
@@ -121,10 +122,11 @@ Hundreds of features may spike in the same minute. `SidecarLayerShift` tells of 
 worst flag of the layer, and the features' own alerts ask for it in their expressions, so that this works
 without Alertmanager; the files in `deploy/alertmanager/` hold them back there, too.
 
-- *At the beginning* a layer and its features are judged in the same window, and `sidecar_layer_shifted` is 1
-  from the first window of a shift on: one scrape shows both, and at every evaluation one alert fires, the
-  layer's. A layer whose baseline was measured in fewer than 20 windows is not screened
-  (`sidecar_layer_shifted` is absent or 0), and its features are told each on their own.
+- *At the beginning* a layer and its features are judged in the same window: when it is loud and two of its
+  flagged features fire, `sidecar_layer_shifted` is 1 in the scrape that shows their spikes, and at every
+  evaluation one alert fires, the layer's. A single flagged feature that fires is told itself. A layer whose
+  baseline was measured in fewer windows than `screen.baseline_windows` (360) is not screened
+  (`sidecar_layer_shifted` is absent), and its features are told each on their own.
 - *A scrape between them* is rare: two kinds of one layer whose windows close at different times, or two
   replicas. The first features fire then. The shipped Alertmanager waits 5 s (`group_wait`) before it tells
   people, and what the layer's alert has overtaken by then is inhibited. That alert may come up to a scrape
@@ -136,9 +138,9 @@ without Alertmanager; the files in `deploy/alertmanager/` hold them back there, 
   alert be pending and withdraws it in time, and every spike is told so much later.
 - *At the end* features may calm down some windows after their layer. The layer's alert is kept for
   `--keep-firing-seconds`, two minutes, and only then is a feature told that still spikes.
-- A single window in which a layer is shifted is told, too, where rules do not wait. Bursts that all features
-  share bring more of those than of the three windows in a row for which the console says `firing`; a wait of
-  three windows (`--for-seconds 30`) tells only of these, and of spikes so much later.
+- *Without two flagged features that fire* a layer is shifted after 30 loud windows in a row
+  (`screen.pending_windows`): bursts that all features share are over by then, or nearly so
+  ([what was measured](detection.md#the-screen)).
 - A feature that fired before the shift fires for two minutes more, inhibited in Alertmanager, and is told
   again after the shift if it still spikes.
 """

@@ -204,11 +204,14 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
         ),
         "SidecarLayerShift": Runbook(
             meaning=(
-                "More than one in twenty features of a layer, flagged or not, exceed more often than their "
-                "baseline explains, at a false discovery rate of 5 %, in a window. The layer as a whole has "
-                "moved; its page in the console says `firing` after three such windows in a row. Alerts "
-                "of its single features are held back meanwhile, so that one page comes rather than "
-                "hundreds. It ends two minutes after the layer is no longer shifted."
+                "The layer as a whole has moved. A window is loud when more than one in twenty features of "
+                "the layer, flagged or not, exceed more often than their baseline explains, at a false "
+                "discovery rate of 5 %. The layer is shifted at once when a window is loud and two or more "
+                "of its flagged features fire, until fewer than two fire; else after 30 loud windows in a "
+                "row (`screen.pending_windows`), whatever the flagged features do, until six windows are "
+                "calm (`screen.clear_windows`). Alerts of its single features are held back meanwhile, so "
+                "that one page comes rather than hundreds. The alert ends two minutes after the layer is no "
+                "longer shifted."
             ),
             impact=(
                 "Single features of this layer can raise no new alert until it has ended. The model answers as "

@@ -124,7 +124,8 @@ class LayerStatus:
         memory_bytes: Memory set aside for it.
         screened_features: Features that the screen judged in the newest closed window; 0: none yet.
         significant_features: Of those, the ones that exceed more often than the baseline explains.
-        shifted: Whether so many are that the layer as a whole has moved, from the first such window on.
+        shifted: Whether the layer as a whole has moved: at once when many are significant in a window in
+            which two flagged features fire, until fewer than two do; else after many such windows in a row.
         baseline_id: What tells its frozen baseline from others; empty: none.
         baseline_windows: Windows in which the baseline's second half measured what to expect.
     """
