@@ -220,7 +220,11 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
             diagnosis=(
                 "1. Open the dashboard: which layer moved first, and by which share. From the first layer "
                 "on: preprocessing, or other traffic. From a deeper one on: weights or precision.\n"
-                "2. Which features? `sidecar feature list`, and the console's list by state.\n"
+                "2. How many? `sidecar_layer_significant_features` of `sidecar_layer_screened_features`. Which "
+                "ones is not shown: names are kept of flagged features only. `sidecar feature list --layer "
+                "<layer>` has those, the firing at the top. Of any other that you suspect "
+                "its page, or `sidecar feature get <model>@<revision>/<layer>/<kind>/<index>`, with "
+                "`--window baseline` and without, shows how its distribution moved.\n"
                 "3. Compare with deployments, and with the mix of traffic "
                 "(`rate(sidecar_layer_requests_total[5m])`): a burst on one topic moves many features "
                 "together, and passes."
