@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from sidecar.metrics.catalogue import FEATURE_SERIES
+
 
 @dataclass(frozen=True, slots=True)
 class Runbook:
@@ -381,7 +383,8 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
             impact="Its flagged features stay `unknown`; no spike of them is found.",
             diagnosis=(
                 "`sidecar_layer_baseline_requests` against `statistics.baseline_min_requests`: at the "
-                "present rate, when is it reached? Was the baseline reset, or the revision new?"
+                "present rate, when is it reached? Was the baseline relearned (`baseline_reset` in the audit "
+                "log), or is the revision new?"
             ),
             mitigation=(
                 "Wait, sample more, ask for fewer requests in the configuration, or freeze what was "
@@ -465,8 +468,9 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
             ),
             diagnosis="`sidecar feature list` shows all flagged features; old revisions count too.",
             mitigation=(
-                "Raise `metrics.flagged_limit` (24 series each) or `metrics.series_limit`, switch "
-                "`metrics.classic_buckets` off (twenty series each), or remove flags nobody needs."
+                "Raise `metrics.flagged_limit` or `metrics.series_limit`, switch `metrics.classic_buckets` off "
+                f"(up to 21 of the {FEATURE_SERIES + 22} series that a flagged feature may have), or remove "
+                "flags nobody needs."
             ),
             picture=_NO_PICTURE,
             silence="Never: raise the limit instead.",
