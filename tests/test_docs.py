@@ -1,14 +1,18 @@
 """The documents name everything there is, and nothing that is not."""
 
+import ast
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import click
 import pytest
 
 from sidecar import errors
 from sidecar.cli import main
+from sidecar.detect import State
 from sidecar.errors import SidecarError
 from sidecar.recipes import Recipe
 
@@ -116,3 +120,125 @@ def test_the_readme_yaml_is_a_configuration(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(document))
 
     assert "red round things" == load(path).flags[0].name
+
+
+def sections_of(text: str) -> dict[str, str]:
+    """Return the third-level sections of a page: heading in backticks to text."""
+    parts = re.split(r"^### `(.+)`$", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_every_endpoint_of_the_api_is_documented_with_an_example() -> None:
+    """The page lists the routes there are, and no other, each with a command to paste."""
+    from starlette.routing import Route  # noqa: PLC0415 - only here
+
+    from sidecar.web import create_app  # noqa: PLC0415 - only here
+
+    app = create_app(cast("Any", object()), console_url="http://127.0.0.1:8080")
+    routes = [one for one in app.routes if isinstance(one, Route) and "/api/" in one.path]
+    served = {
+        f"{method} {one.path.replace(':path', '')}"
+        for one in routes
+        for method in (one.methods or set()) - {"HEAD"}
+    }
+    documented = sections_of(read("docs/api.md"))
+
+    assert served == set(documented)
+    for name, section in documented.items():
+        assert "curl -s" in section, name
+        assert "arameters" in section or "| parameter |" in section or name.startswith("POST"), name
+
+
+def test_every_query_parameter_of_the_api_is_documented() -> None:
+    """Whatever a request may ask for stands in the table of its endpoint."""
+    source = read("sidecar/web/api.py")
+    documented = sections_of(read("docs/api.md"))
+    names = {
+        "features": "GET /api/v1/features",
+        "distribution": "GET /api/v1/features/{feature}/distribution",
+        "evidence": "GET /api/v1/features/{feature}/evidence",
+        "jobs": "GET /api/v1/jobs",
+    }
+    bodies = dict(
+        re.findall(r"^(?:async )?def (\w+)\(.*?\n(.*?)(?=^\S|\Z)", source, re.MULTILINE | re.DOTALL)
+    )
+
+    asked = {
+        function: {
+            *re.findall(r"(?:params, |params\.get\()\"(\w+)\"", body),
+            *re.findall(r"\b(state|window)\((?:params|request\.query_params)\)", body),
+        }
+        for function, body in bodies.items()
+    }
+    tables = {
+        function: re.findall(r"^\| (`.+?) \|", documented[heading], re.MULTILINE)
+        for function, heading in names.items()
+    }
+
+    assert {f: a for f, a in asked.items() if a} == {
+        f: set(re.findall(r"`(\w+)`", " ".join(rows))) for f, rows in tables.items()
+    }
+
+
+def test_the_examples_of_the_api_have_every_key() -> None:
+    """The examples are JSON, and what an answer has is in one of them."""
+    page = read("docs/api.md")
+    examples = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    shown = set(re.findall(r'"(\w+)":', "".join(examples)))
+    keys = {
+        key.value
+        for node in ast.walk(ast.parse(read("sidecar/web/serialise.py")))
+        if isinstance(node, ast.Dict)
+        for key in node.keys
+        if isinstance(key, ast.Constant) and key.value != "cache-control"
+    }
+
+    assert all(isinstance(json.loads(example), dict) for example in examples)
+    assert set() == keys - shown - {"code", "message"}
+
+
+def audit_names(path: Path) -> Iterator[str]:
+    """Yield the names of the audit entries that a module makes."""
+    for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(function, ast.FunctionDef):
+            inside = list(ast.walk(function))
+            for node in inside:
+                if isinstance(node, ast.Call) and ast.unparse(node.func) == "Event" and node.args:
+                    yield from texts_of(node.args[1], inside)
+
+
+def texts_of(node: ast.expr, inside: Sequence[ast.AST]) -> Iterator[str]:
+    """Yield every text an event's name may be: a constant, a choice, a state's, or a variable's."""
+    if isinstance(node, ast.Constant):
+        yield str(node.value)
+    elif isinstance(node, ast.IfExp):
+        yield from texts_of(node.body, inside)
+        yield from texts_of(node.orelse, inside)
+    elif isinstance(node, ast.JoinedStr):
+        yield from (f"feature_{state}" for state in State)
+    elif isinstance(node, ast.Name):
+        for one in inside:
+            if isinstance(one, ast.Assign) and ast.unparse(one.targets[0]) == node.id:
+                yield from texts_of(one.value, inside)
+
+
+def test_every_audit_event_is_documented() -> None:
+    """The table has the entries that the code can make, and no other."""
+    made = {name for path in (ROOT / "sidecar/monitor").glob("*.py") for name in audit_names(path)}
+    table = read("docs/events.md").partition("## The daemon's log")[0]
+
+    assert made == set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))
+
+
+def test_every_line_of_the_daemons_log_is_documented() -> None:
+    """What stands in the log can be looked up, at the level it has."""
+    call = re.compile(r'(?:\.(info|warning|error|exception|note)|_(tried))\(\s*"([a-z_]+)"')
+    levels = {"exception": "error", "note": "warning", "tried": "warning"}
+    said = {
+        (name, levels.get(how or tried, how))
+        for path in (ROOT / "sidecar").rglob("*.py")
+        for how, tried, name in call.findall(path.read_text(encoding="utf-8"))
+    }
+    table = read("docs/events.md").partition("## The daemon's log")[2]
+
+    assert said == set(re.findall(r"^\| `(\w+)` \| (\w+) \|", table, re.MULTILINE))
