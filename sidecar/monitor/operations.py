@@ -321,7 +321,8 @@ class Operations:
             raise InvalidInput("model is empty: name the model whose baselines are meant")
         found = self._monitor.select(model, revision, layer)
         if not found:
-            wanted = f"model {model!r} revision {revision!r} layer {layer!r}"
+            said = (("model", model), ("revision", revision), ("layer", layer))
+            wanted = " ".join(f"{what} {name!r}" for what, name in said if name)
             raise UnknownLayer(f"{wanted}: no such layer was ever registered")
         return found
 

@@ -241,7 +241,12 @@ def test_a_file_that_is_no_baseline_is_refused(running: RunningDaemon, tmp_path:
         (["artifact", "get", "../../etc/passwd"], 3, "SC405"),
         (["job", "run", KEY], 2, "SC207 model 'tiny' has no factory"),
         (["job", "run", KEY, "--set", "stepz=3"], 2, "recipe.stepz is unknown"),
-        (["baseline", "freeze", "huge"], 3, "SC402"),
+        (["baseline", "freeze", "huge"], 3, "SC402 model 'huge': no such layer"),
+        (
+            ["baseline", "freeze", "tiny", "--layer", "fc"],
+            3,
+            "SC402 model 'tiny' layer 'fc': no such layer",
+        ),
     ],
 )
 def test_what_does_not_exist_is_said_with_its_code(
