@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -33,6 +34,17 @@ _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _PORT_LIMIT = 65535
 _LEAST_RECORDING = 1 << 16  # a few windows of a thousand flagged features
 _SOCKET_PATH_LIMIT = 107  # what struct sockaddr_un holds on Linux
+_LEAST_EVIDENCE_LOG10 = 2  # below it chance alone raises an alarm every hundredth window or so
+_SECONDS_IN_1000_DAYS = 86_400_000.0
+
+_GONE_FROM_SPIKE = {
+    "long_windows": "level_windows says over how many windows the recent level forgets",
+    "long_factor": "factor is the least over the recent level, baseline_factor that over the baseline",
+    "min_exceedances": "evidence weighs few requests by itself",
+    "false_alarm_probability": "false_alarms_per_1000_days sets how many to expect",
+    "pending_windows": "a spike fires as soon as there is evidence enough, without a wait",
+}
+"""Keys of earlier builds, and what took their place."""
 
 
 class _Section(BaseModel):
@@ -133,6 +145,14 @@ def _check_recipe(value: dict[str, Any]) -> dict[str, Any]:
     except SidecarError as error:
         raise ValueError(error.message) from error
     return value
+
+
+def _check_no_doubles(values: list[Any]) -> list[Any]:
+    doubled = [value for value, count in Counter(values).items() if count > 1]
+    if doubled:
+        shown = ", ".join(f"{value!r}" for value in doubled)
+        raise ValueError(f"{shown} is there twice: name each once")
+    return values
 
 
 Address = Annotated[str, AfterValidator(_check_address)]
@@ -249,7 +269,9 @@ class FlagConfig(_Section):
     slice: Annotated[dict[str, str], AfterValidator(_check_slice)] = Field(
         default={}, description="Only requests with all these key: value pairs count. Default: all."
     )
-    detectors: list[Literal["spike", "conditions", "drift"]] = Field(
+    detectors: Annotated[
+        list[Literal["spike", "conditions", "drift"]], AfterValidator(_check_no_doubles)
+    ] = Field(
         default=["spike", "conditions", "drift"],
         min_length=1,
         description="What looks at it: spike pages, conditions are certain (never seen, not finite, silent, "
@@ -260,7 +282,7 @@ class FlagConfig(_Section):
 class StatisticsConfig(_Section):
     """How distributions are kept."""
 
-    window_seconds: Positive = Field(
+    window_seconds: Annotated[float, Field(gt=0, le=3600)] = Field(
         default=10.0, description="Length of one window; detection runs at the end of each."
     )
     warmup_rows: Count = Field(
@@ -400,7 +422,9 @@ class ScreenConfig(_Section):
         "flagged features spike: bursts that all features share are over by then, or nearly so.",
     )
     clear_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.025, description="Share of significant features up to which a window is calm."
+        default=0.025,
+        validate_default=True,
+        description="Share of significant features up to which a window is calm.",
     )
     clear_windows: Count = Field(
         default=6, description="Calm windows in a row after which a shifted layer resolves."
@@ -411,6 +435,17 @@ class ScreenConfig(_Section):
     unsampled_windows: Count = Field(
         default=6, description="Windows without a judged feature after which nothing is known."
     )
+
+    @field_validator("clear_ratio")
+    @classmethod
+    def _calm_is_no_louder_than_loud(cls, value: float, info: ValidationInfo) -> float:
+        loud = info.data.get("layer_ratio", 1.0)  # it is missing where it is wrong itself
+        if value > loud:
+            raise ValueError(
+                f"{value:g} is above layer_ratio {loud:g}: a window would be loud and calm at once; "
+                f"use at most {loud:g}"
+            )
+        return value
 
 
 class IngestConfig(_Section):
@@ -520,7 +555,11 @@ class RecordingConfig(_Section):
         default=4 << 20,
         description="Size at which another file is begun; the oldest file is what goes.",
     )
-    levels: Annotated[list[Annotated[float, Field(ge=0.5, lt=1)]], Field(max_length=8)] = Field(
+    levels: Annotated[
+        list[Annotated[float, Field(ge=0.5, lt=1)]],
+        Field(max_length=8),
+        AfterValidator(_check_no_doubles),
+    ] = Field(
         default=[0.99, 0.999, 0.9999],
         description="Baseline quantiles at which requests are counted for policies with another "
         "spike.quantile; each costs about 0.3 bytes and one comparison a value of a flagged feature.",
@@ -532,6 +571,18 @@ class RecordingConfig(_Section):
         if 0 < value < _LEAST_RECORDING:
             raise ValueError(
                 f"{value} bytes hold no recording: use at least {_LEAST_RECORDING}, or 0 for none"
+            )
+        return value
+
+    @field_validator("segment_bytes")
+    @classmethod
+    def _segments_within_the_limit(cls, value: int, info: ValidationInfo) -> int:
+        # The default is not checked: of a small limit a quarter is a segment in any case.
+        limit = info.data.get("limit_bytes", 0)
+        if 0 < limit < value:
+            raise ValueError(
+                f"{value} is above limit_bytes {limit}: use at most a quarter of the limit, {limit // 4}, "
+                "so that the oldest file can go"
             )
         return value
 
@@ -596,6 +647,14 @@ class SidecarConfig(_Section):
         default="info", description="Least severe event that is logged."
     )
 
+    @field_validator("spike")
+    @classmethod
+    def _alarms_take_evidence(cls, value: SpikeConfig, info: ValidationInfo) -> SpikeConfig:
+        statistics = info.data.get("statistics")  # missing where it is wrong itself
+        if statistics is not None:
+            _check_evidence(value.false_alarms_per_1000_days, statistics.window_seconds)
+        return value
+
     @model_validator(mode="after")
     def _names_agree(self) -> "SidecarConfig":
         names = [model.name for model in self.models]
@@ -607,6 +666,18 @@ class SidecarConfig(_Section):
     def model(self, name: str) -> ModelConfig | None:
         """Return the model of this name, or None."""
         return next((model for model in self.models if model.name == name), None)
+
+
+def _check_evidence(false_alarms: float, window_seconds: float) -> None:
+    """Check that the alarm of a single flagged feature takes evidence, see ``detect.SpikePolicy``."""
+    windows = _SECONDS_IN_1000_DAYS / window_seconds
+    most = windows / 10**_LEAST_EVIDENCE_LOG10
+    if false_alarms >= most:
+        raise ValueError(
+            f"false_alarms_per_1000_days {false_alarms:.10g} leaves evidence of 10^{_LEAST_EVIDENCE_LOG10} or less "
+            f"to raise an alarm, which chance reaches: with statistics.window_seconds "
+            f"{window_seconds:g} use less than {most:.0f}"
+        )
 
 
 def _disagreements(names: Sequence[str], features: Sequence[str]) -> list[tuple[str, str]]:
@@ -683,19 +754,35 @@ def load_policy(path: Path) -> PolicyConfig:
     """
     document, tree = _read(path)
     bare = bool(document) and not set(document) & set(SidecarConfig.model_fields)
+    inside: tuple[str, ...] = ("spike",) if bare else ()
     known = SpikeConfig.model_fields if bare else SidecarConfig.model_fields
-    unknown = [
-        f"{path}:{_line(tree, (str(key),))}: {key}: unknown key: check its spelling and place; a policy "
-        "has the keys of spike, or the sections of a configuration"
+    problems = [
+        f"{path}:{_line(tree, (str(key),))}: {key}: {_unknown((*inside, str(key)), _UNKNOWN_IN_POLICY)}"
         for key in document
         if key not in known
     ]
-    if unknown:
-        raise ConfigError("\n".join(unknown))
+    rest = {key: value for key, value in document.items() if key in known}
+    policy = PolicyConfig()
     try:
-        return PolicyConfig.model_validate({"spike": document} if bare else document)
+        policy = PolicyConfig.model_validate({"spike": rest} if bare else rest)
     except ValidationError as error:
-        raise ConfigError("\n".join(_problems(error, path, tree))) from error
+        problems += _problems(error, path, tree, inside)
+    if problems:
+        raise ConfigError("\n".join(sorted(problems)))
+    return policy
+
+
+_UNKNOWN_IN_POLICY = (
+    "unknown key: check its spelling and place; a policy has the keys of spike, or the sections of a "
+    "configuration"
+)
+
+
+def _unknown(location: tuple[int | str, ...], otherwise: str) -> str:
+    """Say what became of a key that there is no more, or that there never was."""
+    section, key = (*map(str, location), "", "")[:2]
+    gone = _GONE_FROM_SPIKE.get(key) if section == "spike" else None
+    return f"unknown key: it is gone, remove it; {gone}" if gone else otherwise
 
 
 def _read(path: Path) -> tuple[dict[Any, Any], yaml.Node | None]:
@@ -754,15 +841,20 @@ def _absolute(document: dict[Any, Any], base: Path) -> dict[Any, Any]:
     return found
 
 
-def _problems(error: ValidationError, path: Path, tree: yaml.Node | None) -> list[str]:
+def _problems(
+    error: ValidationError, path: Path, tree: yaml.Node | None, inside: tuple[str, ...] = ()
+) -> list[str]:
+    """Return what is wrong, with the lines; the file holds what is under ``inside``."""
     lines = []
     for item in error.errors(include_url=False):
         key = ".".join(str(part) for part in item["loc"]) or "file"
         shown = "" if isinstance(item["input"], dict | list) else f" (found {item['input']!r})"
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            message = "unknown key: check its spelling and place, or remove it"
-        lines.append(f"{path}:{_line(tree, item['loc'])}: {key}: {message}{shown}")
+            message = _unknown(
+                item["loc"], "unknown key: check its spelling and place, or remove it"
+            )
+        lines.append(f"{path}:{_line(tree, item['loc'][len(inside) :])}: {key}: {message}{shown}")
     return sorted(lines)
 
 

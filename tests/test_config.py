@@ -176,7 +176,14 @@ def test_a_feature_that_is_flagged_twice_is_named(tmp_path: Path) -> None:
         ({"spike": {"false_alarms_per_1000_days": 0}}, "spike.false_alarms_per_1000_days"),
         ({"spike": {"factor": 1.0}}, "spike.factor"),
         ({"spike": {"lag_windows": 0}}, "spike.lag_windows"),
-        ({"spike": {"long_windows": 12}}, "spike.long_windows: unknown key"),
+        ({"spike": {"long_windows": 12}}, "spike.long_windows: unknown key: .* level_windows"),
+        ({"spike": {"long_factor": 2}}, "spike.long_factor: unknown key: .* baseline_factor"),
+        ({"spike": {"min_exceedances": 3}}, "spike.min_exceedances: .* evidence weighs few"),
+        (
+            {"spike": {"false_alarm_probability": 0.1}},
+            "spike.false_alarm_probability: .* false_alarms_per_1000_days",
+        ),
+        ({"spike": {"pending_windows": 3}}, "spike.pending_windows: .* without a wait"),
     ],
 )
 def test_settings_no_job_or_window_could_work_with_are_found_at_start_up(
@@ -204,6 +211,70 @@ def test_how_a_flag_is_watched_is_checked(tmp_path: Path, settings: dict, messag
 
     with pytest.raises(ConfigError, match=message):
         load(write(tmp_path, yaml.safe_dump(document)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"screen": {"clear_ratio": 0.2, "layer_ratio": 0.1}},
+            "screen.clear_ratio: 0.2 is above layer_ratio 0.1: .* use at most 0.1",
+        ),
+        ({"screen": {"layer_ratio": 0.01}}, "screen.clear_ratio: 0.025 is above layer_ratio 0.01"),
+        (
+            {"recording": {"levels": [0.99, 0.999, 0.99]}},
+            "recording.levels: 0.99 is there twice",
+        ),
+        (
+            {"models": [{"name": "m"}]}
+            | {"flags": [{"feature": "m/a/channel/1", "detectors": ["spike", "spike"]}]},
+            "flags.0.detectors: 'spike' is there twice",
+        ),
+        (
+            {"recording": {"segment_bytes": 200_000, "limit_bytes": 100_000}},
+            "segment_bytes: 200000 is above limit_bytes 100000: .* limit, 25000",
+        ),
+        ({"statistics": {"window_seconds": 3601}}, "statistics.window_seconds: .* 3600"),
+        (
+            {"spike": {"false_alarms_per_1000_days": 86_400}},
+            "spike: false_alarms_per_1000_days 86400 leaves .*\\.window_seconds 10 use less than 86400",
+        ),
+        (
+            {
+                "spike": {"false_alarms_per_1000_days": 1000},
+                "statistics": {"window_seconds": 900},
+                "log_level": "loud",
+            },
+            "window_seconds 900 use less than 960",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_found_at_start_up(
+    tmp_path: Path, settings: dict, message: str
+) -> None:
+    """Each is in its range, and together they make no sense; something wrong elsewhere hides none."""
+    with pytest.raises(ConfigError, match=message):
+        load(write(tmp_path, yaml.safe_dump(settings)))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"screen": {"clear_ratio": 0.1, "layer_ratio": 0.1}},
+        {"recording": {"limit_bytes": 0, "segment_bytes": 200_000}},
+        {"recording": {"limit_bytes": 200_000, "segment_bytes": 200_000}},
+        {"recording": {"limit_bytes": 200_000}},
+        {"recording": {"levels": []}},
+        {"statistics": {"window_seconds": 3600}},
+        {"spike": {"false_alarms_per_1000_days": 86_399}},
+    ],
+)
+def test_settings_at_the_edge_of_a_contradiction_are_taken(tmp_path: Path, settings: dict) -> None:
+    """Equal shares are no contradiction, and of a small limit a quarter is a segment anyway."""
+    found = load(write(tmp_path, yaml.safe_dump(settings))).model_dump()
+
+    for section, values in settings.items():
+        assert values.items() <= found[section].items()
 
 
 def test_a_recording_too_small_to_hold_anything_is_refused() -> None:
@@ -238,3 +309,41 @@ def test_a_policy_may_be_the_spike_settings_alone(tmp_path: Path) -> None:
 
     assert 3.0 == bare.spike.factor
     assert SpikeConfig() == load_policy(path).spike
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "level_windows: 15\nfacter: 3\nfactor: 0.5\nlong_windows: 12\nquantile: 2\n",
+            [
+                "2: facter: unknown key: check its spelling and place; a policy has the keys of spike",
+                "3: spike.factor: Input should be greater than 1",
+                "4: long_windows: unknown key: it is gone, remove it; level_windows says",
+                "5: spike.quantile: Input should be less than 1",
+            ],
+        ),
+        (
+            "factor: 3\nflags:\n  - feature: nonsense\nspike:\n  quantile: 2\n  facter: 3\n  pending_windows: 2\n",
+            [
+                "1: factor: unknown key: check its spelling and place; a policy has the keys of spike",
+                "3: flags.0.feature: ",
+                "5: spike.quantile: Input should be less than 1",
+                "6: spike.facter: unknown key: check its spelling and place, or remove it",
+                "7: spike.pending_windows: unknown key: it is gone, remove it; a spike fires as soon",
+            ],
+        ),
+    ],
+)
+def test_every_fault_of_a_policy_is_named_with_its_line(
+    tmp_path: Path, text: str, expected: list[str]
+) -> None:
+    """One run shows all that is to be mended, unknown keys and wrong values alike."""
+    path = write(tmp_path, text)
+
+    with pytest.raises(ConfigError) as caught:
+        load_policy(path)
+
+    found = [line.split("sidecar.yaml:")[1] for line in caught.value.message.splitlines()]
+    assert len(expected) == len(found)
+    assert all(line.startswith(start) for line, start in zip(found, expected, strict=True))
