@@ -141,6 +141,7 @@ class Trace:
 
     Attributes:
         at: Unix seconds of each window's end.
+        follows: Whether the window before it is there too, or one is missing in between.
         rate: Share of exceeding requests; NaN without requests.
         tolerated: Rate that the policy tolerates; NaN without a baseline.
         baseline: Rate of the baseline; NaN without one.
@@ -148,6 +149,7 @@ class Trace:
     """
 
     at: list[float] = field(default_factory=list)
+    follows: list[bool] = field(default_factory=list)
     rate: list[float] = field(default_factory=list)
     tolerated: list[float] = field(default_factory=list)
     baseline: list[float] = field(default_factory=list)
@@ -312,6 +314,8 @@ def _extend(trace: Trace, index: int, line: _Line, window: WindowRecord) -> None
     tolerated = tolerated_rate(
         terms.baseline_rate, level, terms.factor, terms.spike.baseline_factor
     )
+    away = window.at - trace.at[-1] if trace.at else math.inf
+    trace.follows.append(away <= GAP_WINDOWS * window.subject.window_seconds)
     trace.at.append(window.at)
     trace.rate.append(int(terms.exceedances(window)[at]) / requests if requests else math.nan)
     trace.tolerated.append(float(tolerated[at]))

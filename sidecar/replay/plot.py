@@ -2,8 +2,9 @@
 
 A panel a feature: the share of exceeding requests over time, the share that the policy tolerates, and
 a bar for each time it fires; below it, where two policies are compared, the bars of the one in force.
-There are more windows than pixels, so each column shows the greatest share of its windows as a bar
-and their mean as a line: a spike of one window is seen, and so is what is usual.
+Where there are more windows than pixels each column shows the greatest share of its windows as a bar
+and their mean as a line: a spike of one window is seen, and so is what is usual. Where there are fewer
+a bar is as wide as its window, and a line leads from one window to the next.
 """
 
 import math
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +26,8 @@ PANELS = 12
 _WIDTH, _PLOT_HEIGHT = 1000.0, 110.0
 _LEFT, _RIGHT, _HEAD, _FOOT = 64.0, 16.0, 64.0, 40.0
 _TITLE, _STRIP, _SPACE = 22.0, 8.0, 18.0
-_COLUMNS = 460  # two pixels each
+_COLUMNS = 460
+_STEP = (_WIDTH - _LEFT - _RIGHT) / _COLUMNS  # two pixels
 _LEAST_BAR = 3.0  # an alarm of one window in a week must still be seen
 _TICKS = 8
 _STEPS_SECONDS = (10, 30, 60, 300, 600, 1800, 3600, 10_800, 21_600, 43_200, 86_400, 604_800)
@@ -186,46 +189,81 @@ def _rate_axis(frame: _Frame) -> list[str]:
 
 
 def _curves(trace: Trace, frame: _Frame) -> list[str]:
-    at = np.array(trace.at)
-    if not len(at):
+    if not trace.at:
         return []
-    edges = np.linspace(frame.first, frame.last, _COLUMNS + 1)
-    columns = np.clip(np.searchsorted(edges, at, side="right") - 1, 0, _COLUMNS - 1)
-    rate, tolerated = np.array(trace.rate), np.array(trace.tolerated)
-    most = _greatest(columns, rate)
-    sums = np.bincount(columns, np.nan_to_num(rate), _COLUMNS)
-    counts = np.bincount(columns, ~np.isnan(rate), _COLUMNS)
+    grid = _Grid.of_trace(trace, frame)
+    rate = np.array(trace.rate)
+    sums = grid.sum(np.nan_to_num(rate))
+    counts = grid.sum(~np.isnan(rate))
     mean = np.where(counts > 0, sums, np.nan) / np.maximum(counts, 1)
-    step = (_WIDTH - _LEFT - _RIGHT) / _COLUMNS
-    peak = "".join(
-        f"M{_LEFT + column * step:.1f} {frame.base:.1f}V{frame.y(most[column]):.1f}h{step:.2f}V{frame.base:.1f}Z"
-        for column in np.flatnonzero(most > 0)
-    )
+    tolerated = grid.greatest(np.array(trace.tolerated))
     return [
-        f'<path class="peak" d="{peak}"/>',
-        f'<path class="mean" d="{_line(mean, frame, step)}"/>',
-        f'<path class="tolerated" d="{_line(_greatest(columns, tolerated), frame, step)}"/>',
+        f'<path class="peak" d="{_bars(grid, grid.greatest(rate), frame)}"/>',
+        f'<path class="mean" d="{_line(grid, mean, frame)}"/>',
+        f'<path class="tolerated" d="{_line(grid, tolerated, frame)}"/>',
         f'<path class="axis" d="M{_LEFT:g} {frame.base:.1f}H{_WIDTH - _RIGHT:g}"/>',
     ]
 
 
-def _greatest(columns: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the greatest value in each column, NaN where there is none."""
-    found = np.full(_COLUMNS, -np.inf)
-    np.fmax.at(found, columns, values)
-    return np.where(np.isinf(found), np.nan, found)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Grid:
+    """The columns that have a window, ``c`` of them; where windows are few most columns have none.
+
+    Attributes:
+        of: Which of them each window is in, shape ``(windows,)``.
+        column: Where they are, increasing, shape ``(c,)``.
+        begin: Where the windows of each begin: at the column before it, or where something is missing
+            between the two at its own left end, shape ``(c,)``.
+        joined: Whether nothing is missing between it and the one before, shape ``(c,)``.
+    """
+
+    of: NDArray[np.int64]
+    column: NDArray[np.int64]
+    begin: NDArray[np.int64]
+    joined: NDArray[np.bool_]
+
+    @classmethod
+    def of_trace(cls, trace: Trace, frame: _Frame) -> "_Grid":
+        """Put a trace of at least one window into columns."""
+        edges = np.linspace(frame.first, frame.last, _COLUMNS + 1)
+        columns = np.searchsorted(edges, np.array(trace.at), side="right") - 1
+        column, first, of = np.unique(
+            np.clip(columns, 0, _COLUMNS - 1), return_index=True, return_inverse=True
+        )
+        joined = np.array(trace.follows)[first]
+        before = np.concatenate([[-1], column[:-1]])
+        return cls(of, column, np.where(joined, before + 1, column), joined)
+
+    def sum(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the sum of the windows' values in each column."""
+        return np.asarray(np.bincount(self.of, values, len(self.column)), np.float64)
+
+    def greatest(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the greatest of the windows' values in each column, NaN where there is none."""
+        found = np.full(len(self.column), -np.inf)
+        np.fmax.at(found, self.of, values)
+        return np.where(np.isinf(found), np.nan, found)
 
 
-def _line(values: NDArray[np.float64], frame: _Frame, step: float) -> str:
+def _bars(grid: _Grid, values: NDArray[np.float64], frame: _Frame) -> str:
+    """Return a path of one bar a column, each as long as its windows last."""
+    return "".join(
+        f"M{_LEFT + begin * _STEP:.1f} {frame.base:.1f}V{frame.y(value):.1f}"
+        f"H{_LEFT + (column + 1) * _STEP:.1f}V{frame.base:.1f}Z"
+        for column, begin, value in zip(grid.column, grid.begin, values, strict=True)
+        if value > 0
+    )
+
+
+def _line(grid: _Grid, values: NDArray[np.float64], frame: _Frame) -> str:
     """Return a path through the middles of columns; it is broken where nothing is known."""
     path, drawing = [], False
-    for column, value in enumerate(values.tolist()):
+    for column, joined, value in zip(grid.column, grid.joined, values.tolist(), strict=True):
         if math.isnan(value):
-            # One empty column is rounding of the grid, more are a gap.
-            drawing = drawing and column + 1 < len(values) and not math.isnan(values[column + 1])
+            drawing = False
             continue
-        word = "L" if drawing else "M"
-        path.append(f"{word}{_LEFT + (column + 0.5) * step:.1f} {frame.y(value):.1f}")
+        word = "L" if drawing and joined else "M"
+        path.append(f"{word}{_LEFT + (column + 0.5) * _STEP:.1f} {frame.y(value):.1f}")
         drawing = True
     return "".join(path)
 

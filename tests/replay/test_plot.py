@@ -1,6 +1,7 @@
 """The picture of a replay shows what the numbers say."""
 
 import re
+from dataclasses import replace
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -12,6 +13,14 @@ from tests.replay.conftest import LAYER, Traffic, unsampled
 
 pytestmark = pytest.mark.unit
 
+_COLUMNS_OF_A_SUBJECT = (
+    "indices",
+    "thresholds",
+    "baseline_rate",
+    "factor",
+    "judged",
+    "level_rates",
+)
 SVG = "{http://www.w3.org/2000/svg}"
 POLICY = Policy("three", SpikePolicy(factor=3.0))
 
@@ -81,11 +90,65 @@ def test_what_is_not_recorded_is_shaded_and_no_line_leads_across() -> None:
     assert path.count("M") >= 2
 
 
+def few() -> Panel:
+    """A feature of 190 windows: one column in two or three has one."""
+    player = Player(POLICY, [LAYER.feature(0)])
+    for window in Traffic(rate=0.2).windows(190, np.random.default_rng(1)):
+        player.play(window)
+    return Panel(LAYER.feature(0), player.traces[LAYER.feature(0)], player.finish().alarms)
+
+
+@pytest.mark.parametrize("name", ["mean", "tolerated"])
+def test_of_few_windows_neighbours_are_joined(name: str) -> None:
+    """A column without a window between two that have one is no gap: the line is one."""
+    text = draw([few()], "x")
+
+    path = re.findall(rf'class="{name}" d="([^"]*)"', text)[-1]
+    assert 1 == path.count("M")
+    assert 189 == path.count("L")
+
+
+def test_of_few_windows_bars_leave_no_stripes() -> None:
+    """Each begins where the one before it ends, and only the first is as narrow as a column."""
+    text = draw([few()], "x")
+
+    bars = re.findall(r'class="peak" d="([^"]*)"', text)[-1]
+    spans = [
+        (float(left), float(right))
+        for left, right in re.findall(r"M([\d.]+) [\d.]+V[\d.]+H([\d.]+)", bars)
+    ]
+    assert 190 == len(spans)
+    assert [right for _, right in spans[:-1]] == [left for left, _ in spans[1:]]
+
+
+def test_a_missing_window_breaks_the_line_of_few() -> None:
+    """Nothing is drawn where a layer was recorded and the feature was not."""
+    traffic = Traffic(rate=0.2)
+    of = traffic.subject()
+    others = replace(of, **{name: getattr(of, name)[1:] for name in _COLUMNS_OF_A_SUBJECT})
+    windows = [
+        *traffic.windows(60, np.random.default_rng(1), start=0.0, subject=of),
+        *replace(traffic, features=3).windows(
+            60, np.random.default_rng(2), start=600.0, subject=others
+        ),
+        *traffic.windows(60, np.random.default_rng(3), start=1200.0, subject=of),
+    ]
+    player = Player(POLICY, [LAYER.feature(0)])
+    for window in windows:
+        player.play(window)
+
+    text = draw([Panel(LAYER.feature(0), player.traces[LAYER.feature(0)], ())], "x")
+
+    path = re.findall(r'class="mean" d="([^"]*)"', text)[-1]
+    assert [] == measure(windows)[LAYER].gaps
+    assert (2, 118) == (path.count("M"), path.count("L"))
+
+
 def test_the_highest_column_is_the_spike() -> None:
     """Windows are more than columns: the greatest of each is drawn, so no spike gets lost."""
     one = panel(8640)
     text = draw([one], "x")
-    heights = [float(y) for y in re.findall(r"V([\d.]+)h", text)]
+    heights = [float(y) for y in re.findall(r"V([\d.]+)H", text)]
 
     most = np.nanmax(one.trace.rate)
     top = next(t for t in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if most <= t)
