@@ -94,8 +94,8 @@ def _show_traffic(found: replay.Calibration) -> None:
 def _cells(one: replay.Behaviour) -> list[str]:
     return [
         str(one.features),
-        f"{one.days:.3g}",
-        f"{one.requests_per_window:.0f}",
+        replay.rounded(one.days, 3),
+        f"{one.requests_per_window:,.0f}",
         _share(one.rate),
         _known(one.beyond_per_request, ".2f"),
         _known(one.design_effect, ".2f"),
@@ -103,14 +103,15 @@ def _cells(one: replay.Behaviour) -> list[str]:
         _share(one.variation),
         _known(one.next_window, ".2f"),
         _known(one.burst_windows, ".0f"),
-        f"{one.baseline_seconds / 3600:.1f} h, {_share(one.baseline_error)}",
+        f"{replay.lasting(one.baseline_seconds)}, {_share(one.baseline_error)}",
     ]
 
 
 def _show_rates(found: replay.Calibration, mine: replay.FalseAlarms) -> None:
     click.echo(
-        f"\n{mine.alarms} alarms in {mine.feature_days:.3g} feature-days; resampled to "
-        f"{mine.resampled_feature_days:,.0f} from {mine.blocks} blocks of {mine.block_windows} windows"
+        f"\n{replay.counted(mine.alarms, 'alarm')} in {replay.rounded(mine.feature_days, 3)} feature-days; resampled to "
+        f"{mine.resampled_feature_days:,.0f} from {replay.counted(mine.blocks, 'block')} of "
+        f"{replay.counted(mine.block_windows, 'window')}"
     )
     both = zip((mine, *found.tried), (found.delay, *found.delays), strict=True)
     rows = [
@@ -127,8 +128,8 @@ def _rate_cells(one: replay.FalseAlarms) -> list[str]:
     )
     return [
         "of flags" if math.isnan(one.factor) else f"{one.factor:g}",
-        f"{one.per_feature_day:.2g}",
-        f"{one.low:.2g} to {one.high:.2g}",
+        replay.rounded(one.per_feature_day),
+        f"{replay.rounded(one.low)} to {replay.rounded(one.high)}",
         expected,
         f"{low} to {high}",
     ]
@@ -137,8 +138,8 @@ def _rate_cells(one: replay.FalseAlarms) -> list[str]:
 def _delay_cells(one: replay.Delay | None) -> list[str]:
     if one is None:
         return ["-", "-"]
-    found = "-" if math.isinf(one.windows) else f"{one.windows:.0f} windows"
-    return [found, f"{100 * one.missed:.2g} %"]
+    found = "-" if math.isinf(one.windows) else replay.counted(round(one.windows), "window")
+    return [found, f"{replay.rounded(100 * one.missed)} %"]
 
 
 def _words(found: replay.Calibration) -> Iterator[str]:
@@ -155,4 +156,4 @@ def _known(value: float, form: str) -> str:
 
 
 def _share(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.3g} %"
+    return "-" if math.isnan(value) else f"{replay.rounded(100 * value, 3)} %"

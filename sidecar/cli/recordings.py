@@ -11,7 +11,7 @@ import click
 from sidecar.config import load_policy
 from sidecar.errors import ConfigError, NotFound, SidecarError
 from sidecar.features import LayerKey
-from sidecar.replay import Policy
+from sidecar.replay import Policy, counted
 from sidecar.store import ReadCounts, WindowRecord, find_segments, read_recordings
 
 EXIT_FAILED, EXIT_USAGE, EXIT_NOT_FOUND = 1, 2, 3
@@ -57,12 +57,12 @@ class Source:
         """Yield what was lost, in words."""
         if self.counts.torn_segments:
             yield (
-                f"{self.counts.torn_segments} of {self.counts.segments} files end in "
-                f"{self.counts.lost_bytes} bytes without a whole record: the daemon was killed while it "
-                "wrote, or they are damaged"
+                f"of {counted(self.counts.segments, 'file')} {self.counts.torn_segments} with a torn end, in all "
+                f"{counted(self.counts.lost_bytes, 'byte')} without a whole record: the daemon was killed "
+                "while it wrote, or the disk damaged them"
             )
         if self.counts.unreadable:
-            yield f"{self.counts.unreadable} records cannot be read by this release, and are left out"
+            yield f"left out: {counted(self.counts.unreadable, 'record')} that this release cannot read"
 
 
 def policy_of(path: Path | None) -> Policy:

@@ -23,10 +23,13 @@ from sidecar.replay import (
     Policy,
     as_json,
     compare,
+    counted,
     days,
     draw,
+    lasting,
     measure,
     play,
+    rounded,
     tallies,
 )
 
@@ -35,6 +38,9 @@ LAYERS_NAMED = 10
 
 GAPS_SHOWN = 5
 """Gaps of a layer that a table names; a JSON answer has all."""
+
+_LEAST_DAYS = 1 / 24  # what a few minutes hold says nothing of a day
+_SECONDS_PER_DAY = 86_400.0
 
 
 @click.command()
@@ -144,7 +150,9 @@ def _picture(
     more = len(chosen) - len(panels)
     name = Path(policy.name).name
     words = f"What {name} fires on: {_counted(found, days(extents))}"
-    return draw(panels, words + (f"; {more} more features not shown" if more else ""))
+    return draw(
+        panels, words + (f"; not shown: {counted(more, 'further feature')}" if more else "")
+    )
 
 
 def _write(path: Path, text: str) -> None:
@@ -152,7 +160,7 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise click.FileError(str(path), error.strerror) from error
-    click.echo(f"{path}: {len(text)} characters", err=True)
+    click.echo(f"{path}: {counted(len(text), 'character')}", err=True)
 
 
 def _show(
@@ -164,17 +172,18 @@ def _show(
     recorded = days(extents)
     for layer, one in sorted(extents.items()):
         click.echo(
-            f"{named(layer)}: {len(one.features)} features, {one.windows} windows from {_time(one.first)} to "
-            f"{_time(one.last)}, {one.windows - one.sampled} without a request"
+            f"{named(layer)}: {counted(len(one.features), 'feature')}, {counted(one.windows, 'window')} from "
+            f"{_time(one.first)} to "
+            f"{_time(one.last)}, {one.windows - one.sampled:,} without a request"
         )
         for gap in one.gaps[:GAPS_SHOWN]:
             click.echo(f"  nothing recorded from {_time(gap.start)} to {_time(gap.end)}")
         if len(one.gaps) > GAPS_SHOWN:
-            click.echo(f"  and {len(one.gaps) - GAPS_SHOWN} gaps more")
+            click.echo(f"  and {counted(len(one.gaps) - GAPS_SHOWN, 'gap')} more")
         if one.backward:
             click.echo(
-                f"  {one.backward} windows end before the one before them: a clock was put back, or "
-                "these are recordings of several daemons, which should be replayed one by one"
+                f"  out of order: {counted(one.backward, 'window')}; a clock was put back, or these are "
+                "recordings of several daemons, which should be replayed one by one"
             )
     click.echo()
     click.echo(f"{found.policy}: {_counted(found, recorded)}")
@@ -193,7 +202,7 @@ def _show(
         rows = [
             [
                 str(one.pages),
-                _length(one.seconds),
+                lasting(one.seconds),
                 f"10^{one.evidence_log10:.1f}",
                 _key(one.feature),
             ]
@@ -216,9 +225,8 @@ def _row(alarm: Alarm, mark: list[str]) -> list[str]:
 
 def _counted(one: Playback, recorded: float) -> str:
     count = len(one.alarms)
-    rate = f", {count / recorded:.3g} a day" if recorded else ""
-    pages, length = "page" if count == 1 else "pages", "day" if recorded == 1 else "days"
-    return f"{count} {pages} in {recorded:.3g} {length}{rate}"
+    rate = f", {rounded(count / recorded)} a day" if recorded >= _LEAST_DAYS else ""
+    return f"{counted(count, 'page')} in {lasting(recorded * _SECONDS_PER_DAY)}{rate}"
 
 
 def _key(feature: FeatureKey) -> str:
@@ -229,7 +237,3 @@ def _time(at: float) -> str:
     return (
         "still firing" if math.isnan(at) else f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S}"
     )
-
-
-def _length(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"  # noqa: PLR2004 - an hour

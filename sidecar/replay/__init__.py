@@ -6,7 +6,7 @@ that a false-alarm rate comes with its interval, with the feature-days it rests 
 cannot know. Nothing here reads a clock; files are read by ``store``.
 """
 
-from sidecar.replay.calibration import Calibration, calibrate, rounded
+from sidecar.replay.calibration import Calibration, calibrate
 from sidecar.replay.calibration import as_json as calibration_as_json
 from sidecar.replay.comparison import as_json, compare, days, tallies
 from sidecar.replay.delay import Delay
@@ -15,6 +15,7 @@ from sidecar.replay.playing import Alarm, Extent, Playback, Player, measure, pla
 from sidecar.replay.plot import PANELS, Panel, draw
 from sidecar.replay.policies import Policy
 from sidecar.replay.traffic import Behaviour
+from sidecar.replay.words import counted, lasting, rounded
 
 __all__ = [
     "PANELS",
@@ -32,8 +33,10 @@ __all__ = [
     "calibrate",
     "calibration_as_json",
     "compare",
+    "counted",
     "days",
     "draw",
+    "lasting",
     "measure",
     "play",
     "rounded",

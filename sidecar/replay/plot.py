@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sidecar.features import FeatureKey
 from sidecar.replay.playing import Alarm, Gap, Trace
+from sidecar.replay.words import counted
 
 PANELS = 12
 """Most features in one picture; more are no picture any more."""
@@ -118,7 +119,7 @@ def draw(panels: Sequence[Panel], title: str) -> str:
     base = _HEAD + each * max(len(shown), 1)
     parts += _time_axis(_Frame(base - _PLOT_HEIGHT - _SPACE + 4, first, last, 1.0))
     if len(panels) > PANELS:
-        words = f"{len(panels) - PANELS} more features are not shown."
+        words = f"Not shown: {counted(len(panels) - PANELS, 'further feature')}."
         parts.append(f'<text x="{_LEFT:g}" y="{height - 6:g}">{words}</text>')
     return "".join([*parts, "</svg>\n"])
 
@@ -152,8 +153,7 @@ def _legend(compared: bool) -> list[str]:
 
 def _panel(panel: Panel, frame: _Frame) -> list[str]:
     width = _WIDTH - _LEFT - _RIGHT
-    pages = len(panel.alarms)
-    words = f"{pages} {'page' if pages == 1 else 'pages'}"
+    words = counted(len(panel.alarms), "page")
     if panel.in_force is not None:
         words += f", {len(panel.in_force)} under the policy in force"
     return [

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sidecar.config import FlagConfig, PolicyConfig
 from sidecar.detect import SpikePolicy
 from sidecar.features import FeatureSelector
+from sidecar.replay.words import counted
 from sidecar.store import Subject, WindowRecord
 
 SPIKE = "spike"
@@ -105,8 +106,8 @@ class Terms:
         own = int((self.own & np.isfinite(subject.thresholds)).sum())
         if self.column is not None and own and wanted != subject.quantile:
             return (
-                f"{subject.layer}: {own} features are watched below their baseline or on a slice, and "
-                f"only their own threshold was recorded: quantile {subject.quantile:g} is used for them"
+                f"{subject.layer}: {counted(own, 'feature')} watched below the baseline or on a slice: "
+                f"only the own threshold was recorded there, quantile {subject.quantile:g} is used"
             )
         if self.spike.quantile == wanted:
             return ""

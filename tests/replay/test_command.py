@@ -185,7 +185,7 @@ def test_the_command_runs_as_a_process(recorded: Recorded) -> None:
     )
 
     assert 0 == found.returncode, found.stderr
-    assert "1 page in " in found.stdout
+    assert ": 1 page in 6 min\n" in found.stdout  # minutes say nothing of a day
 
 
 def test_what_was_not_recorded_is_said(recorded: Recorded, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_what_was_not_recorded_is_said(recorded: Recorded, tmp_path: Path) -> No
     assert 0 == found.exit_code
     assert "quantile 0.9 was not recorded, 0.99 is the nearest" in found.stdout
     assert "tiny/conv/channel/3 is flagged by" in found.stdout
-    assert "1 of 1 files end in" in found.stdout
+    assert "of 1 file 1 with a torn end, in all" in found.stdout
 
 
 @pytest.mark.parametrize(
@@ -254,4 +254,5 @@ def test_a_gap_is_in_the_table(recorded: Recorded, tmp_path: Path) -> None:
 
     found = replay(tmp_path, "--policy", recorded.config)
 
+    assert "4 features, 60 windows from 1970-01-01 00:00:10 to 1970-01-01 02:05:00" in found.stdout
     assert "nothing recorded from 1970-01-01 00:05:00 to 1970-01-01 02:00:10" in found.stdout

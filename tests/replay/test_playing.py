@@ -282,7 +282,7 @@ def test_a_feature_without_that_level_keeps_its_threshold() -> None:
     trace = player.traces[LAYER.feature(3)]
     assert [w.exceedances[1] / 64 for w in windows] == trace.rate
     (note,) = player.finish().notes
-    assert "1 features are watched below their baseline or on a slice" in note
+    assert "1 feature watched below the baseline or on a slice" in note
 
 
 def test_gaps_are_found_and_left_out_of_the_days() -> None:

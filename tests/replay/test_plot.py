@@ -186,4 +186,4 @@ def test_of_too_many_features_the_rest_is_told() -> None:
     text = draw([one] * (PANELS + 3), "x")
 
     assert PANELS == len(rectangles(text, "bar"))
-    assert "3 more features are not shown." in text
+    assert "Not shown: 3 further features." in text
