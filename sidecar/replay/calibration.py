@@ -6,11 +6,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from sidecar.config import StatisticsConfig
 from sidecar.features import LayerKey
 from sidecar.replay.delay import SPIKE_SHARE, Delay, delay, enough_requests
 from sidecar.replay.false_alarms import Cut, FalseAlarms, false_alarms
 from sidecar.replay.policies import Policy
+from sidecar.replay.running import Lanes, raised
 from sidecar.replay.traffic import (
     FEATURES,
     Behaviour,
@@ -20,6 +23,7 @@ from sidecar.replay.traffic import (
     behaviour,
     stretches,
 )
+from sidecar.replay.words import counted, lasting, rounded
 from sidecar.store import WindowRecord
 
 FACTORS = (2.0, 3.0, 4.0, 6.0, 8.0)
@@ -36,6 +40,11 @@ BASELINE_ERROR = 1.0 / 6.0
 
 STALE = 1.5
 """Recorded rate over the baseline's from which the baseline is of other traffic."""
+
+LEAST_SECONDS = 3600.0
+"""Of a layer recorded for less nothing is said of its baseline: a few minutes may be any traffic."""
+
+_SECONDS_PER_DAY = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,23 +116,13 @@ def calibrate(
         delay=spikes,
         delays=delays,
         advice=(
-            *_on_factor(policy, rates, tried, delays),
+            *_on_factor(policy, rates, tried, delays, incidents),
             *_on_baselines(parts, layers),
-            *_on_sampling(parts, overall, spikes, rng),
+            *_on_sampling(parts, overall, spikes, rng, noisy=_is_noisy(policy, rates)),
             *_on_clustering(overall),
         ),
-        limits=tuple(_limits(parts, overall, rates, cut, incidents)),
+        limits=(*_limits(parts, overall, rates, cut, incidents), *_on_short_layers(layers)),
     )
-
-
-def rounded(value: float) -> str:
-    """Return a number as people read it.
-
-    Example:
-        >>> rounded(3620.4), rounded(0.01234), rounded(0.0)
-        ('3,620', '0.012', '0')
-    """
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"  # noqa: PLR2004 - two digits are enough
 
 
 # -- words ----------------------------------------------------------------------------------------
@@ -132,8 +131,8 @@ def rounded(value: float) -> str:
 def _on_clustering(overall: Behaviour) -> Iterator[str]:
     if overall.design_effect > 1.5:  # noqa: PLR2004 - half more variance than independent rows
         yield (
-            f"Rows of one request exceed together: {overall.beyond_per_request:.2g} a request, which makes "
-            f"the number of rows beyond vary {overall.design_effect:.2g} times as much as that of "
+            f"Rows of one request exceed together: {rounded(overall.beyond_per_request)} a request, which makes "
+            f"the number of rows beyond vary {rounded(overall.design_effect)} times as much as that of "
             "independent rows. Nothing to change: requests are what is counted."
         )
 
@@ -142,28 +141,35 @@ def _expected(one: FalseAlarms) -> str:
     return rounded(one.per_1000_days(one.per_feature_day))
 
 
+def _is_noisy(policy: Policy, rates: FalseAlarms | None) -> bool:
+    """Whether more false alarms are to be expected than the policy asks for."""
+    wanted = policy.spike.false_alarms_per_1000_days
+    return rates is not None and rates.per_1000_days(rates.per_feature_day) > wanted
+
+
 def _on_factor(
     policy: Policy,
     rates: FalseAlarms | None,
     tried: Sequence[FalseAlarms],
     delays: Sequence[Delay | None],
+    incidents: Sequence[Incident],
 ) -> Iterator[str]:
     if rates is None:
         return
     wanted = policy.spike.false_alarms_per_1000_days
-    expected = rates.per_1000_days(rates.per_feature_day)
     quiet = [
         one
         for one in sorted(tried, key=lambda one: one.factor)
         if one.per_1000_days(one.per_feature_day) <= wanted
     ]
     own = "its flags' own factors" if math.isnan(rates.factor) else f"factor {rates.factor:g}"
-    if expected > wanted:
+    if _is_noisy(policy, rates):
         yield (
-            f"With {own} expect {_expected(rates)} false alarms in 1,000 days over {rates.flagged} "
-            f"features ({rounded(rates.per_1000_days(rates.low))} to "
+            f"With {own} expect {_expected(rates)} false alarms in 1,000 days over "
+            f"{counted(rates.flagged, 'feature')} ({rounded(rates.per_1000_days(rates.low))} to "
             f"{rounded(rates.per_1000_days(rates.high))}), if nothing in the recording was worth a page; "
             f"the policy asks for {rounded(wanted)}."
+            + ("" if incidents else " Name the times of true incidents with --incident first.")
         )
         higher = [one for one in quiet if math.isnan(rates.factor) or one.factor > rates.factor]
         if higher:
@@ -174,7 +180,7 @@ def _on_factor(
                 f"{words}."
                 if spikes is None
                 else (
-                    f"{words}, and {100 * spikes.missed:.2g} % of spikes in {100 * SPIKE_SHARE:.0f} % of the "
+                    f"{words}, and {rounded(100 * spikes.missed)} % of spikes in {100 * SPIKE_SHARE:.0f} % of the "
                     "requests missed."
                 )
             )
@@ -182,8 +188,7 @@ def _on_factor(
             best = min(tried, key=lambda one: (one.per_feature_day, one.factor))
             yield (
                 f"No factor up to {FACTORS[-1]:g} is as quiet as that; {best.factor:g} comes nearest, with "
-                f"{_expected(best)}. Watch a higher spike.quantile, or learn "
-                "the baseline on traffic like this."
+                f"{_expected(best)}. Watch a higher spike.quantile."
             )
         return
     lower = [one for one in quiet if one.factor < rates.factor]
@@ -196,35 +201,79 @@ def _on_factor(
 
 
 def _on_baselines(parts: Sequence[Stretch], layers: dict[LayerKey, Behaviour]) -> Iterator[str]:
-    seconds = parts[0].window_seconds
     for layer, one in layers.items():
+        if _recorded_seconds(one) < LEAST_SECONDS:
+            continue
+        mine = [part for part in parts if part.layer == layer]
+        stale = one.rate_ratio > STALE
+        often = f"{_named(layer)}: requests exceed {rounded(one.rate_ratio)} times as often as in"
+        if stale and (alarms := sum(map(_alarms, mine))):
+            yield (
+                f"{often} the baseline, with {counted(alarms, 'alarm')} in this recording: name the times of "
+                "true incidents with --incident and calibrate again. What exceeds so often without them "
+                "is other traffic than the baseline's."
+            )
+            continue  # how much an incident varies says nothing of how long to learn
         if one.baseline_error > BASELINE_ERROR and one.requests_per_window > 0:
-            hours = baseline_windows(one, BASELINE_ERROR) * seconds / 3600.0
+            seconds = _learning_seconds(baseline_windows(one, BASELINE_ERROR), mine[0])
             yield (
-                f"{_named(layer)}: the baseline of {one.baseline_requests:,} requests over "
-                f"{one.baseline_seconds / 3600:.1f} h knows its rates to {100 * one.baseline_error:.0f} %, "
-                f"and {100 * BASELINE_ERROR:.0f} % is wanted: learn for {hours:.1f} h at this traffic "
-                f"(statistics.baseline_min_seconds: {math.ceil(hours) * 3600})."
+                f"{_named(layer)}: the baseline of {counted(one.baseline_requests, 'request')} over "
+                f"{lasting(one.baseline_seconds)} knows its rates to {100 * one.baseline_error:.0f} %, "
+                f"and {100 * BASELINE_ERROR:.0f} % is wanted: learn for {lasting(seconds)} at this traffic "
+                f"(statistics.baseline_min_seconds: {seconds})."
             )
-        if one.rate_ratio > STALE:
+        if stale:
             yield (
-                f"{_named(layer)}: requests exceed {one.rate_ratio:.2g} times as often as in the baseline: it was "
-                "learned on other traffic, learn it anew (sidecar baseline relearn)."
+                f"{often} the baseline, and nothing fires: it was learned on other traffic, learn it anew "
+                "(sidecar baseline relearn); if this was an incident, name its time with --incident "
+                "instead."
             )
+
+
+def _recorded_seconds(one: Behaviour) -> float:
+    return one.days * _SECONDS_PER_DAY
+
+
+def _learning_seconds(windows: float, part: Stretch) -> int:
+    """Return for how long to learn: whole hours, and not less than without any advice."""
+    hours = math.ceil(windows * part.window_seconds / 3600.0)
+    return max(hours * 3600, math.ceil(StatisticsConfig().baseline_min_seconds))
+
+
+def _alarms(part: Stretch) -> int:
+    """Return how many alarms the policy raises in a stretch."""
+    terms = part.terms
+    lanes = Lanes(terms.spike, part.flagged, terms.baseline_rate, terms.factor, terms.judged)
+
+    def window(number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return part.compared[number], part.exceedances[number]
+
+    return int(raised(lanes, window, 0, len(part.at)).sum())
 
 
 def _on_sampling(
-    parts: Sequence[Stretch], overall: Behaviour, spikes: Delay | None, rng: np.random.Generator
+    parts: Sequence[Stretch],
+    overall: Behaviour,
+    spikes: Delay | None,
+    rng: np.random.Generator,
+    *,
+    noisy: bool,
 ) -> Iterator[str]:
     if spikes is None or (spikes.windows <= WANTED_WINDOWS and spikes.missed <= MISSED):
         return
     mean = overall.requests_per_window
     enough = enough_requests(parts[0], overall, rng, windows=WANTED_WINDOWS, missed=MISSED)
-    missed = f"{100 * spikes.missed:.2g} % are missed"
-    soon = missed if math.isinf(spikes.windows) else f"after {spikes.windows:.0f} windows, {missed}"
+    missed = f"{rounded(100 * spikes.missed)} % are missed"
+    after = "" if math.isinf(spikes.windows) else counted(round(spikes.windows), "window")
+    soon = f"after {after}, {missed}" if after else missed
     words = f"Spikes in {100 * SPIKE_SHARE:.0f} % of {mean:.0f} requests a window are found late ({soon})"
     if enough is None:
-        yield f"{words}, and more requests do not help: lower spike.factor or raise spike.quantile."
+        lower = (
+            "a lower spike.factor would find them, and be wrong even more often"
+            if noisy
+            else "lower spike.factor or raise spike.quantile"
+        )
+        yield f"{words}, and more requests do not help: {lower}."
     elif enough > mean:
         yield (
             f"{words}; with {enough} requests {WANTED_WINDOWS} windows would do: sample "
@@ -243,34 +292,44 @@ def _limits(
 ) -> Iterator[str]:
     if rates is None:
         yield (
-            f"The longest stretch has {max(len(part.at) for part in parts)} windows, and 5 times "
-            f"{cut.warm} are needed to say how often the policy is wrong: record for longer."
+            f"The longest stretch has {counted(max(len(part.at) for part in parts), 'window')}, and "
+            f"{5 * cut.warm} are needed to say how often the policy is wrong: record for longer."
         )
         return
     least = rates.per_1000_days(3.7 / rates.feature_days)
     yield (
-        f"{rates.feature_days:.3g} feature-days can show no rate below {rounded(least)} in 1,000 days: what "
+        f"{rounded(rates.feature_days, 3)} feature-days can show no rate below {rounded(least)} in 1,000 days: what "
         "is rarer does not happen in them."
     )
     left = "incidents are left out" if incidents else "name the times of true ones with --incident"
-    counted = (
-        f"all {rates.alarms}, of {rates.clumps} causes, count as that"
-        if rates.alarms
-        else "none here"
-    )
-    yield f"Whether an alarm was false: {counted}. `sidecar replay` shows them; {left}."
+    taken = "none here"
+    if rates.alarms:
+        taken = "the one here is taken for that"
+    if rates.alarms > 1:
+        taken = f"all {rates.alarms}, of {counted(rates.clumps, 'cause')}, are taken for that"
+    yield f"Whether an alarm was false: {taken}. `sidecar replay` shows them; {left}."
     yield (
-        f"Traffic that was not recorded: these are {overall.days / max(1, len(_layers(parts))):.2g} days a "
-        "layer, and a release, a weekend or another season behaves otherwise."
+        f"Traffic that was not recorded: these are "
+        f"{lasting(_recorded_seconds(overall) / max(1, len(_layers(parts))))} a layer, and a release, a weekend or another season behaves otherwise."
     )
     short = sum(len(part.at) < cut.least for part in parts)
     if short:
-        yield f"{short} stretches are shorter than {cut.least} windows and are in no block."
+        are = "1 stretch is" if short == 1 else f"{short} stretches are"
+        yield f"{are} shorter than {counted(cut.least, 'window')} and in no block."
     many = [part for part in parts if part.of > part.compared.shape[1]]
     if many:
         yield (
             f"Of layers with more than {FEATURES} flagged features an even choice is measured, and taken to "
             "stand for all."
+        )
+
+
+def _on_short_layers(layers: dict[LayerKey, Behaviour]) -> Iterator[str]:
+    short = sum(_recorded_seconds(one) < LEAST_SECONDS for one in layers.values())
+    if short:
+        yield (
+            f"Whether a baseline fits: of {counted(short, 'layer')} less than {lasting(LEAST_SECONDS)} is "
+            "recorded, which may be any traffic."
         )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from sidecar.replay import Calibration, Policy, calibrate, play
 from sidecar.replay.delay import delay, enough_requests
 from sidecar.replay.false_alarms import Cut, false_alarms, poisson_high, poisson_low
 from sidecar.replay.traffic import FEATURES, Stretch, behaviour, stretches
-from sidecar.store import Recordings
+from sidecar.store import Recordings, WindowRecord
 from tests.replay.conftest import LAYER, Traffic
 
 pytestmark = pytest.mark.unit
@@ -306,12 +307,64 @@ def test_advice_names_what_to_set() -> None:
 
 def test_a_stale_baseline_is_told() -> None:
     """Traffic that exceeds twice as often as when it was learned asks for another baseline."""
-    of = replace(BURSTY.subject(), baseline_rate=np.full(4, 0.006))
-    windows = BURSTY.windows(600, np.random.default_rng(1), subject=of)
+    of = replace(BURSTY.subject(), baseline_rate=np.full(4, 0.008))
+    calm = replace(BURSTY, variation=0.0)
+    windows = list(calm.windows(600, np.random.default_rng(1), subject=of))
 
     found = calibrate(windows, Policy(), (), np.random.default_rng(0))
 
-    assert "learn it anew (sidecar baseline relearn)" in advised(found)
+    assert () == play(windows, Policy()).alarms
+    assert "requests exceed 2 times as often" in advised(found)
+    assert "learn it anew (sidecar baseline relearn); if this was an incident" in advised(found)
+
+
+def incident(count: int, share: float = 0.4) -> list[WindowRecord]:
+    """Return as many windows, of which the last three quarters are an incident of all features."""
+    spikes = [(feature, count // 4, count, share) for feature in range(4)]
+    return list(Traffic().windows(count, np.random.default_rng(1), spikes=spikes, start=0.0))
+
+
+def test_in_an_incident_nobody_is_told_to_learn_it() -> None:
+    """What fires may be true: the way out is to name its time, and then nothing is left to say."""
+    windows = incident(800)
+
+    found = calibrate(windows, Policy(), (), np.random.default_rng(0))
+    without = calibrate(windows, Policy(), [(2001.0, 8000.0)], np.random.default_rng(0))
+
+    assert "19 times as often as in the baseline, with 4 alarms" in advised(found)
+    assert "name the times of true incidents with --incident" in advised(found)
+    assert "learn" not in advised(found)
+    assert "as often as in the baseline" not in advised(without)
+
+
+def test_minutes_say_nothing_of_a_baseline() -> None:
+    """A recording of less than an hour may be any traffic; that is said instead."""
+    found = calibrate(incident(300), Policy(), (), np.random.default_rng(0))
+
+    assert "baseline" not in advised(found)
+    assert "of 1 layer less than 1 h is recorded, which may be any traffic" in found.limits[-1]
+
+
+def test_no_shorter_baseline_is_advised_than_the_default() -> None:
+    """Busy traffic needs minutes only, and the screen needs its two hours all the same."""
+    busy = Traffic(requests=400)
+    of = replace(busy.subject(), baseline_requests=900, baseline_seconds=1200.0)
+    windows = busy.windows(600, np.random.default_rng(1), subject=of)
+
+    found = calibrate(windows, Policy(), (), np.random.default_rng(0))
+
+    assert "the baseline of 900 requests over 20 min knows its rates to" in advised(found)
+    assert "learn for 2 h at this traffic (statistics.baseline_min_seconds: 7200)" in advised(found)
+
+
+def test_advice_does_not_contradict_itself() -> None:
+    """Where a policy is too noisy already, no lower factor is advised for the sake of its delay."""
+    text = advised(calibrate(incident(800), Policy(), (), np.random.default_rng(0)))
+
+    assert "Watch a higher spike.quantile." in text
+    assert "a lower spike.factor would find them, and be wrong even more often" in text
+    assert "lower spike.factor or raise" not in text
+    assert "learn the baseline on traffic like this" not in text
 
 
 def test_a_recording_that_is_too_short_says_so() -> None:
@@ -365,6 +418,8 @@ def test_the_command_prints_what_was_measured(tmp_path: Path) -> None:
     assert 0 == table.exit_code, table.output
     assert "DISPERSION" in table.stdout
     assert "What this cannot know:" in table.stdout
+    assert "1 h, " in table.stdout
+    assert not re.search(r"\de[+-]\d|\b1 \w+s\b", table.stdout)  # neither 1e+02 nor 1 windows
     assert 3.0 == pytest.approx(answer["overall"]["beyond_per_request"], rel=0.05)
     mine = answer["false_alarms"]
     assert f"{mine['alarms']} alarms in {mine['feature_days']:.3g} feature-days" in table.stdout
