@@ -139,7 +139,7 @@ class Operations:
         offset: int = 0,
         limit: int = 100,
     ) -> tuple[Sequence[FeatureStatus], int]:
-        """Return one page of features and how many fit; flagged ones first, the firing at the top.
+        """Return one page of features and how many fit; flagged ones first, see ``urgency``.
 
         Args:
             model: Only of this model; empty: of all.
@@ -154,7 +154,7 @@ class Operations:
         keys = self._monitor.select(model, revision, layer)
         wanted = set(keys)
         watched = [s for s in self._monitor.watched() if s.key.layer in wanted]
-        watched.sort(key=lambda s: (STATE_ORDER.index(s.state), s.key))
+        watched.sort(key=lambda s: (urgency(s), s.key))
         fits = [s for s in watched if state in (None, s.state) and _mentions(s, query)]
         if flagged_only or state not in (None, State.UNKNOWN):
             return fits[offset : offset + limit], len(fits)
@@ -619,6 +619,13 @@ def _check_text(what: str, value: str, limit: int) -> None:
 def _storable(text: str) -> str:
     """Return text that UTF-8 can hold; one lone surrogate would stop the whole log."""
     return text[:DETAIL_LIMIT].encode("utf-8", "replace").decode()
+
+
+def urgency(status: FeatureStatus) -> tuple[bool, bool, int, FeatureKey]:
+    """Return what sorts features: spikes, then conditions and drift, then the rest by state."""
+    spikes = status.state in (State.FIRING, State.PENDING)
+    holds = bool(status.conditions) or status.drifting
+    return not spikes, spikes or not holds, STATE_ORDER.index(status.state), status.key
 
 
 def _mentions(status: FeatureStatus, query: str) -> bool:

@@ -44,7 +44,8 @@ class Backend(Protocol):
     ) -> tuple[Sequence[FeatureStatus], int]:
         """Return one page of features and how many there are in all.
 
-        Flagged features come first: firing, pending, resolved, normal, unknown, each by key.
+        Flagged features come first: firing, pending, then those of which a condition or drift
+        holds, then resolved, normal, unknown, each by key.
 
         Args:
             model: Only of this model; empty: of all.

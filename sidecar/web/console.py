@@ -97,6 +97,8 @@ class Console:
             link=lambda path, **query: base + path + _query(query),
             gauge=gauge.draw,
             reached=wording.reached,
+            concerns=wording.concerns,
+            headline=wording.headline,
         )
         return cls(backend, url, clock, Gate(url), static, templates)
 

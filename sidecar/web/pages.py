@@ -80,6 +80,7 @@ def feature_list(request: Request) -> Response:
         revisions=sorted({layer.key.revision for layer in layers}),
         names=sorted({layer.key.layer for layer in layers}),
         states=STATE_WORDS,
+        shifted={layer.key for layer in layers if layer.shifted},
         notice=_notice(request),
     )
 

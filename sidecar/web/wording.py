@@ -166,19 +166,57 @@ def unit_name(key: FeatureKey, labels: tuple[str, ...]) -> str:
     return f"{key.layer.kind} {key.index}"
 
 
+def concerns(status: FeatureStatus) -> tuple[str, ...]:
+    """Return in a word each what holds of a watched feature beside spikes, the most certain first.
+
+    Empty where nothing does, whatever the spike test says.
+    """
+    if status.flag is None:
+        return ()
+    certain = tuple(name.replace("_", " ") for name in status.conditions)
+    return (*certain, "drifting") if status.drifting else certain
+
+
+def headline(status: FeatureStatus) -> str:
+    """Return how a feature stands in a word or two; never ``normal`` where something holds of it."""
+    if status.flag is None:
+        return "not watched"
+    held = concerns(status)
+    state = (str(status.state),) if not held or status.state in _SPIKES else ()
+    return ", ".join((*state, *held))
+
+
 def verdict(status: FeatureStatus) -> str:
-    """Say in one sentence how a feature behaves, with the numbers that make it so."""
+    """Say how a feature behaves, with the numbers that make it so; what is certain leads."""
     if status.flag is None:
         return (
             "Nobody watches this feature. Its distribution is kept all the same; flag it to be "
             "told when it spikes."
         )
+    told = [_CERTAIN.get(name, name.replace("_", " ")) for name in status.conditions]
+    if status.drifting:
+        told.append("Its distribution drifts away from its baseline")
+    return " ".join([*(f"{words}." for words in told), _spike_verdict(status)])
+
+
+def _spike_verdict(status: FeatureStatus) -> str:
     if math.isnan(status.threshold):
         return "No baseline yet, so nothing can be said about spikes."
     if status.state is State.UNKNOWN:
         return "Not enough recent requests to judge it."
-    return f"{_LEADS[status.state]}: {_comparison(status)}."
+    calm = status.state is State.NORMAL and concerns(status)
+    lead = "Does not spike" if calm else _LEADS[status.state]
+    return f"{lead}: {_comparison(status)}."
 
+
+_SPIKES = (State.FIRING, State.PENDING, State.RESOLVED)
+
+_CERTAIN = {
+    "never_seen": "Never seen before: it gave values outside its baseline's range",
+    "nonfinite": "Broken: it gives NaN or infinite values",
+    "silent": "Silent: it gives nothing but zeros",
+    "saturated": "Saturated: it gives the same value, or its baseline's greatest, again and again",
+}
 
 _LEADS = {
     State.NORMAL: "Behaves as in its baseline",

@@ -34,6 +34,7 @@ from sidecar.features import (
 )
 from sidecar.jobs import JobRequest
 from sidecar.monitor import Event, Flag, Operations
+from sidecar.monitor.operations import urgency
 from sidecar.recipes import Target
 from sidecar.testing import running_daemon, wait_until
 
@@ -101,6 +102,22 @@ def test_pages_show_every_feature_once_flagged_first(
     watched = sorted(flagged | {KEYS[4]})
     assert watched + [key for key in KEYS if key not in watched] == seen
     assert len(KEYS) == total
+
+
+def test_what_is_certain_stands_below_spikes_and_above_the_calm(operations: Operations) -> None:
+    """A stuck feature is not looked for among a hundred normal ones."""
+    base = operations.feature(KEYS[0])
+    wanted = [
+        replace(base, state=State.FIRING),
+        replace(base, state=State.PENDING, conditions=("silent",)),
+        replace(base, state=State.NORMAL, conditions=("saturated",)),
+        replace(base, state=State.UNKNOWN, drifting=True),
+        replace(base, state=State.RESOLVED),
+        replace(base, state=State.NORMAL),
+        replace(base, state=State.UNKNOWN),
+    ]
+
+    assert wanted == sorted(set(wanted), key=urgency)
 
 
 def test_flags_set_by_command_survive_a_restart(tmp_path: Path) -> None:

@@ -294,7 +294,7 @@ class MemoryBackend:
         ]
         flagged = [s for key, s in self.watched.items() if key.layer in fits and _has(s, query)]
         flagged = [s for s in flagged if state in (None, s.state)]
-        flagged.sort(key=lambda s: (ORDER.index(s.state), s.key))
+        flagged.sort(key=_urgency)
         if flagged_only or state not in (None, State.UNKNOWN):
             return flagged[offset : offset + limit], len(flagged)
         named = [key for key in fits if query.lower() in str(key).lower()]
@@ -464,6 +464,12 @@ class MemoryBackend:
             return None
         once = f"alert:{fingerprint}:{started:.3f}"
         return self.submit(JobRequest((Target(key),), self.recipe, "alert", once))
+
+
+def _urgency(status: FeatureStatus) -> tuple[float, FeatureKey]:
+    place = ORDER.index(status.state)
+    concern = place > 1 and (status.conditions or status.drifting)
+    return (1.5 if concern else place), status.key
 
 
 def _has(status: FeatureStatus, query: str) -> bool:

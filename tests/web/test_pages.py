@@ -129,6 +129,39 @@ def test_the_list_shows_flagged_features_the_most_urgent_first(
     assert re.search(r'loading="lazy"', text)
 
 
+def test_a_stuck_feature_is_not_shown_green(
+    client: httpx.Client, backend: Any, channels: LayerKey
+) -> None:
+    """What is certain, and drift, stand above the calm ones in the list and first on the page."""
+    backend.watch(channels.feature(1), State.NORMAL, "calm one")
+    backend.watch(channels.feature(2), State.RESOLVED, "over now")
+    stuck = backend.watch(channels.feature(7), State.NORMAL, "stuck", conditions=("saturated",))
+    backend.watch(channels.feature(8), State.NORMAL, "mover", drifting=True)
+    backend.watch(channels.feature(9), State.FIRING, "spiker")
+    text, page = client.get("/").text, client.get(f"/f/{stuck.path}").text
+    places = [text.index(name) for name in ("spiker", "stuck", "mover", "over now", "calm one")]
+
+    assert places == sorted(places)
+    assert 1 == text.count("</svg>saturated<")
+    assert 1 == text.count("</svg>drifting<")
+    assert '<section class="verdict concern"' in page
+    assert "<title>stuck, saturated" in page
+    assert "Behaves as in its baseline" not in page
+    assert 'class="chip normal"' not in page
+
+
+def test_the_list_says_which_features_live_in_a_shifted_layer(
+    client: httpx.Client, backend: Any, channels: LayerKey
+) -> None:
+    """Nobody has to open the page of the layer to see that it moves as a whole."""
+    backend.watch(channels.feature(1), State.NORMAL)
+    before = client.get("/").text
+    backend.add_layer(channels, 192, shifted=True, screened_features=192)
+
+    assert "layer shifted" not in before
+    assert "</svg>layer shifted<" in client.get("/").text
+
+
 def test_state_is_told_by_word_and_shape_not_by_colour_alone(
     client: httpx.Client, backend: Any, channels: LayerKey
 ) -> None:

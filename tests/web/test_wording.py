@@ -1,12 +1,13 @@
 import math
 import shlex
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.detect import State
+from sidecar.detect import Condition, State
 from sidecar.features import FeatureKey, LayerKey
 from sidecar.monitor import FeatureStatus, Flag
 from sidecar.web import wording
@@ -83,6 +84,27 @@ def test_without_a_baseline_no_verdict_is_claimed() -> None:
 def test_a_normal_feature_is_not_called_more_frequent() -> None:
     """A wobble within the baseline is not dressed up as a factor."""
     assert "times as often" not in wording.verdict(status(State.NORMAL, now=0.0016))
+
+
+def test_what_is_certain_leads_the_verdict_and_the_headline() -> None:
+    """A stuck feature is no normal one, whatever its rate of exceedances."""
+    stuck = replace(status(State.NORMAL), conditions=("saturated",), drifting=True)
+
+    assert ("saturated", "drifting") == wording.concerns(stuck)
+    assert "saturated, drifting" == wording.headline(stuck)
+    assert wording.verdict(stuck).startswith("Saturated: it gives the same value")
+    assert "drifts away from its baseline. Does not spike: 8 %" in wording.verdict(stuck)
+    assert "firing, silent" == wording.headline(
+        replace(status(State.FIRING), conditions=("silent",))
+    )
+
+
+def test_every_condition_has_words_of_its_own() -> None:
+    """A condition that the detector learns to tell is not shown by its bare name."""
+    for name in Condition:
+        found = replace(status(State.NORMAL), conditions=(name.value,))
+
+        assert not wording.verdict(found).lower().startswith(f"{name.value.replace('_', ' ')}. ")
 
 
 @pytest.mark.parametrize("state", list(State))
