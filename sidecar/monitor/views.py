@@ -55,7 +55,8 @@ class FeatureStatus:
         requests: Requests in the last short windows with a sample.
         exceedance_ratio: Share of those with a value beyond ``threshold``.
         baseline_ratio: That share in the baseline.
-        threshold: Baseline quantile of the spike test; NaN before there is a baseline.
+        threshold: Baseline quantile of the spike test, the upper one where there are two; NaN before
+            there is a baseline.
         last: Largest value of the last closed window that had samples; NaN before.
         explanation: Why the state is what it is, in words.
         evidence_log10: Evidence of a spike, as a power of ten; 0: none, or an alarm is held; NaN:
@@ -72,8 +73,9 @@ class FeatureStatus:
         direction: On which side of its threshold a value exceeds: ``above``, ``below`` or ``both``.
         slice: The traffic it is judged on, as the flag has it; empty: all.
         sampled_requests: Requests sampled in closed windows since the daemon started.
-        sampled_exceedances: Of those, the ones with a value above ``threshold``.
+        sampled_exceedances: Of those, the ones with a value beyond a threshold.
         spikes: Times it began to fire since the daemon started.
+        low_threshold: A value below exceeds; NaN where there is no such threshold.
     """
 
     key: FeatureKey
@@ -101,6 +103,7 @@ class FeatureStatus:
     sampled_requests: int = 0
     sampled_exceedances: int = 0
     spikes: int = 0
+    low_threshold: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)

@@ -238,7 +238,8 @@ class LayerWatch:
             [str(flag.direction) for flag in self.flags],
             [str(flag.traffic) for flag in self.flags],
         )
-        rest = (explanations, *spiking, certain, *drifting, *how, *self.counted.tolist())
+        told = (*self.counted.tolist(), self.limits.low.tolist())
+        rest = (explanations, *spiking, certain, *drifting, *how, *told)
         return list(map(FeatureStatus, *named, *first, *rest))
 
     def _explanation(self, at: int, state: State, policy: SpikePolicy) -> str:

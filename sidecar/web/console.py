@@ -97,6 +97,7 @@ class Console:
             link=lambda path, **query: base + path + _query(query),
             gauge=gauge.draw,
             reached=wording.reached,
+            beyond=wording.beyond,
             concerns=wording.concerns,
             headline=wording.headline,
         )

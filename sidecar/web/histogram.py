@@ -46,6 +46,24 @@ class Bars:
     above: float
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The thresholds of the spike test; NaN where there is none.
+
+    Attributes:
+        high: A value above exceeds.
+        low: Or one below.
+    """
+
+    high: float = math.nan
+    low: float = math.nan
+
+    @property
+    def known(self) -> tuple[float, ...]:
+        """Those that there are, in increasing order."""
+        return tuple(one for one in (self.low, self.high) if math.isfinite(one))
+
+
 def rebin(distribution: FeatureDistribution, grid: NDArray[np.float64]) -> Bars:
     """Spread a distribution over bars of equal width.
 
@@ -89,11 +107,11 @@ def _finite_edges(distribution: FeatureDistribution) -> NDArray[np.float64]:
     return edges
 
 
-def span(distributions: tuple[FeatureDistribution, ...], threshold: float) -> tuple[float, float]:
+def span(distributions: tuple[FeatureDistribution, ...], limits: Limits) -> tuple[float, float]:
     """Return the stretch of values worth drawing.
 
-    All values where they are near each other, else all but the outermost ones; the threshold is
-    always inside, and so is a margin to either side.
+    All values where they are near each other, else all but the outermost ones; the thresholds
+    are always inside, and so is a margin to either side.
     """
     filled = [one for one in distributions if one.count and one.counts.sum()]
     if not filled:
@@ -102,11 +120,10 @@ def span(distributions: tuple[FeatureDistribution, ...], threshold: float) -> tu
     most = max(one.maximum for one in filled)
     inner = [_quantiles(one) for one in filled]
     low, high = min(pair[0] for pair in inner), max(pair[1] for pair in inner)
-    if math.isfinite(threshold):
-        low, high = min(low, threshold), max(high, threshold)
+    low, high = min(low, *limits.known, low), max(high, *limits.known, high)
     reach = (_STRETCH - 1) / 2 * (high - low)
     low, high = max(least, low - reach, -1e300), min(max(most, high), high + reach, 1e300)
-    low, high = min(low, threshold), max(high, threshold)  # NaN compares false: leaves both
+    low, high = min(low, *limits.known, low), max(high, *limits.known, high)
     # A constant feature has no width; a twentieth of its size shows it as one bar.
     margin = 0.03 * (high - low) or max(abs(high), 1e-12) / 20
     return low - margin, high + margin
@@ -148,22 +165,22 @@ class _Frame:
 def draw(
     now: FeatureDistribution,
     baseline: FeatureDistribution,
-    threshold: float,
+    limits: Limits,
     *,
     shape: str = "wide",
 ) -> Markup:
-    """Return the SVG element of two windows and the threshold of the spike test.
+    """Return the SVG element of two windows and the thresholds of the spike test.
 
     Args:
-        now: Drawn as a line over a light area; the part above the threshold is marked.
+        now: Drawn as a line over a light area; what is beyond a threshold is marked.
         baseline: Drawn as an area.
-        threshold: NaN where there is none yet.
+        limits: The thresholds.
         shape: ``wide`` for 720 px and more, ``narrow`` for a telephone.
 
     Returns:
         Markup without any id that could clash with the other shape's.
     """
-    low, high = span((now, baseline), threshold)
+    low, high = span((now, baseline), limits)
     grid = np.linspace(low, high, _BARS[shape] + 1)
     past, present = rebin(baseline, grid), rebin(now, grid)
     frame = _Frame(*_SIZE[shape], low, high, _floor(now, baseline))
@@ -174,12 +191,12 @@ def draw(
             f'aria-labelledby="{title} {text}">'
         ),
         f'<title id="{title}">Distribution now and in the baseline</title>',
-        f'<desc id="{text}">{escape(describe(now, baseline, threshold))}</desc>',
+        f'<desc id="{text}">{escape(describe(now, baseline, limits))}</desc>',
         *_axes(frame),
         f'<path class="past" d="{_outline(frame, grid, past.shares, closed=True)}"/>',
-        *_present(frame, grid, present, threshold, shape),
+        *_present(frame, grid, present, limits, shape),
         *_pins(frame, past, present),
-        *_threshold(frame, threshold),
+        *_thresholds(frame, limits),
         "</svg>",
     ]
     return Markup("".join(parts))  # noqa: S704 - numbers and escaped words only
@@ -212,20 +229,22 @@ def _outline(
 
 
 def _present(
-    frame: _Frame, grid: NDArray[np.float64], bars: Bars, threshold: float, shape: str
+    frame: _Frame, grid: NDArray[np.float64], bars: Bars, limits: Limits, shape: str
 ) -> list[str]:
     area = _outline(frame, grid, bars.shares, closed=True)
     line = _outline(frame, grid, bars.shares, closed=False)
     parts = [f'<path class="present" d="{area}"/>']
-    if math.isfinite(threshold):
-        left = frame.x(threshold)
-        clip = f"{shape}-above"
+    stretches = [(0.0, frame.x(limits.low))] if math.isfinite(limits.low) else []
+    stretches += [(frame.x(limits.high), frame.width)] if math.isfinite(limits.high) else []
+    if stretches:
+        clip = f"{shape}-beyond"
+        boxes = "".join(
+            f'<rect x="{left:.1f}" y="0" width="{right - left:.1f}" height="{frame.height:g}"/>'
+            for left, right in stretches
+        )
         parts += [
-            (
-                f'<clipPath id="{clip}"><rect x="{left:.1f}" y="0" '
-                f'width="{frame.width - left:.1f}" height="{frame.height:g}"/></clipPath>'
-            ),
-            f'<path class="above" clip-path="url(#{clip})" d="{area}"/>',
+            f'<clipPath id="{clip}">{boxes}</clipPath>',
+            f'<path class="beyond" clip-path="url(#{clip})" d="{area}"/>',
         ]
     return [*parts, f'<path class="present-line" d="{line}"/>']
 
@@ -245,19 +264,25 @@ def _pins(frame: _Frame, past: Bars, present: Bars) -> list[str]:
     return parts
 
 
-def _threshold(frame: _Frame, threshold: float) -> list[str]:
-    if not math.isfinite(threshold):
-        return []
-    x = frame.x(threshold)
+def _thresholds(frame: _Frame, limits: Limits) -> list[str]:
+    both = len(limits.known) == 2  # noqa: PLR2004 - each then needs its own name, and its own line
+    named = ((limits.high, "upper threshold", 17), (limits.low, "lower threshold", 32))
+    return [
+        _threshold(frame, value, *((name, y) if both else ("threshold", 17)))
+        for value, name, y in named
+        if math.isfinite(value)
+    ]
+
+
+def _threshold(frame: _Frame, value: float, name: str, y: int) -> str:
+    x = frame.x(value)
     right = x > frame.width * 0.6  # the words go to the side that has room
     anchor, aside = ("end", -5) if right else ("start", 5)
-    return [
-        f'<path class="threshold" d="M{x:.1f} 8V{frame.base:.1f}"/>',
-        (
-            f'<text class="threshold-name" x="{x + aside:.1f}" y="17" text-anchor="{anchor}">'
-            f"threshold {compact(threshold)}</text>"
-        ),
-    ]
+    return (
+        f'<path class="threshold" d="M{x:.1f} 8V{frame.base:.1f}"/>'
+        f'<text class="threshold-name" x="{x + aside:.1f}" y="{y}" text-anchor="{anchor}">'
+        f"{name} {compact(value)}</text>"
+    )
 
 
 def _axes(frame: _Frame) -> list[str]:
@@ -301,11 +326,12 @@ def ticks(low: float, high: float, wanted: int) -> list[float]:
     return [round(i * step, 12 - math.floor(math.log10(step))) for i in range(first, last + 1)]
 
 
-def describe(now: FeatureDistribution, baseline: FeatureDistribution, threshold: float) -> str:
+def describe(now: FeatureDistribution, baseline: FeatureDistribution, limits: Limits) -> str:
     """Say in words what the picture shows."""
     parts = [_sentence("Now", now), _sentence("Baseline", baseline)]
-    if math.isfinite(threshold):
-        parts.append(f"The threshold of the spike test is {compact(threshold)}.")
+    for side, value in (("above", limits.high), ("below", limits.low)):
+        if math.isfinite(value):
+            parts.append(f"Values {side} {compact(value)} exceed.")
     return " ".join(parts)
 
 
@@ -318,9 +344,9 @@ def _sentence(name: str, one: FeatureDistribution) -> str:
     )
 
 
-def beyond(now: FeatureDistribution, baseline: FeatureDistribution, threshold: float) -> str:
+def beyond(now: FeatureDistribution, baseline: FeatureDistribution, limits: Limits) -> str:
     """Say what the picture leaves out, or nothing where it shows all."""
-    low, high = span((now, baseline), threshold)
+    low, high = span((now, baseline), limits)
     grid = np.array([low, high])
     parts = []
     for name, one in (("now", now), ("in the baseline", baseline)):

@@ -18,6 +18,7 @@ from sidecar.web import histogram, wording
 from sidecar.web.captions import caption
 from sidecar.web.console import Console
 from sidecar.web.filters import PAGE_ROWS, Filters, text
+from sidecar.web.histogram import Limits
 
 STATE_WORDS = {
     State.FIRING: "firing",
@@ -148,7 +149,7 @@ def feature(request: Request) -> Response:
         verdict=wording.verdict(status),
         layer=next((layer for layer in backend.layers() if layer.key == key.layer), None),
         windows=windows,
-        plot=_plot(windows, status.threshold),
+        plot=_plot(windows, Limits(wording.upper(status), wording.lower(status))),
         quantiles=_quantiles(windows),
         portraits=portraits,
         jobs=jobs,
@@ -180,14 +181,14 @@ class Plot:
     zeros: str
 
 
-def _plot(windows: dict[Window, FeatureDistribution], threshold: float) -> Plot | None:
+def _plot(windows: dict[Window, FeatureDistribution], limits: Limits) -> Plot | None:
     now, baseline = windows[Window.CURRENT], windows[Window.BASELINE]
     if not now.count and not baseline.count:
         return None
     return Plot(
-        wide=histogram.draw(now, baseline, threshold),
-        narrow=histogram.draw(now, baseline, threshold, shape="narrow"),
-        beyond=histogram.beyond(now, baseline, threshold),
+        wide=histogram.draw(now, baseline, limits),
+        narrow=histogram.draw(now, baseline, limits, shape="narrow"),
+        beyond=histogram.beyond(now, baseline, limits),
         zeros=_zeros(now, baseline),
     )
 

@@ -72,6 +72,7 @@ def feature(status: FeatureStatus, base: str) -> dict[str, Any]:
         "drift_wasserstein": known(status.drift_wasserstein),
         "baseline_ratio": known(status.baseline_ratio),
         "threshold": known(status.threshold),
+        "low_threshold": known(status.low_threshold),
         "last": known(status.last),
         "explanation": status.explanation,
         "evidence_id": status.evidence_id or None,

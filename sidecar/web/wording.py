@@ -166,6 +166,22 @@ def unit_name(key: FeatureKey, labels: tuple[str, ...]) -> str:
     return f"{key.layer.kind} {key.index}"
 
 
+def upper(status: FeatureStatus) -> float:
+    """Return the value above which a request exceeds; NaN where it is watched below alone."""
+    return math.nan if status.direction == "below" else status.threshold
+
+
+def lower(status: FeatureStatus) -> float:
+    """Return the value below which a request exceeds; NaN where it is watched above alone."""
+    return math.nan if status.direction == "above" else status.low_threshold
+
+
+def beyond(status: FeatureStatus) -> str:
+    """Say which values exceed, such as ``above 4.7 or below -2``; empty without a threshold."""
+    sides = (("above", upper(status)), ("below", lower(status)))
+    return " or ".join(f"{side} {compact(x)}" for side, x in sides if math.isfinite(x))
+
+
 def concerns(status: FeatureStatus) -> tuple[str, ...]:
     """Return in a word each what holds of a watched feature beside spikes, the most certain first.
 
@@ -231,12 +247,17 @@ def _comparison(status: FeatureStatus) -> str:
     if math.isnan(now):
         return "no request was seen in the short window"
     base = (
-        f"{percent(now)} of the last {count(status.requests)} requests exceed "
-        f"{compact(status.threshold)}, against {percent(usual)} in the baseline"
+        f"{percent(now)} of the last {count(status.requests)} requests {_exceed(status)}, "
+        f"against {percent(usual)} in the baseline"
     )
     if status.state is not State.NORMAL and usual > 0 and now / usual >= _AT_LEAST_TIMES:
         return f"{base}, {times(now, usual).removesuffix(TIMES)} times as often"
     return base
+
+
+def _exceed(status: FeatureStatus) -> str:
+    above_only = status.direction == "above"
+    return f"exceed {compact(status.threshold)}" if above_only else f"were {beyond(status)}"
 
 
 def command(*words: str) -> str:

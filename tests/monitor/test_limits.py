@@ -70,6 +70,16 @@ def test_a_fall_fires_only_what_is_watched_below() -> None:
     assert ["firing", "normal", "firing"] == risen.states()
 
 
+def test_people_are_told_both_thresholds() -> None:
+    """The one below is that of every flag with a side below, and of no other."""
+    traffic = Traffic(Flag(), Flag(direction=Direction.BELOW), Flag(direction=Direction.BOTH))
+    above, below, both = traffic.monitor.watched()
+
+    assert np.isnan(above.low_threshold)
+    assert below.threshold == below.low_threshold < 0
+    assert both.low_threshold < below.low_threshold < above.threshold < both.threshold
+
+
 def test_ordinary_traffic_fires_no_side() -> None:
     """The rates of both sides are those of the baseline."""
     traffic = Traffic(Flag(), Flag(direction=Direction.BELOW), Flag(direction=Direction.BOTH))

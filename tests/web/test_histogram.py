@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 from sidecar.features import FeatureKey, LayerKey
 from sidecar.monitor import FeatureDistribution, Window
 from sidecar.web import histogram
+from sidecar.web.histogram import Limits
 
 pytestmark = pytest.mark.unit
 
@@ -48,6 +49,7 @@ EMPTY = view(np.empty(0))
 VALUES = hnp.arrays(
     np.float64, st.integers(1, 60), elements=st.floats(-1e6, 1e6, allow_subnormal=False)
 )
+THRESHOLD = st.one_of(st.just(math.nan), st.floats(-1e7, 1e7))
 
 
 def naive_shares(distribution: FeatureDistribution, grid: np.ndarray) -> np.ndarray:
@@ -89,13 +91,13 @@ def test_spreading_equals_overlap_bin_by_bin(values: np.ndarray) -> None:
 
 
 @settings(deadline=None)
-@given(VALUES, VALUES, st.one_of(st.just(math.nan), st.floats(-1e7, 1e7)))
+@given(VALUES, VALUES, THRESHOLD, THRESHOLD)
 def test_every_picture_is_well_formed_and_inside_its_frame(
-    now: np.ndarray, baseline: np.ndarray, threshold: float
+    now: np.ndarray, baseline: np.ndarray, high: float, low: float
 ) -> None:
     """Whatever the values, the SVG parses and no coordinate is NaN or outside."""
     for shape, (width, height) in {"wide": (720, 270), "narrow": (340, 230)}.items():
-        text = histogram.draw(view(now), view(baseline), threshold, shape=shape)
+        text = histogram.draw(view(now), view(baseline), Limits(high, low), shape=shape)
         root = ET.fromstring(text)  # noqa: S314 - our own output
 
         assert "nan" not in text.lower().replace("nan or", "")
@@ -115,10 +117,10 @@ def test_a_constant_feature_is_drawn() -> None:
     """No width of its own does not mean division by zero."""
     constant = view(np.full(50, 3.0))
 
-    low, high = histogram.span((constant, EMPTY), math.nan)
+    low, high = histogram.span((constant, EMPTY), Limits())
 
     assert low < 3.0 < high
-    assert 'class="present-line"' in histogram.draw(constant, EMPTY, math.nan)
+    assert 'class="present-line"' in histogram.draw(constant, EMPTY, Limits())
 
 
 def test_open_ended_bins_are_drawn_up_to_the_values_seen() -> None:
@@ -137,23 +139,23 @@ def test_outliers_do_not_squeeze_the_picture_but_are_told() -> None:
     edges = np.append(np.linspace(-6, 6, 200), [9e5, 1.1e6])
     distribution = view(values, edges)
 
-    low, high = histogram.span((distribution, EMPTY), math.nan)
+    low, high = histogram.span((distribution, EMPTY), Limits())
 
     assert high - low < 40
-    assert "Outside the picture" in histogram.beyond(distribution, EMPTY, math.nan)
+    assert "Outside the picture" in histogram.beyond(distribution, EMPTY, Limits())
 
 
 def test_nothing_is_said_to_be_outside_when_all_is_inside() -> None:
     """The sentence about outliers appears only with outliers."""
     rng = np.random.default_rng(0)
 
-    assert not histogram.beyond(view(rng.normal(size=500)), EMPTY, 3.0)
+    assert not histogram.beyond(view(rng.normal(size=500)), EMPTY, Limits(3.0))
 
 
 def test_exact_zeros_stand_as_a_pin_and_in_words() -> None:
     """A rectified feature shows its zeros apart, and a screen reader hears their share."""
     values = np.concatenate((np.zeros(700), np.linspace(0.1, 5, 300)))
-    picture = histogram.draw(view(values), EMPTY, 4.0)
+    picture = histogram.draw(view(values), EMPTY, Limits(4.0))
 
     assert 'class="present-pin"' in picture
     assert "70 % exactly zero" in picture
@@ -171,9 +173,40 @@ def test_zero_lies_between_negative_and_positive_values() -> None:
 
 def test_the_threshold_is_always_in_the_picture() -> None:
     """Even where no value comes near it."""
-    _, high = histogram.span((view(np.linspace(0, 1, 100)), EMPTY), 25.0)
+    _, high = histogram.span((view(np.linspace(0, 1, 100)), EMPTY), Limits(25.0))
 
     assert high > 25.0
+
+
+def test_what_is_below_a_lower_threshold_is_marked_and_nothing_else() -> None:
+    """A feature watched below has its mark on the left, one watched on both sides on either."""
+    values = view(np.linspace(-5, 5, 200))
+
+    def marked(limits: Limits) -> list[tuple[float, float]]:
+        root = ET.fromstring(histogram.draw(values, EMPTY, limits))  # noqa: S314 - our own output
+        boxes = [(float(r.get("x", "")), float(r.get("width", ""))) for r in root.iter("rect")]
+        return [(left, left + width) for left, width in boxes]
+
+    (above,), (below,) = marked(Limits(high=2.0)), marked(Limits(low=-2.0))
+    both = marked(Limits(high=2.0, low=-2.0))
+
+    assert (0.0, 720.0) == (below[0], above[1])
+    assert below[1] < 360 < above[0]
+    assert [below, above] == both
+    assert [] == marked(Limits())
+
+
+def test_two_thresholds_have_names_that_tell_them_apart() -> None:
+    """One alone is the threshold; words and picture agree on the sides."""
+    values = view(np.linspace(-5, 5, 200))
+    both = histogram.draw(values, EMPTY, Limits(2.5, -1.5))
+    below = histogram.draw(values, EMPTY, Limits(low=-1.5))
+
+    assert "upper threshold 2.5<" in both
+    assert "lower threshold \u22121.5<" in both
+    assert "Values above 2.5 exceed. Values below \u22121.5 exceed." in both
+    assert ">threshold \u22121.5<" in below
+    assert "above" not in below
 
 
 @given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9), st.integers(1, 12))
@@ -192,4 +225,4 @@ def test_ticks_are_inside_in_order_and_few(low: float, width: float, wanted: int
 
 def test_an_empty_pair_is_described_as_empty() -> None:
     """The description never claims numbers that are not there."""
-    assert "Now: no values. Baseline: no values." == histogram.describe(EMPTY, EMPTY, math.nan)
+    assert "Now: no values. Baseline: no values." == histogram.describe(EMPTY, EMPTY, Limits())

@@ -99,6 +99,19 @@ def test_what_is_certain_leads_the_verdict_and_the_headline() -> None:
     )
 
 
+def test_the_verdict_tells_the_side_a_feature_is_watched_on() -> None:
+    """Requests below a lower threshold did not exceed it upwards."""
+    calm = replace(status(State.NORMAL, now=0.344), low_threshold=-2.0)
+    below = replace(calm, direction="below", threshold=0.709, low_threshold=0.709)
+
+    assert "requests were below 0.709, against" in wording.verdict(below)
+    assert "requests were above 4.7 or below \u22122," in wording.verdict(
+        replace(calm, direction="both")
+    )
+    assert math.isnan(wording.upper(below))
+    assert "above 4.7" == wording.beyond(calm)
+
+
 def test_every_condition_has_words_of_its_own() -> None:
     """A condition that the detector learns to tell is not shown by its bare name."""
     for name in Condition:
