@@ -46,7 +46,7 @@ def freeze(model: str, revision: str, layer: str, address: str, output: str) -> 
             features_pb2.FreezeBaselineRequest(model=model, revision=revision, layer=layer),
             timeout=TIMEOUT_SECONDS,
         )
-    _say_layers(found, "frozen", output)
+    _say_layers(found, "baseline frozen", output)
 
 
 @baseline.command()
@@ -67,7 +67,7 @@ def relearn(
             ),
             timeout=TIMEOUT_SECONDS,
         )
-    _say_layers(found, "learn anew", output)
+    _say_layers(found, "baseline is learned anew", output)
 
 
 def _say_layers(
@@ -78,7 +78,8 @@ def _say_layers(
     if output == "json":
         print_json(found)
     else:
-        click.echo(f"baselines of {found.layers} layers {what}")
+        layers = "layer" if found.layers == 1 else "layers"
+        click.echo(f"{found.layers} {layers}: {what}")
 
 
 @baseline.command(name="list")

@@ -647,6 +647,8 @@ class Monitor:
             shifted=layer.screening.shifted,
             baseline_id=layer.baseline_digest[:DIGEST_SHOWN],
             baseline_windows=self._measured_windows(key),
+            baseline_min_requests=self._settings.baseline_min_requests,
+            baseline_min_seconds=self._settings.baseline_min_seconds,
         )
 
     def _measured_windows(self, key: LayerKey) -> int:

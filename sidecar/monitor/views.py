@@ -131,6 +131,8 @@ class LayerStatus:
             which two flagged features fire, until fewer than two do; else after many such windows in a row.
         baseline_id: What tells its frozen baseline from others; empty: none.
         baseline_windows: Windows in which the baseline's second half measured what to expect.
+        baseline_min_requests: Requests after which a baseline that learns may freeze by itself.
+        baseline_min_seconds: Seconds that must have passed as well.
     """
 
     key: LayerKey
@@ -150,6 +152,8 @@ class LayerStatus:
     shifted: bool = False
     baseline_id: str = ""
     baseline_windows: int = 0
+    baseline_min_requests: int = 0
+    baseline_min_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

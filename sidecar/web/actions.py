@@ -95,7 +95,7 @@ async def freeze(request: Request) -> Response:
 async def reset(request: Request) -> Response:
     """Learn a layer's baseline anew."""
     console, fields = await _form(request)
-    await run_in_threadpool(console.backend.reset, *_layer(fields))
+    await run_in_threadpool(console.backend.reset, *_layer(fields), fields.get("reason", ""))
     return console.redirect("/layers?done=reset")
 
 

@@ -85,6 +85,15 @@ def layers(request: Request) -> Response:
     return Json({"layers": [serialise.layer(one) for one in Console.of(request).backend.layers()]})
 
 
+def baselines(request: Request) -> Response:
+    """``GET /api/v1/baselines``: the stored versions of baselines, newest first."""
+    params = request.query_params
+    found = Console.of(request).backend.baselines(
+        text(params, "model"), text(params, "revision"), text(params, "layer")
+    )
+    return Json({"baselines": [serialise.baseline(one) for one in found]})
+
+
 def jobs(request: Request) -> Response:
     """``GET /api/v1/jobs``: the newest jobs, newest first, of one feature or of all."""
     console, params = Console.of(request), request.query_params

@@ -85,6 +85,7 @@ def _routes(console: Console) -> list[Route]:
         Route("/f/{feature:path}", pages.feature),
         Route("/static/{name}", console.static.answer),
         Route("/api/v1/layers", api.layers),
+        Route("/api/v1/baselines", api.baselines),
         Route("/api/v1/features", api.features),
         Route("/api/v1/features/{feature:path}/distribution", api.distribution),
         Route("/api/v1/features/{feature:path}/evidence", api.evidence),

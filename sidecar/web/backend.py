@@ -8,6 +8,7 @@ from sidecar.detect import State
 from sidecar.features import FeatureKey
 from sidecar.jobs import Job, JobRequest, Portrait
 from sidecar.monitor import (
+    BaselineVersion,
     Event,
     EvidenceRecord,
     FeatureDistribution,
@@ -127,8 +128,18 @@ class Backend(Protocol):
     def freeze(self, model: str, revision: str, layer: str) -> int:
         """Freeze the baselines of the matching layers now; return how many layers matched."""
 
-    def reset(self, model: str, revision: str, layer: str) -> int:
-        """Learn the baselines of the matching layers anew; return how many layers matched."""
+    def reset(self, model: str, revision: str, layer: str, reason: str = "") -> int:
+        """Learn the baselines of the matching layers anew; return how many layers matched.
+
+        Args:
+            model: Of this model.
+            revision: Of revisions that start with this.
+            layer: Of this layer; empty: of all.
+            reason: Why, for the audit log; InvalidInput where it is too long or not printable.
+        """
+
+    def baselines(self, model: str, revision: str, layer: str) -> Sequence[BaselineVersion]:
+        """Return the stored versions of baselines, newest first; an empty argument means all."""
 
     def default_recipe(self) -> Recipe:
         """Return the recipe of jobs that do not name their own values."""

@@ -10,9 +10,15 @@ from starlette.responses import Response
 
 from sidecar.detect import State
 from sidecar.errors import SidecarError
-from sidecar.features import FeatureKey
+from sidecar.features import FeatureKey, LayerKey
 from sidecar.jobs import Job, JobState
-from sidecar.monitor import FeatureDistribution, FeatureStatus, LayerStatus, Window
+from sidecar.monitor import (
+    BaselineVersion,
+    FeatureDistribution,
+    FeatureStatus,
+    LayerStatus,
+    Window,
+)
 from sidecar.recipes import PICTURE_KINDS
 from sidecar.web import histogram, wording
 from sidecar.web.captions import caption
@@ -42,6 +48,8 @@ _EVENT_ROWS = 20
 _JOB_ROWS = 8
 _STRIP = 4
 _JOBS_PAGE = 40
+_DIGEST_SHOWN = 12
+_REASON_LIMIT = 200  # characters; the daemon checks it again, for every way in
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +232,20 @@ def layers(request: Request) -> Response:
     """``/layers``: what is measured, and the baselines with their commands."""
     console = Console.of(request)
     found = console.backend.layers()
-    return console.page("layers.html", layers=found, sums=_sums(found), notice=_notice(request))
+    versions: dict[LayerKey, list[BaselineVersion]] = {layer.key: [] for layer in found}
+    for one in console.backend.baselines("", "", ""):
+        versions.get(one.stored.facts.layer, []).append(
+            one
+        )  # a layer may be gone, and not its files
+    return console.page(
+        "layers.html",
+        layers=found,
+        versions=versions,
+        digits=_DIGEST_SHOWN,
+        reason_limit=_REASON_LIMIT,
+        sums=_sums(found),
+        notice=_notice(request),
+    )
 
 
 def job_list(request: Request) -> Response:

@@ -12,7 +12,13 @@ from starlette.responses import Response
 from sidecar.detect import LeftOut
 from sidecar.features import LayerKey
 from sidecar.jobs import Job
-from sidecar.monitor import EvidenceRecord, FeatureDistribution, FeatureStatus, LayerStatus
+from sidecar.monitor import (
+    BaselineVersion,
+    EvidenceRecord,
+    FeatureDistribution,
+    FeatureStatus,
+    LayerStatus,
+)
 
 
 class Json(Response):
@@ -145,11 +151,31 @@ def layer(status: LayerStatus) -> dict[str, Any]:
         "last_seen": status.last_seen or None,
         "baseline": status.baseline_id or None,
         "baseline_windows": status.baseline_windows,
+        "baseline_min_requests": status.baseline_min_requests,
+        "baseline_min_seconds": status.baseline_min_seconds,
         "screened_features": status.screened_features,
         "significant_features": status.significant_features,
         "shifted": status.shifted,
         "detail": status.detail,
         "memory_bytes": status.memory_bytes,
+    }
+
+
+def baseline(version: BaselineVersion) -> dict[str, Any]:
+    """Return one stored version of a layer's baseline."""
+    stored, facts = version.stored, version.stored.facts
+    return {
+        **layer_names(facts.layer),
+        "digest": stored.digest,
+        "in_force": version.in_force,
+        "origin": stored.origin,
+        "requests": facts.requests,
+        "windows": facts.windows,
+        "started": facts.started or None,
+        "frozen": facts.frozen or None,
+        "stored": stored.stored or None,
+        "hours": facts.hours,
+        "cautions": list(version.cautions),
     }
 
 

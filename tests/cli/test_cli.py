@@ -180,8 +180,8 @@ def test_baselines_are_frozen_and_relearned_by_command(tmp_path: Path) -> None:
         frozen = run(own, "baseline", "freeze", "tiny")
         relearned = run(own, "baseline", "relearn", "tiny", "--reason", "new lens")
 
-    assert "baselines of 1 layers frozen\n" == frozen.stdout
-    assert "baselines of 1 layers learn anew\n" == relearned.stdout
+    assert "1 layer: baseline frozen\n" == frozen.stdout
+    assert "1 layer: baseline is learned anew\n" == relearned.stdout
 
 
 def send(running: RunningDaemon) -> None:

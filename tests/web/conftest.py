@@ -36,6 +36,7 @@ from sidecar.errors import (
 from sidecar.features import Capture, FeatureKey, FeatureKind, FeatureSelector, LayerKey, View
 from sidecar.jobs import Job, JobRequest, JobState, Portrait
 from sidecar.monitor import (
+    BaselineVersion,
     Event,
     EvidenceRecord,
     EvidenceRow,
@@ -47,6 +48,7 @@ from sidecar.monitor import (
     Window,
 )
 from sidecar.recipes import Recipe, Target, content_key
+from sidecar.store import BaselineFacts, StoredBaseline
 from sidecar.web import WebServer, create_app
 
 NOW = 1_795_448_000.0
@@ -139,6 +141,8 @@ class MemoryBackend:
     previews: dict[str, bytes] = field(default_factory=dict)
     class_names: dict[str, Sequence[str]] = field(default_factory=dict)
     recipe: Recipe = field(default_factory=Recipe)
+    stored: list[BaselineVersion] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
     fetched: list[str] = field(default_factory=list)
     portraits_on_alerts: bool = True
     failing: SidecarError | Exception | None = None
@@ -214,6 +218,23 @@ class MemoryBackend:
         )
         self.pictures.setdefault(str(key), []).insert(0, portrait)
         return portrait
+
+    def add_baseline(self, layer: LayerKey, *cautions: str, **more: Any) -> BaselineVersion:
+        """Store a version of a layer's baseline, the newest so far; it is the one in force."""
+        digest = hashlib.sha256(f"{layer} {len(self.stored)}".encode()).hexdigest()
+        facts = BaselineFacts(
+            layer,
+            self.known_layers[layer].capture,
+            192,
+            20_000,
+            360,
+            self.now - 9e4,
+            self.now - 9e3,
+        )
+        stored = replace(StoredBaseline(digest, facts, "learned", self.now - 9e3), **more)
+        self.stored = [replace(one, in_force=False) for one in self.stored]
+        self.stored.insert(0, BaselineVersion(stored, in_force=True, cautions=cautions))
+        return self.stored[0]
 
     def add_evidence(self, key: FeatureKey, **more: Any) -> EvidenceRecord:
         """Keep a record of a spike of one route, with rows of every kind."""
@@ -433,9 +454,20 @@ class MemoryBackend:
         """Freeze baselines."""
         return self._baseline(model, revision, layer, frozen=True)
 
-    def reset(self, model: str, revision: str, layer: str) -> int:
+    def reset(self, model: str, revision: str, layer: str, reason: str = "") -> int:
         """Learn anew."""
+        self.reasons.append(reason)
         return self._baseline(model, revision, layer, frozen=False)
+
+    def baselines(self, model: str, revision: str, layer: str) -> Sequence[BaselineVersion]:
+        """Return stored versions."""
+        return [
+            one
+            for one in self.stored
+            if model in ("", one.stored.facts.layer.model)
+            and one.stored.facts.layer.revision.startswith(revision)
+            and layer in ("", one.stored.facts.layer.layer)
+        ]
 
     def _baseline(self, model: str, revision: str, layer: str, *, frozen: bool) -> int:
         fits = [k for k in self.known_layers if (k.model, k.layer) == (model, layer)]

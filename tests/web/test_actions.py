@@ -122,9 +122,11 @@ def test_a_baseline_is_frozen_and_reset_for_one_layer_only(
         "revision": channels.revision,
         "layer": "_blocks.14",
     }
-    reset = client.post("/layers/reset", data=fields)
+    reset = client.post("/layers/reset", data={**fields, "reason": "new camera"})
+    silent = client.post("/layers/reset", data=fields)
 
-    assert 303 == reset.status_code
+    assert (303, 303) == (reset.status_code, silent.status_code)
+    assert ["new camera", ""] == backend.reasons
     assert not backend.known_layers[channels].baseline_frozen
     assert backend.known_layers[other].baseline_frozen
     assert 303 == client.post("/layers/freeze", data=fields).status_code

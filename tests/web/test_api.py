@@ -203,6 +203,24 @@ def test_a_job_is_cancelled_over_the_api(
     assert "cancelled" == strict(client.post(f"/api/v1/jobs/{job.id}/cancel"))["state"]
 
 
+def test_baselines_are_listed_newest_first_and_filtered(
+    client: httpx.Client, backend: Any, channels: LayerKey, logits: LayerKey
+) -> None:
+    """What was learned when, what is wrong with it, and whether traffic is compared with it."""
+    old = backend.add_baseline(channels, origin="imported")
+    new = backend.add_baseline(channels, "it covers 2 h, not a day")
+    backend.add_baseline(logits)
+
+    def get(**params: str) -> Any:
+        return strict(client.get("/api/v1/baselines", params=params))["baselines"]
+
+    first, second = get(layer=channels.layer, revision=channels.revision[:6])
+    assert [new.stored.digest, old.stored.digest] == [first["digest"], second["digest"]]
+    assert (["it covers 2 h, not a day"], 22.5) == (first["cautions"], first["hours"])
+    assert ("imported", False) == (second["origin"], second["in_force"])
+    assert (3, 0) == (len(get()), len(get(model="other")))
+
+
 def test_layers_are_listed(client: httpx.Client, channels: LayerKey) -> None:
     """Every layer with how it is measured and its baseline."""
     (layer,) = strict(client.get("/api/v1/layers"))["layers"]

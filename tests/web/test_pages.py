@@ -268,6 +268,53 @@ def test_a_layer_of_which_less_is_kept_says_so(
     assert "statistics.memory_bytes" in client.get("/layers").text
 
 
+def test_a_layer_shows_the_versions_and_the_faults_of_its_baseline(
+    client: httpx.Client, backend: Any, channels: LayerKey, logits: LayerKey
+) -> None:
+    """How old and how good it is, what was before it, and a field for why it is learned anew."""
+    old = backend.add_baseline(channels, "it covers 1 h, not a day", origin="imported")
+    new = backend.add_baseline(channels, "20000 requests are few")
+    text = client.get("/layers").text
+    cautions = re.findall(r'<ul class="cautions">(.*?)</ul>', text)
+
+    assert ["<li>20000 requests are few</li>"] == cautions
+    assert 1 == text.count("2 stored versions")
+    assert text.index(new.stored.digest) < text.index(old.stored.digest)
+    assert "learned, frozen 2026-" in text
+    assert "20,000 requests over 22 h 30 min" in text
+    assert "imported, frozen" in text
+    assert 2 == len(re.findall(r'<input id="reason-\d" name="reason" maxlength="200"', text))
+
+
+def test_a_baseline_that_is_stored_outlives_its_layer(
+    client: httpx.Client, backend: Any, channels: LayerKey
+) -> None:
+    """The page of layers does not break over a version of a layer that is gone."""
+    backend.add_baseline(channels)
+    backend.known_layers.clear()
+
+    assert 200 == client.get("/layers").status_code
+
+
+def test_a_baseline_that_learns_says_of_how_many(
+    client: httpx.Client, backend: Any, channels: LayerKey
+) -> None:
+    """Both minima that it has to pass before it freezes, and which half it is in."""
+    backend.add_layer(
+        channels,
+        192,
+        baseline_frozen=False,
+        baseline_requests=2976,
+        baseline_min_requests=10_000,
+        baseline_min_seconds=7200.0,
+    )
+
+    assert (
+        "learning, 2,976 requests of at least 10,000, over at least 2 h"
+        in client.get("/layers").text
+    )
+
+
 def test_a_shifted_layer_is_seen_on_its_page_and_on_its_features(
     client: httpx.Client, backend: Any, channels: LayerKey
 ) -> None:
