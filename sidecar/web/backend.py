@@ -59,6 +59,9 @@ class Backend(Protocol):
             limit: At most so many; 0 asks for the total alone.
         """
 
+    def unmatched_flags(self) -> Sequence[str]:
+        """Return the text of the flags whose layer no hook registered, or not with that index."""
+
     def layers(self) -> Sequence[LayerStatus]:
         """Return every registered layer, sorted by key."""
 

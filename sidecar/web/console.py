@@ -100,6 +100,8 @@ class Console:
             beyond=wording.beyond,
             concerns=wording.concerns,
             headline=wording.headline,
+            judged=wording.judged,
+            unjudged=wording.UNJUDGED,
         )
         return cls(backend, url, clock, Gate(url), static, templates)
 

@@ -1,5 +1,6 @@
 """The pages that show things; each is complete without JavaScript."""
 
+import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from sidecar.features import FeatureKey, LayerKey
 from sidecar.jobs import Job, JobState
 from sidecar.monitor import (
     BaselineVersion,
+    EvidenceRecord,
     FeatureDistribution,
     FeatureStatus,
     LayerStatus,
@@ -89,6 +91,7 @@ def feature_list(request: Request) -> Response:
         revisions=sorted({layer.key.revision for layer in layers}),
         names=sorted({layer.key.layer for layer in layers}),
         states=STATE_WORDS,
+        unmatched=console.backend.unmatched_flags(),
         shifted={layer.key for layer in layers if layer.shifted},
         notice=_notice(request),
     )
@@ -148,6 +151,7 @@ def feature(request: Request) -> Response:
     labels = tuple(backend.labels(key.layer.model))
     jobs = backend.jobs(key, _JOB_ROWS)
     unit = wording.unit_name(key, labels)
+    record = next(iter(backend.evidence(key, 1)), None)
     return console.page(
         "feature.html",
         status=status,
@@ -163,13 +167,26 @@ def feature(request: Request) -> Response:
         jobs=jobs,
         running=next((job for job in jobs if not job.state.ended), None),
         events=backend.events(key, _EVENT_ROWS),
-        evidence=next(iter(backend.evidence(key, 1)), None),
+        happened=wording.happened(status),
+        evidence=record,
+        alarm=_alarm(status, record),
         recipe=backend.default_recipe(),
         can_picture=key.layer.kind in PICTURE_KINDS,
         commands=_commands(key),
         form_key=secrets.token_hex(8),
         notice=_notice(request),
     )
+
+
+def _alarm(status: FeatureStatus, record: EvidenceRecord | None) -> float | None:
+    """Return the evidence that raised the alarm, as a power of ten; None where none is held.
+
+    While an alarm is held no evidence is gathered, so that what the detector has now is 0.
+    """
+    if status.state is not State.FIRING or record is None:
+        return None
+    found = record.numbers.get("evidence_log10", math.nan)
+    return found if math.isfinite(found) else None
 
 
 @dataclass(frozen=True, slots=True)

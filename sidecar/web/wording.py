@@ -4,12 +4,15 @@ import math
 import shlex
 from datetime import UTC, datetime
 
-from sidecar.detect import State
+from sidecar.detect import Detector, State
 from sidecar.features import FeatureKey, FeatureKind, short_revision
 from sidecar.monitor import FeatureStatus
 
 ABSENT = "\u2013"
 """Stands for a number that is not known; always with words nearby that say why."""
+
+UNJUDGED = "not judged for spikes"
+"""The state of a feature whose flag does not ask for the spike test: it is not unknown."""
 
 TIMES = "\u00d7"
 """The multiplication sign after a factor."""
@@ -198,8 +201,13 @@ def headline(status: FeatureStatus) -> str:
     if status.flag is None:
         return "not watched"
     held = concerns(status)
-    state = (str(status.state),) if not held or status.state in _SPIKES else ()
-    return ", ".join((*state, *held))
+    state = str(status.state) if judged(status) else UNJUDGED
+    return ", ".join((*((state,) if not held or status.state in _SPIKES else ()), *held))
+
+
+def judged(status: FeatureStatus) -> bool:
+    """Return whether a flag asks for the spike test, without which a state says nothing."""
+    return status.flag is not None and Detector.SPIKE in status.flag.detectors
 
 
 def verdict(status: FeatureStatus) -> str:
@@ -218,12 +226,34 @@ def verdict(status: FeatureStatus) -> str:
 def _spike_verdict(status: FeatureStatus) -> str:
     if math.isnan(status.threshold):
         return "No baseline yet, so nothing can be said about spikes."
+    if not judged(status):
+        return f"Not judged for spikes: its flag asks for {_asked(status)} alone."
     if status.state is State.UNKNOWN:
-        return "Not enough recent requests to judge it."
+        return _unknown(status.explanation)
     calm = status.state is State.NORMAL and concerns(status)
     lead = "Does not spike" if calm else _LEADS[status.state]
     return f"{lead}: {_comparison(status)}."
 
+
+def _asked(status: FeatureStatus) -> str:
+    return " and ".join(status.flag.detectors if status.flag else ()) or "nothing"
+
+
+def _unknown(explanation: str) -> str:
+    reason = explanation.strip().rstrip(".")
+    return f"Cannot be judged for spikes now: {reason}." if reason else _UNKNOWN
+
+
+def happened(status: FeatureStatus) -> str:
+    """Return what made the state what it is, in words of then; empty where the verdict says it."""
+    known = not math.isnan(status.threshold) and judged(status)
+    if status.flag is None or not known or status.state is State.UNKNOWN:
+        return ""
+    # What a feature says that never changed its state is no news.
+    return status.explanation if status.explanation != "Within its baseline." else ""
+
+
+_UNKNOWN = "Not enough recent requests to judge it."
 
 _SPIKES = (State.FIRING, State.PENDING, State.RESOLVED)
 

@@ -143,6 +143,7 @@ class MemoryBackend:
     recipe: Recipe = field(default_factory=Recipe)
     stored: list[BaselineVersion] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)
     fetched: list[str] = field(default_factory=list)
     portraits_on_alerts: bool = True
     failing: SidecarError | Exception | None = None
@@ -334,6 +335,10 @@ class MemoryBackend:
                     continue
                 page.append(self.feature(key.feature(index)))
         return page, total
+
+    def unmatched_flags(self) -> Sequence[str]:
+        """Return flags that fit nothing."""
+        return self.unmatched
 
     def layers(self) -> Sequence[LayerStatus]:
         """Return every layer."""

@@ -169,6 +169,53 @@ def test_a_feature_watched_below_is_shown_below(
     assert -1.25 == client.get(f"/api/v1/features/{both.path}").json()["low_threshold"]
 
 
+def test_flags_that_fit_nothing_are_told_on_the_list(
+    client: httpx.Client, backend: Any, spiking: FeatureKey
+) -> None:
+    """A typing error in the configuration does not look like a calm feature."""
+    before = client.get("/").text
+    backend.unmatched = [f"lite0/conv9/channel/{i}" for i in range(7)]
+    text = client.get("/").text
+
+    assert "no feature, so nobody is told" not in before
+    assert "7 flags fit no feature" in text
+    assert "lite0/conv9/channel/4<" in text
+    assert "lite0/conv9/channel/5<" not in text
+    assert "and 2 more" in text
+
+
+def test_a_firing_feature_shows_the_evidence_of_its_alarm(
+    client: httpx.Client, backend: Any, spiking: FeatureKey
+) -> None:
+    """While an alarm is held the detector gathers none, and 10^0 would look like a mistake."""
+    backend.watch(spiking, State.FIRING, evidence_log10=0.0)
+    backend.add_evidence(spiking, numbers={"evidence_log10": 12.4})
+    firing = client.get(f"/f/{spiking.path}").text
+    backend.watch(spiking, State.NORMAL, evidence_log10=0.3)
+    calm = client.get(f"/f/{spiking.path}").text
+
+    assert "10<sup>12.4</sup> <small>when it fired</small>" in firing
+    assert "10<sup>0.3</sup> <small>of 10<sup>8.6</sup></small>" in calm
+    assert "Last spike: Without route=/v1/eu" in calm
+    assert "Last spike" not in firing
+    assert "When it changed: 53 of 640" in firing
+    assert "When it changed" not in calm
+
+
+def test_the_distances_of_drift_are_shown_when_they_are_known(
+    client: httpx.Client, backend: Any, channels: LayerKey
+) -> None:
+    """A feature that does not drift has distances, too."""
+    key = backend.watch(channels.feature(1), State.NORMAL, drift_js=0.05, drift_js_yesterday=0.04)
+    other = backend.watch(channels.feature(2), State.NORMAL)
+    text = client.get(f"/f/{key.path}").text
+
+    assert "its last hour is 0.0500 from the baseline" in text
+    assert "0.0400 from the same hour of yesterday" in text
+    assert "it does not drift" in text
+    assert "Drift:" not in client.get(f"/f/{other.path}").text
+
+
 def test_the_list_says_which_features_live_in_a_shifted_layer(
     client: httpx.Client, backend: Any, channels: LayerKey
 ) -> None:
@@ -309,10 +356,14 @@ def test_a_baseline_that_learns_says_of_how_many(
         baseline_min_seconds=7200.0,
     )
 
-    assert (
-        "learning, 2,976 requests of at least 10,000, over at least 2 h"
-        in client.get("/layers").text
-    )
+    words = "learning, 2,976 requests of at least 10,000, over at least 2 h"
+    first = client.get("/layers").text
+    known = backend.known_layers[channels]
+    backend.known_layers[channels] = replace(known, baseline_windows=3)
+
+    assert words in first
+    assert f"{words}; in its second half" not in first
+    assert f"{words}; in its second half" in client.get("/layers").text
 
 
 def test_a_shifted_layer_is_seen_on_its_page_and_on_its_features(
@@ -342,7 +393,7 @@ def test_a_shifted_layer_is_seen_on_its_page_and_on_its_features(
     assert "180 of 192" in layers
     assert "shifted as a whole" in layers
     assert "7d5d9dd43189" in layers
-    for words in ("moves as a whole", "never seen", "Drifting", "route=/v1/eu"):
+    for words in ("moves as a whole", "never seen", "Drift: its last", "route=/v1/eu"):
         assert words in page
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.detect import Condition, State
+from sidecar.detect import Condition, Detector, State
 from sidecar.features import FeatureKey, LayerKey
 from sidecar.monitor import FeatureStatus, Flag
 from sidecar.web import wording
@@ -110,6 +110,28 @@ def test_the_verdict_tells_the_side_a_feature_is_watched_on() -> None:
     )
     assert math.isnan(wording.upper(below))
     assert "above 4.7" == wording.beyond(calm)
+
+
+def test_a_flag_without_the_spike_test_leaves_nothing_unknown() -> None:
+    """What is not asked for is not said to lack requests."""
+    flag = Flag("stripes", detectors=(Detector.CONDITIONS, Detector.DRIFT))
+    found = replace(
+        status(State.UNKNOWN), flag=flag, explanation="its flag does not ask for the spike test"
+    )
+
+    assert wording.UNJUDGED == wording.headline(found)
+    assert "asks for conditions and drift alone." in wording.verdict(found)
+    assert not wording.happened(found)
+    assert "silent" == wording.headline(replace(found, conditions=("silent",)))
+
+
+def test_an_unknown_feature_says_why_once() -> None:
+    """The reason of now stands in the sentence, and not below it as one of then."""
+    found = replace(status(State.UNKNOWN), explanation="too many beyond: raise spike.quantile")
+
+    assert wording.verdict(found).endswith("now: too many beyond: raise spike.quantile.")
+    assert not wording.happened(found)
+    assert "because" == wording.happened(replace(status(State.NORMAL), explanation="because"))
 
 
 def test_every_condition_has_words_of_its_own() -> None:
