@@ -213,7 +213,8 @@ def _explain(found: features_pb2.Evidence) -> None:
     if found.windows:
         click.echo(
             f"seen       {found.exceedances} of {found.requests} requests exceed in {found.windows} "
-            f"windows from {_moment(found.since_unix_seconds)}"
+            f"{'window' if found.windows == 1 else 'windows'} from "
+            f"{_moment(found.since_unix_seconds)}"
         )
     if found.slices:
         click.echo()

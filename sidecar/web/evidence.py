@@ -1,10 +1,12 @@
 """The page that says why a feature fired."""
 
+import math
+
 from starlette.requests import Request
 from starlette.responses import Response
 
 from sidecar.errors import NotFound
-from sidecar.monitor import Exposure
+from sidecar.monitor import EvidenceRecord, Exposure
 from sidecar.web import wording
 from sidecar.web.console import Console
 from sidecar.web.filters import text
@@ -20,6 +22,36 @@ ROWS_WORDS = {
     Exposure.KEEP: "Request ids are those the model server gave.",
 }
 """What became of the requests' ids, below the table of rows."""
+
+
+TITLES = {
+    "short_rate": "Exceeding in the short windows",
+    "level": "Recent level",
+    "baseline_rate": "Baseline",
+    "tolerated": "Tolerated",
+    "evidence_log10": "Evidence",
+    "threshold_log10": "An alarm takes",
+}
+"""What the detector's numbers are called, in the order in which people read them."""
+
+_SUFFIX = "_log10"
+
+
+def numbers(record: EvidenceRecord) -> list[tuple[str, str]]:
+    """Return titles and words of a record's numbers: shares in percent, evidence as a power of ten.
+
+    Numbers without a title follow under their own name, as they are.
+    """
+    found = record.numbers
+    titled = [(title, _words(name, found[name])) for name, title in TITLES.items() if name in found]
+    others = sorted(name for name in found if name not in TITLES)
+    return titled + [(name.replace("_", " "), wording.number(found[name])) for name in others]
+
+
+def _words(name: str, value: float) -> str:
+    if not name.endswith(_SUFFIX):
+        return wording.percent(value)
+    return f"10^{value:.1f}" if math.isfinite(value) else wording.ABSENT
 
 
 def page(request: Request) -> Response:
@@ -40,6 +72,7 @@ def page(request: Request) -> Response:
         name=(status.flag.name if status.flag else "") or unit,
         record=shown,
         records=records,
+        numbers=numbers(shown) if shown else [],
         rows_words=ROWS_WORDS[shown.exposure] if shown else "",
         command=wording.command("sidecar", "feature", "evidence", wording.short_key(key)),
         notice="",

@@ -2,15 +2,16 @@
 
 import json
 import math
+from dataclasses import fields
 from typing import Any
 
 import httpx
 import pytest
 
-from sidecar.detect import State
+from sidecar.detect import State, Transition
 from sidecar.features import FeatureKey, LayerKey
 from sidecar.monitor import Exposure
-from sidecar.web.evidence import ROWS_WORDS
+from sidecar.web.evidence import ROWS_WORDS, TITLES, numbers
 
 pytestmark = pytest.mark.service
 
@@ -38,10 +39,36 @@ def test_the_page_shows_slices_rows_and_numbers(client: httpx.Client, spiking: F
     assert "<h1>Why striped texture fired</h1>" in text
     for part in (CAUSE, "the cause", "68.3 %", "0.52 %", "94 %", "9f2c4a7718d0e35b", "∞", "9.42"):
         assert part in text, part
-    assert "short rate" in text
+    assert '<th scope="row">Exceeding in the short windows</th><td>8.3 %</td>' in text
     assert '<th scope="row">long rate</th><td>\u2013</td>' in text
     assert ROWS_WORDS[Exposure.KEEP] in text
     assert "Exceeds below" not in text
+
+
+def test_the_numbers_are_shares_and_powers_in_the_order_of_reading(
+    spiking: Any, backend: Any
+) -> None:
+    """No reader counts the digits of 1.81e-4, or looks for the baseline above the evidence."""
+    found = {"zeta": 2.0, "threshold_log10": 8.6, "evidence_log10": math.inf, "tolerated": 1.81e-4}
+    record = backend.add_evidence(
+        spiking, numbers={**found, "level": math.nan, "short_rate": 0.103}
+    )
+
+    assert [
+        ("Exceeding in the short windows", "10.3 %"),
+        ("Recent level", "\u2013"),
+        ("Tolerated", "0.018 %"),
+        ("Evidence", "\u2013"),
+        ("An alarm takes", "10^8.6"),
+        ("zeta", "2.00"),
+    ] == numbers(record)
+
+
+def test_every_number_of_the_detector_has_a_title() -> None:
+    """A new number of a transition does not appear under its name in the code."""
+    told = {f.name for f in fields(Transition) if f.type in (float, "float") and f.name != "at"}
+
+    assert set(TITLES) == told
 
 
 def test_an_older_record_has_an_address_of_its_own(
