@@ -5,7 +5,7 @@ import httpx
 import numpy as np
 import pytest
 
-from sidecar.detect import Attribution
+from sidecar.detect import Attribution, State
 from sidecar.features import FeatureKey, LayerKey
 from sidecar.jobs import JobState
 from sidecar.web import WebServer
@@ -68,6 +68,21 @@ def pages(server: WebServer, backend: Any, spiking: FeatureKey, logits: LayerKey
     backend.add_evidence(logits.feature(3), attribution=said)
     paths += [f"/f/{key.path}/evidence" for key in (spiking, *map(logits.feature, (3, 4)))]
     paths += [f"/jobs/{job.id}" for job in jobs]
+    stuck = backend.watch(
+        logits.feature(7),
+        State.NORMAL,
+        conditions=("never_seen", "nonfinite", "silent", "saturated"),
+        drifting=True,
+        drift_js=0.4,
+        direction="both",
+        low_threshold=-3.25,
+    )
+    paths.append(f"/f/{stuck.path}")
+    backend.add_layer(logits, 1000, shifted=True, screened_features=1000)
+    backend.unmatched = [f"{'x' * 180}/conv9/channel/4"]
+    backend.add_baseline(
+        logits, "it covers 1 h, not a day: traffic of other hours may look unusual"
+    )
     return [f"http://127.0.0.1:{server.port}{path}" for path in paths]
 
 

@@ -162,8 +162,8 @@ def test_a_feature_watched_below_is_shown_below(
     )
     text = client.get("/").text
 
-    assert "exceeds below 0.709<" in text
-    assert "exceeds above 6.5 or below \u22121.25<" in text
+    assert "exceeds if below 0.709<" in text
+    assert "exceeds if above 6.5 or below \u22121.25<" in text
     assert "0.16 % of the last 640 requests were below 0.709" in client.get(f"/f/{low.path}").text
     assert "<dd>above 6.5 or below \u22121.25</dd>" in client.get(f"/f/{both.path}").text
     assert -1.25 == client.get(f"/api/v1/features/{both.path}").json()["low_threshold"]
