@@ -154,6 +154,7 @@ def test_every_query_parameter_of_the_api_is_documented() -> None:
     source = read("sidecar/web/api.py")
     documented = sections_of(read("docs/api.md"))
     names = {
+        "baselines": "GET /api/v1/baselines",
         "features": "GET /api/v1/features",
         "distribution": "GET /api/v1/features/{feature}/distribution",
         "evidence": "GET /api/v1/features/{feature}/evidence",

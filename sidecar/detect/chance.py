@@ -155,12 +155,12 @@ def _nonzero(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(np.abs(values) < _TINY, _TINY, values)
 
 
-_FOUR_NINES = 3.719
-"""Standard deviations below which a normal variable lies with a chance of 99.99 %."""
+_TWO_NINES = 2.326
+"""Standard deviations below which a normal variable lies with a chance of 99 %."""
 
 
 def greatest_rate(exceedances: NDArray[np.int64], requests: int) -> NDArray[np.float64]:
-    """Return the greatest rate that a count is still compatible with, at 99.99 % confidence.
+    """Return the greatest rate that a count is still compatible with, at 99 % confidence.
 
     A rate that was measured on a handful of exceeding requests may be several times too low, and whoever
     tolerates a multiple of it is wrong as often as that happens, whatever the traffic does later.
@@ -170,12 +170,12 @@ def greatest_rate(exceedances: NDArray[np.int64], requests: int) -> NDArray[np.f
         requests: Requests looked at, at least 1.
 
     Returns:
-        At most 1, shape ``(n,)``; for a count of 0 some 9.6 requests in all.
+        At most 1, shape ``(n,)``; for a count of 0 some 4.6 requests in all.
 
     Source:
         Garwood's interval of a Poisson mean by the approximation of Wilson and Hilferty 1931, within
         5 % from a count of 0 on.
     """
     shape = np.asarray(exceedances, np.float64) + 1.0
-    cube = 1.0 - 1.0 / (9.0 * shape) + _FOUR_NINES / (3.0 * np.sqrt(shape))
+    cube = 1.0 - 1.0 / (9.0 * shape) + _TWO_NINES / (3.0 * np.sqrt(shape))
     return np.minimum(shape * cube**3 / max(requests, 1), 1.0)

@@ -103,16 +103,13 @@ def test_a_steady_count_is_a_poisson_count() -> None:
     assert math.log(-math.expm1(-0.5)) == pytest.approx(found, rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("count", "expected"), [(0, 9.21), (1, 11.76), (5, 19.86), (20, 42.7), (100, 142.7)]
-)
-def test_the_greatest_rate_is_garwoods(count: int, expected: float) -> None:
-    """Against the exact Poisson bound: the chance of so few or fewer at that mean is 1e-4."""
-    found = greatest_rate(np.array([count]), 1000)[0] * 1000
+@pytest.mark.parametrize("count", [0, 1, 5, 20, 100, 5000])
+def test_the_greatest_rate_is_garwoods(count: int) -> None:
+    """Against the exact Poisson bound: the chance of so few or fewer at that mean is one in a hundred."""
+    found = greatest_rate(np.array([count]), 1_000_000)[0] * 1_000_000
     terms = [k * math.log(found) - found - math.lgamma(k + 1) for k in range(count + 1)]
 
-    assert found == pytest.approx(expected, rel=0.05)
-    assert 0.4e-4 < sum(map(math.exp, terms)) < 1.6e-4
+    assert 0.008 < sum(map(math.exp, terms)) < 0.012
 
 
 def test_a_rate_measured_on_few_is_granted_more_and_never_above_one() -> None:
@@ -122,6 +119,6 @@ def test_a_rate_measured_on_few_is_granted_more_and_never_above_one() -> None:
         greatest_rate(np.array([30_000]), 3_000_000)[0],
     )
 
-    assert few > 0.04
+    assert 0.03 < few < 0.04
     assert many == pytest.approx(0.01, rel=0.03)
     assert greatest_rate(np.array([0]), 1)[0] == 1.0
