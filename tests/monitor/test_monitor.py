@@ -107,7 +107,7 @@ def test_one_suspicious_window_alone_does_not_fire(rng: np.random.Generator) -> 
     states = []
 
     for step in range(12):
-        made.apply(spike(rng, 2, share=0.3) if step == 0 else sample(rng), now + 1)
+        made.apply(spike(rng, 2, share=0.22) if step == 0 else sample(rng), now + 1)
         now += WINDOW
         states += [e.what for e in made.tick(now) if e.what != "feature_condition"]
 
