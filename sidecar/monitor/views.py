@@ -54,7 +54,8 @@ class FeatureStatus:
         since: Unix seconds of the last change of state.
         requests: Requests in the last short windows with a sample.
         exceedance_ratio: Share of those with a value beyond ``threshold``.
-        baseline_ratio: That share in the baseline.
+        baseline_ratio: That share in the baseline; where too few exceeded there to tell it, what those few are
+            compatible with, see ``monitor.limits``.
         threshold: Baseline quantile of the spike test, the upper one where there are two; NaN before
             there is a baseline.
         last: Largest value of the last closed window that had samples; NaN before.
