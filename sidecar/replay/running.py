@@ -33,8 +33,8 @@ class Lanes:
 
 
 def warm_windows(spike: SpikePolicy) -> int:
-    """Return the windows after which a level has forgotten where it began, but for a seventh."""
-    return spike.lag_windows + 2 * spike.level_windows
+    """Return the windows after which a level has forgotten where it began, but for a fiftieth."""
+    return spike.lag_windows + 4 * spike.level_windows
 
 
 def raised(
