@@ -368,7 +368,7 @@ def test_advice_does_not_contradict_itself() -> None:
 
 def test_a_recording_that_is_too_short_says_so() -> None:
     """What can be measured is, and the rate of false alarms is not made up."""
-    windows = BURSTY.windows(100, np.random.default_rng(1))
+    windows = BURSTY.windows(200, np.random.default_rng(1))
 
     found = calibrate(windows, Policy(), (), np.random.default_rng(0))
 
