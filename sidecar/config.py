@@ -27,7 +27,7 @@ from pydantic import (
 
 from sidecar.errors import ConfigError, SidecarError
 from sidecar.features import FeatureSelector, Slice, check_name
-from sidecar.recipes import Recipe
+from sidecar.recipes import recipe_of
 
 _ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9_.\-]+|\[[0-9a-fA-F:]+\]):(?P<port>\d{1,5})")
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -141,7 +141,7 @@ def _check_model_name(value: str) -> str:
 
 def _check_recipe(value: dict[str, Any]) -> dict[str, Any]:
     try:
-        Recipe.of(value)
+        recipe_of(value)
     except SidecarError as error:
         raise ValueError(error.message) from error
     return value

@@ -1,6 +1,7 @@
 """Recipes and content keys."""
 
 import dataclasses
+import json
 
 import pytest
 from hypothesis import given
@@ -8,34 +9,37 @@ from hypothesis import strategies as st
 
 from sidecar.errors import UnsupportedTarget
 from sidecar.features import FeatureKind, LayerKey
-from sidecar.recipes import Recipe, Target, content_key
+from sidecar.recipes import Maximisation, Side, Target, Term, content_key, recipe_like, recipe_of
 
 pytestmark = pytest.mark.unit
 
+A, B = {"typical": "a"}, {"typical": "b"}
 TARGET = Target(LayerKey("m", "r", "conv").feature(3))
 
 
-@given(st.sampled_from([field.name for field in dataclasses.fields(Recipe)]))
+@given(st.sampled_from([field.name for field in dataclasses.fields(Maximisation)]))
 def test_every_recipe_value_is_part_of_the_content_key(name: str) -> None:
     """No two different requests share an answer."""
-    before = getattr(Recipe(), name)
+    before = getattr(Maximisation(), name)
     smaller = {"zoom_max": 0.9, "noise": 0.2, "zoom_min": 0.3}
-    changed = dataclasses.replace(Recipe(), **{name: smaller.get(name, before + 1)})
+    changed = dataclasses.replace(Maximisation(), **{name: smaller.get(name, before + 1)})
 
-    assert content_key(TARGET, Recipe()) != content_key(TARGET, changed)
+    assert content_key(TARGET, Maximisation()) != content_key(TARGET, changed)
 
 
 def test_equal_requests_have_equal_keys() -> None:
     """Naming a default value is the same request as leaving it out."""
-    assert content_key(TARGET, Recipe()) == content_key(TARGET, Recipe.of({"steps": 128}))
+    assert content_key(TARGET, Maximisation()) == content_key(
+        TARGET, Maximisation.of({"steps": 128})
+    )
 
 
 def test_the_typical_range_counts_only_where_it_is_used() -> None:
     """A new baseline does not throw away pictures that never looked at it."""
-    plain, shaped = Recipe(), Recipe(typical_range=1.0)
+    plain, shaped = Maximisation(), Maximisation(typical_range=1.0)
 
-    assert content_key(TARGET, plain, "a") == content_key(TARGET, plain, "b")
-    assert content_key(TARGET, shaped, "a") != content_key(TARGET, shaped, "b")
+    assert content_key(TARGET, plain, A) == content_key(TARGET, plain, B)
+    assert content_key(TARGET, shaped, A) != content_key(TARGET, shaped, B)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +57,7 @@ def test_the_typical_range_counts_only_where_it_is_used() -> None:
 def test_a_bad_recipe_names_the_field_the_value_and_the_way_out(values: dict, message: str) -> None:
     """Whoever wrote the recipe can mend it from the message alone."""
     with pytest.raises(UnsupportedTarget, match=message):
-        Recipe.of(values)
+        Maximisation.of(values)
 
 
 def test_only_kinds_with_a_picture_can_be_targets() -> None:
@@ -62,3 +66,63 @@ def test_only_kinds_with_a_picture_can_be_targets() -> None:
         Target(LayerKey("m", "r", "attn", FeatureKind.HEAD).feature(0))
     with pytest.raises(UnsupportedTarget, match="position applies to neurons"):
         Target(TARGET.feature, position=(1, 1))
+
+
+def test_a_method_is_named_in_the_recipe() -> None:
+    """Without a name it is activation maximisation; an unknown one is refused with those there are."""
+    assert Maximisation(steps=3) == recipe_of({"steps": 3})
+    assert Maximisation(steps=3) == recipe_of(Maximisation(steps=3).values())
+    with pytest.raises(UnsupportedTarget, match=r"recipe\.method 'dream' is unknown: use one of"):
+        recipe_of({"method": "dream"})
+    with pytest.raises(UnsupportedTarget, match=r"recipe\.method 3 is unknown"):
+        recipe_of({"method": 3})
+
+
+def test_configured_values_stand_where_the_request_is_silent() -> None:
+    """The usual recipe of a site is changed value by value."""
+    usual = Maximisation(steps=9, canvas=64)
+
+    assert Maximisation(steps=9, canvas=64, seed=4) == recipe_like(usual, {"seed": 4})
+
+
+@given(
+    st.sampled_from(Side),
+    st.lists(st.floats(-9, 9).filter(bool), max_size=3),
+    st.none() | st.tuples(st.integers(0, 9), st.integers(0, 9)),
+)
+def test_a_target_survives_its_document(
+    side: Side, weights: list[float], position: tuple[int, int] | None
+) -> None:
+    """What is stored of a request is the request."""
+    kind = FeatureKind.CHANNEL if position is None else FeatureKind.NEURON
+    layer = LayerKey("m", "r", "conv", kind)
+    terms = tuple(Term(layer.feature(i), weight) for i, weight in enumerate(weights))
+    target = Target(layer.feature(3), position, side, terms)
+
+    assert target == Target.of(json.loads(json.dumps(target.document())))
+
+
+def test_the_two_sides_of_a_unit_are_two_answers() -> None:
+    """A picture of what silences a unit is never handed out for what drives it."""
+    keys = {
+        content_key(target, Maximisation())
+        for target in (
+            TARGET,
+            Target(TARGET.feature, side=Side.NEGATIVE),
+            Target(TARGET.feature, terms=(Term(TARGET.feature.layer.feature(4)),)),
+            Target(TARGET.feature, terms=(Term(TARGET.feature.layer.feature(4), -1.0),)),
+        )
+    }
+
+    assert 4 == len(keys)
+
+
+def test_units_are_weighed_within_one_layer() -> None:
+    """A sum over layers, or with a weight that is no number, is refused in words."""
+    other = LayerKey("m", "r", "elsewhere").feature(0)
+    with pytest.raises(UnsupportedTarget, match="is not in the layer of"):
+        Target(TARGET.feature, terms=(Term(other),))
+    with pytest.raises(UnsupportedTarget, match="use a finite number other than 0"):
+        Term(other, float("nan"))
+    with pytest.raises(UnsupportedTarget, match="use at most 16"):
+        Target(TARGET.feature, terms=(Term(TARGET.feature),) * 17)

@@ -73,22 +73,27 @@ def assign(
 def _key(target: Target, request: JobRequest, live: Mapping[str, LiveContext]) -> str:
     context = live.get(str(target.feature))
     digest = context.typical_digest if context is not None else ""
-    if request.recipe.typical_range and not digest:
+    if "typical" in request.recipe.inputs and not digest:
         raise UnsupportedTarget(
             f"recipe.typical_range needs the baseline of {target.feature.layer}, and there is none "
             "yet: wait for it, or leave typical_range at 0"
         )
-    return content_key(target, request.recipe, digest)
+    return content_key(target, request.recipe, {"typical": digest})
 
 
 def child_spec(
-    job: Job, assignment: Assignment, models: ModelLookup, config: JobsConfig
+    job: Job,
+    assignment: Assignment,
+    models: ModelLookup,
+    config: JobsConfig,
+    artifacts: ArtifactStore,
 ) -> JobSpec:
     """Write down what the child must know.
 
     Raises:
         UnknownModel: The model is not configured.
         ModelLoadFailed: It is, but without a factory, so there is nothing to look into.
+        UnknownArtifact: The recipe looks at an image that is not in the store.
     """
     name = job.request.targets[0].feature.layer.model
     model = models(name)
@@ -96,7 +101,7 @@ def child_spec(
         raise UnknownModel(f"model {name!r} is not in the configuration: add it under models")
     if model.factory is None:
         raise ModelLoadFailed(f"model {name!r} has no factory: name one to have pictures made")
-    typical = bool(job.request.recipe.typical_range)
+    typical = "typical" in job.request.recipe.inputs
     targets = tuple(assignment.missing.values())
     names = {str(target.feature) for target in targets}
     live = {feature: c for feature, c in assignment.live.items() if feature in names}
@@ -110,6 +115,7 @@ def child_spec(
         model=_model_spec(model, model.factory),
         device=config.device,
         live=live if typical else {name: _without_ranges(c) for name, c in live.items()},
+        images={digest: str(artifacts.open(digest)[0]) for digest in job.request.recipe.images},
     )
 
 

@@ -5,7 +5,8 @@ Schema 1, a JSON object without NaN or infinities (they are null):
 ===================  ============================================================================
 ``schema``           1; raised when a key changes its meaning
 ``feature``          text form of the feature key; ``layer``, ``kind``, ``unit``, ``view``, ``scope``
-                     and ``position`` (row and column, or null) are its parts
+                     and ``position`` (row and column, or null) are its parts; ``side`` and ``terms``
+                     (feature and weight) say what of it is shown
 ``model``            ``name``, ``digest`` (sha256 of the weights), ``digest_verified`` (whether the
                      feature's revision is that digest), ``factory``
 ``weights_file``     ``name`` and ``sha256`` of the file, or null where the factory has its own
@@ -21,6 +22,7 @@ Schema 1, a JSON object without NaN or infinities (they are null):
                      standard deviation), ``start`` (the random start, seen whole), all in ``view``
 ``history``          ``step`` and ``activation`` lists of at most 64 points, as seen through the crops
 ``live``             the plain activation beside live traffic, see ``live_facts``, or null
+``findings``         what the method has to say beside that, by name
 ``picture``          ``sha256``, ``bytes``, ``width``, ``height``, ``media_type``
 ``job``              ``id``, ``attempt``, ``origin``
 ``started``          when the attempt began, ISO 8601 UTC; ``duration_seconds`` since then

@@ -7,7 +7,7 @@ here runs anything.
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from sidecar.recipes import Recipe, Target
+from sidecar.recipes import Maximisation, Recipe, Target
 
 
 class JobState(StrEnum):
@@ -38,7 +38,7 @@ class JobRequest:
     """
 
     targets: tuple[Target, ...]
-    recipe: Recipe = field(default_factory=Recipe)
+    recipe: Recipe = field(default_factory=Maximisation)
     origin: str = "cli"
     idempotency_key: str = ""
     time_limit_seconds: float = 0.0

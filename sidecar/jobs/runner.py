@@ -213,7 +213,7 @@ class Runner:
         assignment = assign(job.request, self._queue, self._artifacts, live)
         if not assignment.missing:
             return self._complete(assignment, {}, lease)
-        spec = child_spec(job, assignment, self._models, self._config)
+        spec = child_spec(job, assignment, self._models, self._config, self._artifacts)
         folder = make_scratch(self._scratch, job.id, job.attempts)
         try:
             limit = self._config.time_limit_seconds

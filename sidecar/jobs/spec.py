@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.errors import CorruptState, SidecarError
-from sidecar.features import FeatureKey
 from sidecar.jobs.protocol import JobRequest
-from sidecar.recipes import Recipe, Target
+from sidecar.recipes import Recipe, Target, recipe_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,6 +96,7 @@ class JobSpec:
         model: Of what.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         live: Live distributions by text form of the feature; targets may be missing.
+        images: Paths of the artifacts that the recipe looks at, by their digests.
     """
 
     job_id: str
@@ -108,6 +108,7 @@ class JobSpec:
     model: ModelSpec
     device: str = "auto"
     live: Mapping[str, LiveContext] = field(default_factory=dict)
+    images: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,11 +192,12 @@ def encode_spec(spec: JobSpec) -> bytes:
         "attempt": spec.attempt,
         "origin": spec.origin,
         "parent_pid": spec.parent_pid,
-        "targets": [_target_document(target) for target in spec.targets],
-        "recipe": asdict(spec.recipe),
+        "targets": [target.document() for target in spec.targets],
+        "recipe": spec.recipe.values(),
         "model": asdict(spec.model),
         "device": spec.device,
         "live": {feature: _live_document(live) for feature, live in spec.live.items()},
+        "images": dict(spec.images),
     }
     return json.dumps(document).encode() + b"\n"
 
@@ -211,8 +213,8 @@ def decode_spec(line: bytes) -> JobSpec:
         model = document.pop("model")
         model |= {"mean": tuple(model["mean"]), "std": tuple(model["std"])}
         return JobSpec(
-            targets=tuple(_target(target) for target in document.pop("targets")),
-            recipe=Recipe.of(document.pop("recipe")),
+            targets=tuple(Target.of(target) for target in document.pop("targets")),
+            recipe=recipe_of(document.pop("recipe")),
             model=ModelSpec(**model),
             live={feature: _live(live) for feature, live in document.pop("live").items()},
             **document,
@@ -225,8 +227,8 @@ def encode_request(request: JobRequest) -> str:
     """Return a request as JSON, for the job table."""
     return json.dumps(
         {
-            "targets": [_target_document(target) for target in request.targets],
-            "recipe": asdict(request.recipe),
+            "targets": [target.document() for target in request.targets],
+            "recipe": request.recipe.values(),
             "origin": request.origin,
             "idempotency_key": request.idempotency_key,
             "time_limit_seconds": request.time_limit_seconds,
@@ -243,23 +245,12 @@ def decode_request(text: str) -> JobRequest:
     try:
         document = json.loads(text)
         return JobRequest(
-            targets=tuple(_target(target) for target in document.pop("targets")),
-            recipe=Recipe.of(document.pop("recipe")),
+            targets=tuple(Target.of(target) for target in document.pop("targets")),
+            recipe=recipe_of(document.pop("recipe")),
             **document,
         )
     except (ValueError, KeyError, TypeError, AttributeError, SidecarError) as error:
         raise CorruptState(f"the stored request cannot be read: {error}") from error
-
-
-def _target_document(target: Target) -> dict[str, Any]:
-    return {"feature": str(target.feature), "position": target.position}
-
-
-def _target(document: dict[str, Any]) -> Target:
-    position = document["position"]
-    return Target(
-        FeatureKey.parse(document["feature"]), None if position is None else tuple(position)
-    )
 
 
 def _live_document(live: LiveContext) -> dict[str, Any]:

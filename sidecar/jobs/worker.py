@@ -17,7 +17,6 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,10 +43,10 @@ from sidecar.jobs.spec import (
     decode_spec,
     encode_event,
 )
-from sidecar.recipes import METHOD, METHOD_VERSION, content_key
+from sidecar.recipes import content_key
 
 if TYPE_CHECKING:
-    from sidecar.visualise import ImageModel, Picture, Progress, TypicalRange
+    from sidecar.visualise import ImageModel, Materials, Picture, Progress, TypicalRange
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _PR_SET_NO_NEW_PRIVS = 38
@@ -100,7 +99,7 @@ def _work(spec: JobSpec, folder: Path, announce: Callable[[Event], None]) -> Non
     """Make the pictures of a job, and lay them and their manifests into its folder."""
     started = time.time()
     announce(ProgressEvent(0, 0, "importing torch"))
-    from sidecar.visualise import load_model, maximise, plan  # noqa: PLC0415 - torch, seconds
+    from sidecar.visualise import load_model, method_for  # noqa: PLC0415 - torch, seconds
 
     announce(ProgressEvent(0, 0, f"loading {spec.model.name}"))
     model = load_model(
@@ -112,13 +111,14 @@ def _work(spec: JobSpec, folder: Path, announce: Callable[[Event], None]) -> Non
         device=spec.device,
         expected_digest=_expected_digest(spec),
     )
-    cost = plan(model, spec.targets, spec.recipe)
+    method, materials = method_for(spec.recipe), _materials(spec)
+    cost = method.plan(model, spec.targets, spec.recipe, materials)
     announce(ProgressEvent(0, 0, f"making pictures: {cost.forwards} passes"))
-    pictures = maximise(
+    pictures = method.run(
         model,
         spec.targets,
         spec.recipe,
-        typical=_typical_range(spec),
+        materials,
         on_progress=_Reporter(folder, announce),
         cancelled=_listen_for_cancel(),
     )
@@ -161,10 +161,17 @@ def _expected_digest(spec: JobSpec) -> str:
     return revision if is_digest(revision) else ""
 
 
+def _materials(spec: JobSpec) -> "Materials":
+    from sidecar.visualise import Materials, read_image  # noqa: PLC0415 - torch, loaded by now
+
+    images = {digest: read_image(Path(path)) for digest, path in spec.images.items()}
+    return Materials(_typical_range(spec), images)
+
+
 def _typical_range(spec: JobSpec) -> "TypicalRange | None":
     from sidecar.visualise import TypicalRange  # noqa: PLC0415 - torch, loaded by now
 
-    if not spec.recipe.typical_range:
+    if "typical" not in spec.recipe.inputs:
         return None
     low, high = {}, {}
     for target in spec.targets:
@@ -195,8 +202,8 @@ def _common_facts(spec: JobSpec, model: "ImageModel", started: float) -> dict[st
             "mean": spec.model.mean,
             "std": spec.model.std,
         },
-        "method": {"name": METHOD, "version": METHOD_VERSION},
-        "recipe": asdict(spec.recipe),
+        "method": {"name": spec.recipe.method, "version": spec.recipe.version},
+        "recipe": spec.recipe.values(),
         "seed": spec.recipe.seed,
         "code": {
             "sidecar": __version__,
@@ -231,8 +238,10 @@ def _picture_facts(spec: JobSpec, picture: "Picture", png: bytes) -> dict[str, A
         "view": layer.view.value,
         "scope": layer.scope.value,
         "position": target.position,
-        "typical_digest": picture.typical_digest,
-        "content_key": content_key(target, spec.recipe, picture.typical_digest),
+        "side": target.side.value,
+        "terms": [[str(term.feature), term.weight] for term in target.terms],
+        "typical_digest": picture.inputs.get("typical", ""),
+        "content_key": content_key(target, spec.recipe, picture.inputs),
         "activation": {
             "view": layer.view.value,
             "plain": picture.activation,
@@ -242,6 +251,7 @@ def _picture_facts(spec: JobSpec, picture: "Picture", png: bytes) -> dict[str, A
         },
         "history": thin_history(picture.history),
         "live": None if live is None else live_facts(live, picture.activation),
+        "findings": picture.findings,
         "picture": {
             "sha256": hashlib.sha256(png).hexdigest(),
             "bytes": len(png),

@@ -21,7 +21,9 @@ def live_contexts(monitor: Monitor, request: JobRequest) -> Mapping[str, LiveCon
         From the text form of a target's feature key; a feature that was never seen is left out.
     """
     # The ranges of all units of a layer are seconds of work, and only this prior wants them.
-    layers = {t.feature.layer for t in request.targets} if request.recipe.typical_range else set()
+    layers = (
+        {t.feature.layer for t in request.targets} if "typical" in request.recipe.inputs else set()
+    )
     ranges = {layer: monitor.typical_range(layer) for layer in layers}
     found = {}
     for target in request.targets:

@@ -41,7 +41,7 @@ from sidecar.monitor.views import (
     LayerStatus,
     Window,
 )
-from sidecar.recipes import PICTURE_KINDS, Recipe, Target
+from sidecar.recipes import PICTURE_KINDS, Recipe, Target, recipe_like, recipe_of
 from sidecar.store import ArtifactStore, BaselineStore, Catalogue, EvidenceStore
 
 PORTRAIT_LIMIT = 20
@@ -434,7 +434,7 @@ class Operations:
 
     def default_recipe(self) -> Recipe:
         """Return the recipe of jobs that do not name their own values."""
-        return Recipe.of(self._config.jobs.recipe)
+        return recipe_of(self._config.jobs.recipe)
 
     def recipe(self, values: Mapping[str, Any]) -> Recipe:
         """Return the default recipe with some values named.
@@ -442,7 +442,7 @@ class Operations:
         Raises:
             UnsupportedTarget: A name is unknown, or a value has the wrong type or range.
         """
-        return Recipe.of({**self._config.jobs.recipe, **values})
+        return recipe_like(self.default_recipe(), values)
 
     def submit(self, request: JobRequest) -> Job:
         """Queue a job, or return the one that has the same idempotency key.
@@ -478,7 +478,7 @@ class Operations:
             )
         layers = {target.feature.layer for target in request.targets}
         learned = {status.key for status in self._monitor.layers() if status.baseline_frozen}
-        if request.recipe.typical_range and not layers <= learned:
+        if "typical" in request.recipe.inputs and not layers <= learned:
             raise UnsupportedTarget(
                 "recipe.typical_range needs a frozen baseline of the layer: wait, or run "
                 "'sidecar baseline freeze'"

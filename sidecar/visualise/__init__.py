@@ -9,15 +9,23 @@ needs torch.
 
 from sidecar.visualise.images import maximise, plan
 from sidecar.visualise.loading import ImageModel, load_model
-from sidecar.visualise.pictures import Cost, Picture, Progress, TypicalRange
+from sidecar.visualise.method import Checkpoint, Materials, Method
+from sidecar.visualise.methods import METHODS, method_for
+from sidecar.visualise.pictures import Cost, Picture, Progress, TypicalRange, read_image
 
 __all__ = [
+    "METHODS",
+    "Checkpoint",
     "Cost",
     "ImageModel",
+    "Materials",
+    "Method",
     "Picture",
     "Progress",
     "TypicalRange",
     "load_model",
     "maximise",
+    "method_for",
     "plan",
+    "read_image",
 ]

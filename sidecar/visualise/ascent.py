@@ -4,7 +4,7 @@ Each picture has random numbers of its own and Adam works coefficient by coeffic
 a batch share nothing but the forward pass.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from sidecar.errors import NonFiniteActivation, SilentFeature
-from sidecar.recipes import Recipe, Target
+from sidecar.recipes import Maximisation, Target
 from sidecar.visualise.adam import Adam
 from sidecar.visualise.augmentation import cut_crops, draw_crop, generator_for, resize_whole
 from sidecar.visualise.loading import ImageModel
@@ -56,7 +56,7 @@ class Ascent:
         self,
         model: ImageModel,
         targets: Sequence[Target],
-        recipe: Recipe,
+        recipe: Maximisation,
         site: Site,
         prior: TypicalRangePrior | None,
     ) -> None:
@@ -95,7 +95,7 @@ class Ascent:
             colours = render(self._spectra, self._scale).mul(255).round().byte()
         return colours.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
-    def finish(self, typical_digest: str) -> list[Picture]:
+    def finish(self, inputs: Mapping[str, str]) -> list[Picture]:
         """Measure the pictures as people will see them: at 8 bits."""
         images = self.images()
         last = self._measure_whole(images)
@@ -106,7 +106,7 @@ class Ascent:
                 target=target,
                 recipe=self.recipe,
                 model_digest=self._model.digest,
-                typical_digest=typical_digest,
+                inputs=inputs,
                 image=images[number],
                 activation=last[number],
                 activation_augmented=float(robust[number].mean()),

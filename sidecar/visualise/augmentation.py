@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from sidecar.recipes import Recipe, Target
+from sidecar.recipes import Maximisation, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def generator_for(target: Target, seed: int, purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(word >> 1)  # signed 64 bits
 
 
-def draw_crop(recipe: Recipe, size: int, generator: torch.Generator) -> Crop:
+def draw_crop(recipe: Maximisation, size: int, generator: torch.Generator) -> Crop:
     """Draw one crop: zoom uniform, centre Gaussian and clipped so that the crop stays inside."""
     zoom_draw, turn_draw = torch.rand(2, generator=generator).tolist()
     centre = torch.randn(2, generator=generator) * recipe.centre_sigma

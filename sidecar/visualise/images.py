@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from sidecar.errors import JobCancelled, UnsupportedTarget
 from sidecar.features import LayerKey
-from sidecar.recipes import Recipe, Target
+from sidecar.recipes import Maximisation, Target
 from sidecar.visualise.ascent import MEASURING_CROPS, Ascent, pass_images
 from sidecar.visualise.loading import ImageModel
+from sidecar.visualise.method import Checkpoint, Materials
 from sidecar.visualise.pictures import Cost, Picture, Progress, TypicalRange
 from sidecar.visualise.priors import TypicalRangePrior
 from sidecar.visualise.units import Dry, check_target, dry_run
@@ -33,7 +34,7 @@ _BACKWARD_RATIO = 3.0
 def plan(
     model: ImageModel,
     targets: Sequence[Target],
-    recipe: Recipe,
+    recipe: Maximisation,
     *,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Cost:
@@ -71,7 +72,7 @@ def plan(
 def maximise(
     model: ImageModel,
     targets: Sequence[Target],
-    recipe: Recipe,
+    recipe: Maximisation,
     *,
     typical: TypicalRange | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
@@ -120,9 +121,46 @@ def maximise(
         wanted = [targets[member] for member in members]
         batch = Ascent(model, wanted, recipe, dry.sites[layer.layer], priors.get(layer))
         _optimise(batch, members, report, cancelled)
-        digest = typical.digest(layer) if typical is not None and layer in priors else ""
-        pictures |= zip(members, batch.finish(digest), strict=True)
+        inputs = {"typical": typical.digest(layer)} if typical and layer in priors else {}
+        pictures |= zip(members, batch.finish(inputs), strict=True)
     return tuple(pictures[number] for number in range(len(targets)))
+
+
+class ActivationMaximisation:
+    """The method of ``Maximisation`` recipes, see ``maximise``."""
+
+    recipe = Maximisation
+
+    def plan(
+        self,
+        model: ImageModel,
+        targets: Sequence[Target],
+        recipe: Maximisation,
+        materials: Materials,  # noqa: ARG002 - what it has is looked at when it is used
+    ) -> Cost:
+        """Check a request and say what it will take, see ``plan``."""
+        return plan(model, targets, recipe)
+
+    def run(
+        self,
+        model: ImageModel,
+        targets: Sequence[Target],
+        recipe: Maximisation,
+        materials: Materials,
+        *,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+        cancelled: Callable[[], bool] = lambda: False,
+        checkpoint: Checkpoint | None = None,  # noqa: ARG002 - the interface of methods
+    ) -> tuple[Picture, ...]:
+        """Make one picture a target, see ``maximise``."""
+        return maximise(
+            model,
+            targets,
+            recipe,
+            typical=materials.typical,
+            on_progress=on_progress,
+            cancelled=cancelled,
+        )
 
 
 def _check(model: ImageModel, targets: Sequence[Target]) -> Dry:
@@ -138,7 +176,7 @@ def _check(model: ImageModel, targets: Sequence[Target]) -> Dry:
 def _priors(
     model: ImageModel,
     targets: Sequence[Target],
-    recipe: Recipe,
+    recipe: Maximisation,
     typical: TypicalRange | None,
     dry: Dry,
 ) -> dict[LayerKey, TypicalRangePrior]:

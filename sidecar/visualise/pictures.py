@@ -4,17 +4,22 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 
-from sidecar.errors import ShapeMismatch
+from sidecar.errors import ShapeMismatch, UnsupportedTarget
 from sidecar.features import LayerKey
-from sidecar.recipes import METHOD, METHOD_VERSION, Recipe, Target, content_key
+from sidecar.recipes import Recipe, Target, content_key
 
 _PREFIX = "sidecar."
+
+_PIXEL_LIMIT = 1 << 26
+"""Of an image that is read: 200 MB as RGB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,25 +107,28 @@ class Picture:
         target: What it is a picture of.
         recipe: How it was made.
         model_digest: sha256 of the weights it was made with.
-        typical_digest: sha256 of the typical ranges used; empty where there were none.
+        inputs: Digests of what else it depends on, by the names of ``Recipe.inputs``; ``typical`` is
+            the sha256 of the typical ranges.
         image: RGB, shape ``(canvas, canvas, 3)``; what the numbers below were measured on.
         activation: Of the whole picture, resized to the network's input.
         activation_augmented: Mean over 16 fresh augmentations of the recipe.
         activation_augmented_spread: Their standard deviation.
         first_activation: Of the random start, measured as ``activation``.
         history: Activation at each step, as seen through that step's random crops.
+        findings: What the method has to say beside that, as JSON-able values; goes into the manifest.
     """
 
     target: Target
     recipe: Recipe
     model_digest: str
-    typical_digest: str
+    inputs: Mapping[str, str]
     image: NDArray[np.uint8]
     activation: float
     activation_augmented: float
     activation_augmented_spread: float
     first_activation: float
     history: tuple[float, ...]
+    findings: Mapping[str, Any] = field(default_factory=dict)
 
     def png(self) -> bytes:
         """Return the picture as a PNG that says where it comes from.
@@ -134,14 +142,14 @@ class Picture:
         """Return the text chunks of the PNG: method, target, model, recipe, seed, activations."""
         position = self.target.position
         facts = {
-            "method": f"{METHOD}/{METHOD_VERSION}",
+            "method": f"{self.recipe.method}/{self.recipe.version}",
             "feature": str(self.target.feature),
             "position": "" if position is None else f"{position[0]},{position[1]}",
             "model_digest": self.model_digest,
-            "recipe": json.dumps(asdict(self.recipe), sort_keys=True),
+            "recipe": json.dumps(self.recipe.values(), sort_keys=True),
             "seed": str(self.recipe.seed),
-            "typical_digest": self.typical_digest,
-            "content_key": content_key(self.target, self.recipe, self.typical_digest),
+            "typical_digest": self.inputs.get("typical", ""),
+            "content_key": content_key(self.target, self.recipe, self.inputs),
             "activation": repr(self.activation),
             "activation_augmented": repr(self.activation_augmented),
         }
@@ -163,3 +171,23 @@ def encode_png(image: NDArray[np.uint8], texts: Mapping[str, str]) -> bytes:
     out = io.BytesIO()
     Image.fromarray(image, mode=None).save(out, format="PNG", pnginfo=info)
     return out.getvalue()
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Return a picture as RGB, shape ``(height, width, 3)``; what is transparent lies on white.
+
+    Raises:
+        UnsupportedTarget: The file is no picture, or larger than 64 million pixels.
+    """
+    try:
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")) as opened:
+            if opened.width * opened.height > _PIXEL_LIMIT:
+                raise UnsupportedTarget(
+                    f"image {path.name} has {opened.width} x {opened.height} pixels: use at most "
+                    f"{_PIXEL_LIMIT}"
+                )
+            layered = ImageOps.exif_transpose(opened).convert("RGBA")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UnsupportedTarget(f"image {path.name} cannot be read: {error}") from error
+    ground = Image.new("RGBA", layered.size, "white")
+    return np.asarray(Image.alpha_composite(ground, layered).convert("RGB"))

@@ -1,8 +1,5 @@
 """The forms of the pages; every one is a plain POST that ends in a redirect."""
 
-from dataclasses import asdict
-from typing import Any
-
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
@@ -11,7 +8,7 @@ from sidecar.errors import InvalidInput
 from sidecar.features import check_name
 from sidecar.jobs import JobRequest
 from sidecar.monitor import Flag
-from sidecar.recipes import Recipe, Target
+from sidecar.recipes import Target, recipe_like
 from sidecar.web.console import Console
 from sidecar.web.security import read_form
 from sidecar.web.wording import short_path
@@ -59,7 +56,7 @@ async def make_portrait(request: Request) -> Response:
 
     def act() -> str:
         key = console.backend.resolve(request.path_params["feature"])
-        recipe = recipe_of(console.backend.default_recipe(), values)
+        recipe = recipe_like(console.backend.default_recipe(), values)
         form_key = fields.get("form_key", "")[:_TEXT_LIMIT]
         wanted = JobRequest(
             (Target(key),), recipe, "console", f"console:{form_key}" if form_key else ""
@@ -67,15 +64,6 @@ async def make_portrait(request: Request) -> Response:
         return console.backend.submit(wanted).id
 
     return console.redirect(f"/jobs/{await run_in_threadpool(act)}")
-
-
-def recipe_of(default: Recipe, values: dict[str, Any]) -> Recipe:
-    """Return the default recipe with some values named.
-
-    Raises:
-        UnsupportedTarget: A name is unknown, or a value has the wrong type or range.
-    """
-    return Recipe.of({**asdict(default), **values})
 
 
 async def cancel(request: Request) -> Response:

@@ -10,9 +10,8 @@ from starlette.responses import Response
 from sidecar.errors import InvalidInput
 from sidecar.features import FeatureKey
 from sidecar.jobs import JobRequest
-from sidecar.recipes import Target
+from sidecar.recipes import Target, recipe_like
 from sidecar.web import serialise
-from sidecar.web.actions import recipe_of
 from sidecar.web.console import Console
 from sidecar.web.filters import LIST_LIMIT, one_of, state, text, whole, window
 from sidecar.web.security import read_body
@@ -162,7 +161,7 @@ def _job_request(console: Console, asked: dict[str, Any]) -> JobRequest:
     named = _typed(asked, "features", list, [])
     if not 1 <= len(named) <= _TARGET_LIMIT or not all(isinstance(one, str) for one in named):
         raise InvalidInput(f"features must be a list of 1 to {_TARGET_LIMIT} feature keys")
-    recipe = recipe_of(console.backend.default_recipe(), _typed(asked, "recipe", dict, {}))
+    recipe = recipe_like(console.backend.default_recipe(), _typed(asked, "recipe", dict, {}))
     limit = asked.get("time_limit_seconds", 0)
     if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 <= limit < 1e9:  # noqa: PLR2004 - finite
         raise InvalidInput("time_limit_seconds must be a number of at least 0")

@@ -3,7 +3,7 @@
 import math
 import secrets
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from markupsafe import Markup
 from starlette.requests import Request
@@ -291,8 +291,8 @@ def job(request: Request) -> Response:
         names=_names(console, [found]),
         remaining=remaining(found, console.clock()),
         advice=ADVICE.get(found.error_code, ADVICE_OTHERWISE),
-        recipe=asdict(found.request.recipe),
-        usual=asdict(console.backend.default_recipe()),
+        recipe=found.request.recipe.values(),
+        usual=console.backend.default_recipe().values(),
         notice=_notice(request),
     )
 

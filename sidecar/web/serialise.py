@@ -210,7 +210,7 @@ def job(value: Job, base: str) -> dict[str, Any]:
         "state": str(value.state),
         "features": [str(target.feature) for target in value.request.targets],
         "positions": [target.position for target in value.request.targets],
-        "recipe": asdict(value.request.recipe),
+        "recipe": value.request.recipe.values(),
         "origin": value.request.origin,
         "idempotency_key": value.request.idempotency_key,
         "step": value.step,

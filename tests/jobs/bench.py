@@ -12,7 +12,7 @@ import psutil
 from sidecar.config import JobsConfig, ModelConfig
 from sidecar.features import FeatureKey
 from sidecar.jobs import Job, JobQueue, JobRequest, LiveContext, Runner
-from sidecar.recipes import Recipe, Target
+from sidecar.recipes import Maximisation, Target
 from sidecar.store import ArtifactStore, Database
 
 SCRIPT = Path(__file__).with_name("scripted_child.py")
@@ -31,7 +31,7 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 
 def request(behaviour: str, *units: int, **values: object) -> JobRequest:
     """Ask for pictures of units of a model whose scripted child behaves so."""
-    recipe = values.pop("recipe", Recipe())
+    recipe = values.pop("recipe", Maximisation())
     targets = tuple(
         Target(FeatureKey.parse(f"{behaviour}@r1/layer/channel/{unit}")) for unit in units or (0,)
     )

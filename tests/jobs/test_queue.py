@@ -21,7 +21,7 @@ from sidecar.errors import (
 )
 from sidecar.features import FeatureKey
 from sidecar.jobs import Job, JobQueue, JobRequest, JobState, Portrait
-from sidecar.recipes import Recipe, Target
+from sidecar.recipes import Maximisation, Target
 from sidecar.store import Database
 
 pytestmark = pytest.mark.service
@@ -62,7 +62,9 @@ def claimed(queue: JobQueue, owner: str = "a", now: float = 1.0) -> Job:
 def test_a_request_comes_back_as_it_was(queue: JobQueue) -> None:
     """Targets, positions, recipe, origin and limits survive the table."""
     target = Target(FeatureKey.parse("m@r1/_blocks.2/neuron/5"), (3, 4))
-    wanted = JobRequest((target,), Recipe(steps=7, seed=2**62), "alert", "fingerprint/1", 12.5)
+    wanted = JobRequest(
+        (target,), Maximisation(steps=7, seed=2**62), "alert", "fingerprint/1", 12.5
+    )
 
     job = queue.submit(wanted, 5.0)
 

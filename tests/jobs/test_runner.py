@@ -18,7 +18,7 @@ import pytest
 
 import sidecar
 from sidecar.jobs import Job, JobQueue, JobState, LiveContext
-from sidecar.recipes import Recipe
+from sidecar.recipes import Maximisation
 from sidecar.store import ArtifactStore, Database
 from tests.jobs.bench import SCRIPT, Bench, bench_at, children, wait_until
 
@@ -96,7 +96,7 @@ def test_another_recipe_is_another_answer(bench: Bench) -> None:
     bench.runner().start()
     bench.ended(bench.submit("work", 1))
 
-    assert not bench.ended(bench.submit("work", 1, recipe=Recipe(seed=1))).from_cache
+    assert not bench.ended(bench.submit("work", 1, recipe=Maximisation(seed=1))).from_cache
 
 
 def test_a_lost_artifact_is_made_again(bench: Bench) -> None:
@@ -116,7 +116,9 @@ def test_a_full_store_makes_room(bench: Bench) -> None:
     bench.artifacts = ArtifactStore(bench.root / "small", 220)
     bench.runner().start()
 
-    jobs = [bench.ended(bench.submit("work", 1, recipe=Recipe(seed=seed))) for seed in range(8)]
+    jobs = [
+        bench.ended(bench.submit("work", 1, recipe=Maximisation(seed=seed))) for seed in range(8)
+    ]
 
     assert {JobState.DONE} == {job.state for job in jobs}
     assert bench.artifacts.used_bytes <= 220
@@ -129,7 +131,7 @@ def test_collecting_forgets_what_it_removes(bench: Bench) -> None:
     """Older answers beyond the limit are removed and made anew when asked for again."""
     runner = bench.runner()
     runner.start()
-    old, new = (bench.ended(bench.submit("work", 1, recipe=Recipe(seed=s))) for s in (1, 2))
+    old, new = (bench.ended(bench.submit("work", 1, recipe=Maximisation(seed=s))) for s in (1, 2))
     runner.stop(5)
     bench.artifacts = ArtifactStore(bench.root / "artifacts", bench.artifacts.used_bytes - 1)
     smaller = bench.runner()
@@ -373,7 +375,9 @@ def test_the_live_distribution_reaches_the_child(bench: Bench) -> None:
     bench.runner().start()
 
     plain = bench.ended(bench.submit("work", 1, 2)).portraits[0]
-    ranged = bench.ended(bench.submit("work", 1, recipe=Recipe(typical_range=1.0))).portraits[0]
+    ranged = bench.ended(bench.submit("work", 1, recipe=Maximisation(typical_range=1.0))).portraits[
+        0
+    ]
 
     facts = [json.loads(bench.artifacts.get(p.manifest_digest))["live"] for p in (plain, ranged)]
     assert ["work@r1/layer/channel/1"] == list(facts[0]) == list(facts[1])
@@ -386,11 +390,11 @@ def test_other_typical_ranges_are_another_answer(bench: Bench) -> None:
     """A new baseline makes a new picture where the recipe uses it, and only there."""
     ranges = np.zeros(4, np.float32)
     bench.runner().start()
-    ranged = Recipe(typical_range=1.0)
+    ranged = Maximisation(typical_range=1.0)
     jobs = []
     for high in (1, 1, 2):
         bench.live["work@r1/layer/channel/1"] = live(typical_low=ranges, typical_high=ranges + high)
-        jobs += [bench.ended(bench.submit("work", 1, recipe=r)) for r in (ranged, Recipe())]
+        jobs += [bench.ended(bench.submit("work", 1, recipe=r)) for r in (ranged, Maximisation())]
 
     assert [False, False, True, True, False, True] == [job.from_cache for job in jobs]
 
@@ -399,7 +403,7 @@ def test_a_recipe_that_needs_a_baseline_says_so(bench: Bench) -> None:
     """Without typical ranges the job is refused before a child is started."""
     bench.runner().start()
 
-    failed = bench.ended(bench.submit("work", 1, recipe=Recipe(typical_range=1.0)))
+    failed = bench.ended(bench.submit("work", 1, recipe=Maximisation(typical_range=1.0)))
 
     assert ("SC207", 1) == (failed.error_code, failed.attempts)
 

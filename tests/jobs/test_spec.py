@@ -27,7 +27,7 @@ from sidecar.jobs.spec import (
     encode_request,
     encode_spec,
 )
-from sidecar.recipes import Recipe, Target
+from sidecar.recipes import Maximisation, Target
 
 pytestmark = pytest.mark.unit
 
@@ -87,7 +87,7 @@ def test_events_of_another_shape_are_refused(document: object) -> None:
 def spec(**live: LiveContext) -> JobSpec:
     """Return a specification with everything in it."""
     model = ModelSpec("m", "a.b:c", "/w.pt", 224, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
-    recipe = Recipe(steps=3, seed=2**63 - 1)
+    recipe = Maximisation(steps=3, seed=2**63 - 1)
     return JobSpec("id", 2, "alert", 42, TARGETS, recipe, model, "cuda:1", live)
 
 
@@ -145,7 +145,7 @@ def test_other_bytes_are_no_specification(line: bytes) -> None:
 )
 def test_a_request_comes_back(seed: int, origin: str, limit: float, steps: int) -> None:
     """Through the job table and back."""
-    request = JobRequest(TARGETS, Recipe(seed=seed, steps=steps), origin, "key", limit)
+    request = JobRequest(TARGETS, Maximisation(seed=seed, steps=steps), origin, "key", limit)
 
     assert request == decode_request(encode_request(request))
 

@@ -25,7 +25,7 @@ from sidecar.jobs import Job, JobRequest, JobState, LiveContext, Runner
 from sidecar.jobs.child import Child
 from sidecar.jobs.runner import WORKER_COMMAND
 from sidecar.jobs.spec import JobSpec, ModelSpec, encode_spec
-from sidecar.recipes import METHOD, METHOD_VERSION, Recipe, Target, content_key
+from sidecar.recipes import Maximisation, Target, content_key
 from sidecar.visualise import TypicalRange
 from sidecar.weights import module_digest
 from tests.jobs import tiny_model
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.e2e
 
 ROOT = Path(sidecar.__file__).parents[1]
 FOLDER = Path(__file__).parent
-RECIPE = Recipe(steps=24, canvas=32, noise=0.02, zoom_min=0.8)
+RECIPE = Maximisation(steps=24, canvas=32, noise=0.02, zoom_min=0.8)
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +77,11 @@ class Desk:
             input=InputConfig(size=32),
         )
 
-    def submit(self, *targets: Target, recipe: Recipe = RECIPE) -> Job:
+    def submit(self, *targets: Target, recipe: Maximisation = RECIPE) -> Job:
         """Ask for pictures."""
         return self.bench.queue.submit(JobRequest(targets, recipe, "console"), time.time())
 
-    def run(self, *targets: Target, recipe: Recipe = RECIPE) -> Job:
+    def run(self, *targets: Target, recipe: Maximisation = RECIPE) -> Job:
         """Ask for pictures and return the job once it has ended."""
         return self.bench.ended(self.submit(*targets, recipe=recipe))
 
@@ -137,7 +137,7 @@ def test_pictures_come_with_all_that_made_them(desk: Desk, digest: str, tmp_path
             "position": None,
             "seed": 0,
             "typical_digest": "",
-            "method": {"name": METHOD, "version": METHOD_VERSION},
+            "method": {"name": Maximisation.method, "version": Maximisation.version},
             "model": {
                 "name": "tiny",
                 "digest": digest,
@@ -250,18 +250,18 @@ def test_typical_ranges_reach_the_picture(desk: Desk) -> None:
     wanted = target("v1", 3)
     layer = wanted.feature.layer
     desk.live[str(wanted.feature)] = context(2.0, typical_low=low, typical_high=high)
-    recipe = Recipe(steps=8, canvas=32, typical_range=1.0)
+    recipe = Maximisation(steps=8, canvas=32, typical_range=1.0)
 
     done = desk.run(wanted, recipe=recipe)
 
     digest = TypicalRange({str(layer): low}, {str(layer): high}).digest(layer)
     assert digest == desk.manifest(done)["typical_digest"]
-    assert content_key(wanted, recipe, digest) == done.portraits[0].content_key
+    assert content_key(wanted, recipe, {"typical": digest}) == done.portraits[0].content_key
 
 
 def test_a_running_optimisation_is_watched_and_cancelled(desk: Desk) -> None:
     """Previews are real pictures, and cancelling takes at most two and a half seconds."""
-    job = desk.submit(target("v1", 3), recipe=Recipe(steps=10_000, canvas=64))
+    job = desk.submit(target("v1", 3), recipe=Maximisation(steps=10_000, canvas=64))
     wait_until(lambda: desk.bench.queue.get(job.id).step >= 16, "sixteen steps")
 
     preview = Image.open(io.BytesIO(desk.runner.preview(job.id) or b""))
@@ -281,11 +281,11 @@ from sidecar.jobs.child import Child
 from sidecar.jobs.runner import WORKER_COMMAND
 from sidecar.jobs.spec import JobSpec, ModelSpec, encode_spec
 from sidecar.features import FeatureKey
-from sidecar.recipes import Recipe, Target
+from sidecar.recipes import Maximisation, Target
 
 folder = Path(sys.argv[1])
 spec = JobSpec("job", 1, "cli", os.getpid(),
-    (Target(FeatureKey.parse("tiny@v1/2/channel/3")),), Recipe(),
+    (Target(FeatureKey.parse("tiny@v1/2/channel/3")),), Maximisation(),
     ModelSpec("tiny", "tiny_model:hang", "", 32, (0.5,) * 3, (0.5,) * 3), "cpu")
 child = Child(WORKER_COMMAND, encode_spec(spec), folder, dict(os.environ))
 print(child.pid, flush=True)
@@ -329,7 +329,7 @@ def _hanging_worker(folder: Path, parent_pid: int) -> Child:
         "cli",
         parent_pid,
         (target("v1", 3),),
-        Recipe(),
+        Maximisation(),
         ModelSpec("tiny", "tiny_model:hang", "", 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         "cpu",
     )

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sidecar.features import FeatureKey, FeatureKind, LayerKey, View, default_view
-from sidecar.recipes import Recipe, Target
+from sidecar.recipes import Maximisation, Target
 from sidecar.visualise import ImageModel
 
 INPUT_SIZE = 24
@@ -86,6 +86,6 @@ def unit() -> Callable[..., Target]:
 
 
 @pytest.fixture
-def recipe() -> Recipe:
+def recipe() -> Maximisation:
     """A recipe that shows an effect in a few steps on a small canvas."""
-    return Recipe(steps=6, canvas=32, learning_rate=0.2, noise=0.02)
+    return Maximisation(steps=6, canvas=32, learning_rate=0.2, noise=0.02)

@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.features import FeatureKey, FeatureKind, LayerKey, View
-from sidecar.recipes import Recipe, Target
+from sidecar.recipes import Maximisation, Target
 from sidecar.visualise.augmentation import cut_crops, draw_crop, generator_for, resize_whole
 
 pytestmark = pytest.mark.unit
 
 LAYER = LayerKey("lite0", "3fa1", "_blocks.14")
-QUIET = Recipe(noise=0.0, rotation_degrees=0.0)
+QUIET = Maximisation(noise=0.0, rotation_degrees=0.0)
 
 
 def _stream(seed: int = 0) -> torch.Generator:

@@ -16,7 +16,7 @@ from sidecar.errors import (
     UnsupportedTarget,
 )
 from sidecar.features import FeatureKind, View
-from sidecar.recipes import Recipe, Target
+from sidecar.recipes import Maximisation, Target
 from sidecar.visualise import ImageModel, Progress, TypicalRange, maximise, plan
 
 pytestmark = pytest.mark.unit
@@ -88,7 +88,7 @@ class Swallowing(nn.Module):
 
 
 def test_equal_requests_give_equal_pictures_bit_for_bit(
-    model: ImageModel, unit: Unit, recipe: Recipe
+    model: ImageModel, unit: Unit, recipe: Maximisation
 ) -> None:
     """Two runs agree in every byte and every number."""
     targets = [unit("middle", 1), unit("middle", 2)]
@@ -99,7 +99,9 @@ def test_equal_requests_give_equal_pictures_bit_for_bit(
     assert [p.history for p in first] == [p.history for p in second]
 
 
-def test_another_seed_gives_another_picture(model: ImageModel, unit: Unit, recipe: Recipe) -> None:
+def test_another_seed_gives_another_picture(
+    model: ImageModel, unit: Unit, recipe: Maximisation
+) -> None:
     """The seed is part of what makes a picture."""
     one, two = (
         maximise(model, [unit("middle", 1)], replace(recipe, seed=seed))[0] for seed in (0, 1)
@@ -109,7 +111,7 @@ def test_another_seed_gives_another_picture(model: ImageModel, unit: Unit, recip
 
 
 def test_torchs_global_random_state_neither_matters_nor_moves(
-    model: ImageModel, unit: Unit, recipe: Recipe
+    model: ImageModel, unit: Unit, recipe: Maximisation
 ) -> None:
     """The room draws from its own streams only."""
     torch.manual_seed(1)
@@ -124,7 +126,7 @@ def test_torchs_global_random_state_neither_matters_nor_moves(
 
 
 def test_a_picture_does_not_depend_on_its_company(
-    model: ImageModel, unit: Unit, recipe: Recipe
+    model: ImageModel, unit: Unit, recipe: Maximisation
 ) -> None:
     """Alone, among others of its layer, and among other layers, it is the same up to rounding."""
     wanted = unit("middle", 3)
@@ -140,7 +142,7 @@ def test_a_picture_does_not_depend_on_its_company(
 
 
 def test_pictures_come_back_in_the_order_of_the_request(
-    model: ImageModel, unit: Unit, recipe: Recipe
+    model: ImageModel, unit: Unit, recipe: Maximisation
 ) -> None:
     """Batching by layer does not reorder the answer."""
     kinds = (FeatureKind.CHANNEL, FeatureKind.LOGIT, FeatureKind.NEURON)
@@ -157,7 +159,7 @@ def test_pictures_come_back_in_the_order_of_the_request(
 
 
 def test_more_targets_than_a_pass_holds_are_done_in_turns(
-    model: ImageModel, unit: Unit, recipe: Recipe
+    model: ImageModel, unit: Unit, recipe: Maximisation
 ) -> None:
     """No forward pass carries more than eight images, whatever is asked."""
     sizes: list[int] = []
@@ -171,7 +173,7 @@ def test_more_targets_than_a_pass_holds_are_done_in_turns(
 
 
 def test_crops_beyond_a_pass_are_averaged_not_dropped(
-    model: ImageModel, unit: Unit, recipe: Recipe
+    model: ImageModel, unit: Unit, recipe: Maximisation
 ) -> None:
     """Twenty crops a step cost twenty forward images a step and change the picture."""
     seen: list[int] = []
@@ -187,7 +189,7 @@ def test_crops_beyond_a_pass_are_averaged_not_dropped(
 
 @pytest.mark.parametrize("kind", ["channel", "neuron", "logit"])
 def test_the_gradient_reaches_the_picture(
-    model: ImageModel, unit: Unit, recipe: Recipe, kind: str
+    model: ImageModel, unit: Unit, recipe: Maximisation, kind: str
 ) -> None:
     """Every kind of unit is driven well above its start."""
     layer = "head" if kind == "logit" else "middle"
@@ -200,7 +202,7 @@ def test_the_gradient_reaches_the_picture(
 
 
 def test_the_activation_is_in_the_view_of_the_live_statistics(
-    net: nn.Module, model: ImageModel, unit: Unit, recipe: Recipe
+    net: nn.Module, model: ImageModel, unit: Unit, recipe: Maximisation
 ) -> None:
     """Max and mean views of one channel are made alike and measured each in its own way."""
     by_max, by_mean = maximise(
@@ -218,7 +220,7 @@ def test_the_activation_is_in_the_view_of_the_live_statistics(
 
 
 def test_a_neuron_is_one_position_and_the_centre_by_default(
-    model: ImageModel, unit: Unit, recipe: Recipe
+    model: ImageModel, unit: Unit, recipe: Maximisation
 ) -> None:
     """The middle layer is 6 x 6, so no position means (3, 3)."""
     neuron = FeatureKind.NEURON
@@ -234,7 +236,7 @@ def test_a_neuron_is_one_position_and_the_centre_by_default(
 
 
 def test_nothing_above_the_target_layer_runs(
-    net: nn.Module, model: ImageModel, unit: Unit, recipe: Recipe
+    net: nn.Module, model: ImageModel, unit: Unit, recipe: Maximisation
 ) -> None:
     """A whole request for a middle layer never gets to the upper part."""
     maximise(model, [unit("low", 1), unit("middle", 1)], recipe)
@@ -243,7 +245,7 @@ def test_nothing_above_the_target_layer_runs(
 
 
 def test_the_cut_gets_past_a_model_that_swallows_exceptions(
-    wrap: Callable[[nn.Module], ImageModel], unit: Unit, recipe: Recipe
+    wrap: Callable[[nn.Module], ImageModel], unit: Unit, recipe: Maximisation
 ) -> None:
     """What ends the forward pass is no Exception that a model may catch."""
     picture = maximise(wrap(Swallowing()), [unit("site", 0)], recipe)[0]
@@ -257,7 +259,7 @@ def _cancel_after(steps: int) -> Callable[[], bool]:
 
 
 def test_cancelling_takes_effect_before_the_next_step(
-    model: ImageModel, unit: Unit, recipe: Recipe
+    model: ImageModel, unit: Unit, recipe: Maximisation
 ) -> None:
     """After it says stop, no further step begins."""
     steps: list[int] = []
@@ -277,7 +279,7 @@ def test_cancelling_takes_effect_before_the_next_step(
 
 
 def test_no_hook_is_left_after_success(
-    net: nn.Module, model: ImageModel, unit: Unit, recipe: Recipe
+    net: nn.Module, model: ImageModel, unit: Unit, recipe: Maximisation
 ) -> None:
     """A finished request leaves the module as it was."""
     maximise(model, [unit("middle", 1)], recipe)
@@ -286,7 +288,7 @@ def test_no_hook_is_left_after_success(
 
 
 def test_no_hook_is_left_after_an_error(
-    net: nn.Module, model: ImageModel, unit: Unit, recipe: Recipe
+    net: nn.Module, model: ImageModel, unit: Unit, recipe: Maximisation
 ) -> None:
     """Errors of the callback, of the target and of the model's forward all clean up."""
 
@@ -304,7 +306,7 @@ def test_no_hook_is_left_after_an_error(
 
 
 def test_no_hook_is_left_after_cancelling(
-    net: nn.Module, model: ImageModel, unit: Unit, recipe: Recipe
+    net: nn.Module, model: ImageModel, unit: Unit, recipe: Maximisation
 ) -> None:
     """A cancelled request leaves the module as it was."""
     with pytest.raises(JobCancelled):
@@ -314,7 +316,7 @@ def test_no_hook_is_left_after_cancelling(
 
 
 def test_parameters_and_buffers_are_unchanged(
-    net: nn.Module, model: ImageModel, unit: Unit, recipe: Recipe
+    net: nn.Module, model: ImageModel, unit: Unit, recipe: Maximisation
 ) -> None:
     """The picture is optimised, not the network."""
     before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -326,7 +328,7 @@ def test_parameters_and_buffers_are_unchanged(
 
 
 def test_progress_never_goes_back_and_ends_at_the_last_step(
-    model: ImageModel, unit: Unit, recipe: Recipe
+    model: ImageModel, unit: Unit, recipe: Maximisation
 ) -> None:
     """Two layers and three batches count as one request."""
     heard: list[Progress] = []
@@ -345,7 +347,7 @@ def test_progress_never_goes_back_and_ends_at_the_last_step(
 
 
 def test_intermediate_pictures_show_the_current_batch_side_by_side(
-    model: ImageModel, unit: Unit, recipe: Recipe
+    model: ImageModel, unit: Unit, recipe: Maximisation
 ) -> None:
     """The last preview is the finished pictures in a row."""
     heard: list[Progress] = []
@@ -360,7 +362,7 @@ def test_intermediate_pictures_show_the_current_batch_side_by_side(
 
 
 def test_a_slow_device_reports_every_two_seconds(
-    model: ImageModel, unit: Unit, recipe: Recipe
+    model: ImageModel, unit: Unit, recipe: Maximisation
 ) -> None:
     """When a step takes 0.7 s, people do not wait 16 steps for a picture."""
     heard: list[int] = []
@@ -384,7 +386,7 @@ def test_a_slow_device_reports_every_two_seconds(
 
 @pytest.mark.parametrize("index", [1, 2])
 def test_a_silent_unit_is_named_and_never_painted(
-    wrap: Callable[[nn.Module], ImageModel], unit: Unit, recipe: Recipe, index: int
+    wrap: Callable[[nn.Module], ImageModel], unit: Unit, recipe: Maximisation, index: int
 ) -> None:
     """A constant channel has no gradient: an error names it, and not its healthy neighbour."""
     heard: list[int] = []
@@ -403,7 +405,7 @@ def test_a_silent_unit_is_named_and_never_painted(
 
 
 def test_priors_do_not_hide_a_silent_unit(
-    wrap: Callable[[nn.Module], ImageModel], unit: Unit, recipe: Recipe
+    wrap: Callable[[nn.Module], ImageModel], unit: Unit, recipe: Maximisation
 ) -> None:
     """Total variation and the other units have gradients, the dead unit still has none."""
     target = unit("site", 1)
@@ -418,7 +420,7 @@ def test_priors_do_not_hide_a_silent_unit(
 
 
 def test_a_layer_without_gradients_is_refused(
-    wrap: Callable[[nn.Module], ImageModel], unit: Unit, recipe: Recipe
+    wrap: Callable[[nn.Module], ImageModel], unit: Unit, recipe: Maximisation
 ) -> None:
     """A forward under no_grad gets an explanation, not a torch traceback."""
     with pytest.raises(SilentFeature, match="no_grad"):
@@ -427,7 +429,7 @@ def test_a_layer_without_gradients_is_refused(
 
 @pytest.mark.parametrize("passes", [1, 2, 5, 8, 9, 23])
 def test_numbers_that_stop_being_finite_end_the_job(
-    wrap: Callable[[nn.Module], ImageModel], unit: Unit, recipe: Recipe, passes: int
+    wrap: Callable[[nn.Module], ImageModel], unit: Unit, recipe: Maximisation, passes: int
 ) -> None:
     """NaN in the start, at any step, or only in the finished picture: always the same error."""
     with pytest.raises(NonFiniteActivation, match="site/channel/0"):
@@ -435,7 +437,7 @@ def test_numbers_that_stop_being_finite_end_the_job(
 
 
 def test_a_plan_costs_two_images_and_counts_all_others(
-    net: nn.Module, model: ImageModel, unit: Unit, recipe: Recipe
+    net: nn.Module, model: ImageModel, unit: Unit, recipe: Maximisation
 ) -> None:
     """It tells the forward images, a time and a memory bound from two dry passes."""
     ticks = iter([10.0, 10.5])
@@ -453,7 +455,7 @@ def test_a_plan_costs_two_images_and_counts_all_others(
 
 
 def test_a_plan_never_runs_above_the_highest_target(
-    net: nn.Module, model: ImageModel, unit: Unit, recipe: Recipe
+    net: nn.Module, model: ImageModel, unit: Unit, recipe: Maximisation
 ) -> None:
     """The dry pass is cut off as well."""
     plan(model, [unit("middle", 1), unit("low", 1)], recipe)
@@ -464,7 +466,7 @@ def test_a_plan_never_runs_above_the_highest_target(
 
 @pytest.mark.parametrize("ask", [plan, maximise])
 def test_what_does_not_exist_is_refused_before_any_work(
-    model: ImageModel, unit: Unit, recipe: Recipe, ask: Callable[..., object]
+    model: ImageModel, unit: Unit, recipe: Maximisation, ask: Callable[..., object]
 ) -> None:
     """Layers, indices, positions, views and shapes are checked first, by both entrances."""
     neuron, logit = FeatureKind.NEURON, FeatureKind.LOGIT
@@ -490,7 +492,7 @@ def test_what_does_not_exist_is_refused_before_any_work(
 
 
 def test_the_typical_range_prior_needs_a_range(
-    model: ImageModel, unit: Unit, recipe: Recipe
+    model: ImageModel, unit: Unit, recipe: Maximisation
 ) -> None:
     """Asking for the prior without a baseline is an error, not a silent no-op."""
     with pytest.raises(UnsupportedTarget, match="baseline"):

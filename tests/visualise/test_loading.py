@@ -332,11 +332,11 @@ def test_a_picture_is_made_without_torchs_compiler() -> None:
 import sys, torch
 from torch import nn
 from sidecar.features import FeatureKey, LayerKey
-from sidecar.recipes import Recipe, Target
+from sidecar.recipes import Maximisation, Target
 from sidecar.visualise import ImageModel, maximise
 net = nn.Sequential(nn.Conv2d(3, 2, 3)).eval().requires_grad_(False)
 model = ImageModel(net, "d", 16, (0.5,) * 3, (0.5,) * 3, torch.device("cpu"))
-maximise(model, [Target(FeatureKey(LayerKey("m", "r", "0"), 1))], Recipe(steps=2, canvas=32))
+maximise(model, [Target(FeatureKey(LayerKey("m", "r", "0"), 1))], Maximisation(steps=2, canvas=32))
 print("torch._dynamo" in sys.modules)
 """
 

@@ -1,16 +1,16 @@
 import hashlib
 import io
 import json
-from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sidecar.errors import ShapeMismatch
+from sidecar.errors import ShapeMismatch, UnsupportedTarget
 from sidecar.features import FeatureKey, FeatureKind, LayerKey, View
-from sidecar.recipes import Recipe, Target, content_key
-from sidecar.visualise import Picture, TypicalRange
+from sidecar.recipes import Maximisation, Target, content_key
+from sidecar.visualise import Picture, TypicalRange, read_image
 
 pytestmark = pytest.mark.unit
 
@@ -23,9 +23,9 @@ def picture() -> Picture:
     pixels = np.random.default_rng(1).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     return Picture(
         target=Target(LAYER.feature(33)),
-        recipe=Recipe(canvas=40, seed=9),
+        recipe=Maximisation(canvas=40, seed=9),
         model_digest="a" * 64,
-        typical_digest="",
+        inputs={},
         image=pixels,
         activation=41.5,
         activation_augmented=39.25,
@@ -54,7 +54,7 @@ def test_the_png_says_where_it_comes_from(picture: Picture) -> None:
     assert "feature-sidecar" == texts["Software"]
     assert "activation_maximisation/1" == texts["sidecar.method"]
     assert "a" * 64 == texts["sidecar.model_digest"]
-    assert asdict(picture.recipe) == json.loads(texts["sidecar.recipe"])
+    assert picture.recipe.values() == json.loads(texts["sidecar.recipe"])
     assert "9" == texts["sidecar.seed"]
     assert "41.5" == texts["sidecar.activation"]
     assert content_key(picture.target, picture.recipe) == texts["sidecar.content_key"]
@@ -66,7 +66,7 @@ def test_a_neurons_position_is_in_the_png() -> None:
     layer = LayerKey("lite0", "3fa1", "_blocks.14", FeatureKind.NEURON, View.RAW)
     image = np.zeros((32, 32, 3), np.uint8)
     target = Target(FeatureKey(layer, 3), (2, 5))
-    made = Picture(target, Recipe(), "b" * 64, "", image, 0.0, 0.0, 0.0, 0.0, ())
+    made = Picture(target, Maximisation(), "b" * 64, {}, image, 0.0, 0.0, 0.0, 0.0, ())
 
     assert "2,5" == made.provenance()["sidecar.position"]
 
@@ -98,3 +98,19 @@ def test_the_digest_of_a_range_follows_its_numbers() -> None:
     assert hashlib.sha256(low.tobytes() + high.tobytes()).hexdigest() == known.digest(LAYER)
     assert known.digest(LAYER) != TypicalRange({name: low}, {name: high + 1}).digest(LAYER)
     assert "" == TypicalRange({}, {}).digest(LAYER)
+
+
+def test_an_image_is_read_as_a_person_sees_it(tmp_path: Path) -> None:
+    """Upright, without its transparency, and never as something that is no picture."""
+    tall = Image.new("RGBA", (4, 6), (255, 0, 0, 0))
+    turned = tall.getexif()
+    turned[0x0112] = 6  # taken with the camera on its side
+    tall.save(tmp_path / "a.png", exif=turned)
+    (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
+
+    found = read_image(tmp_path / "a.png")
+
+    assert (4, 6, 3) == found.shape
+    assert 255 == found.min()
+    with pytest.raises(UnsupportedTarget, match=r"image b\.png cannot be read"):
+        read_image(tmp_path / "b.png")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sidecar.errors import ShapeMismatch
 from sidecar.features import FeatureKey, FeatureKind, LayerKey, View
-from sidecar.recipes import Recipe, Target
+from sidecar.recipes import Maximisation, Target
 from sidecar.visualise import ImageModel, TypicalRange, maximise
 from sidecar.visualise.priors import TypicalRangePrior, total_variation
 from sidecar.visualise.units import Site, Units, forward_to
@@ -35,7 +35,7 @@ def test_total_variation_is_the_mean_difference_of_neighbours() -> None:
 
 
 def test_the_total_variation_weight_lowers_the_measured_variation(
-    model: ImageModel, unit: Unit, recipe: Recipe
+    model: ImageModel, unit: Unit, recipe: Maximisation
 ) -> None:
     """More weight, smoother picture, in order."""
     measured = [
@@ -68,7 +68,7 @@ def _overshoot(model: ImageModel, picture: np.ndarray, typical: TypicalRange, of
 
 
 def test_the_typical_range_keeps_the_other_units_in_and_the_target_free(
-    model: ImageModel, unit: Unit, recipe: Recipe
+    model: ImageModel, unit: Unit, recipe: Maximisation
 ) -> None:
     """With the prior the others overshoot far less, and the target still rises."""
     target = unit("middle", 1)
@@ -84,8 +84,8 @@ def test_the_typical_range_keeps_the_other_units_in_and_the_target_free(
     loose, tight = (_overshoot(model, p.image, typical, target) for p in (free, kept))
     assert tight < 0.6 * loose
     assert kept.activation > kept.first_activation + 0.1
-    assert typical.digest(target.feature.layer) == kept.typical_digest
-    assert "" == free.typical_digest
+    assert typical.digest(target.feature.layer) == kept.inputs["typical"]
+    assert {} == free.inputs
 
 
 @settings(deadline=None)  # the first call of a torch kernel takes its time
@@ -126,7 +126,9 @@ def test_a_unit_that_never_moves_live_does_not_drown_the_others() -> None:
     assert 0.5 / 1e-3 / 2 == pytest.approx(cost.item())
 
 
-def test_a_range_of_another_width_is_refused(model: ImageModel, unit: Unit, recipe: Recipe) -> None:
+def test_a_range_of_another_width_is_refused(
+    model: ImageModel, unit: Unit, recipe: Maximisation
+) -> None:
     """A baseline of another revision cannot be used by mistake."""
     target = unit("middle", 1)
     ends = {str(target.feature.layer): np.zeros(7, np.float32)}

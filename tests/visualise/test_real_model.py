@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from sidecar.features import FeatureKey, FeatureKind, LayerKey, View
-from sidecar.recipes import Recipe, Target
+from sidecar.recipes import Maximisation, Target
 from sidecar.visualise import ImageModel, load_model, maximise, plan
 
 pytest.importorskip("efficientnet_lite_pytorch")
@@ -78,7 +78,7 @@ def test_a_channels_picture_drives_it_far_above_any_photograph(lite0: ImageModel
     """24 steps lift a channel to well over its maximum on photographs, also through fresh crops."""
     target = _channel("_blocks.11", 17, View.MEAN)
 
-    picture = maximise(lite0, [target], Recipe(steps=24))[0]
+    picture = maximise(lite0, [target], Maximisation(steps=24))[0]
     photographed = _photo_maximum(lite0, "_blocks.11", 17)
 
     assert photographed > picture.first_activation
@@ -92,7 +92,7 @@ def test_class_pictures_are_recognised_by_the_network_as_a_whole(lite0: ImageMod
     layer = LayerKey("lite0", "r1", "_fc", FeatureKind.LOGIT, View.RAW)
     targets = [Target(FeatureKey(layer, label)) for label in (ZEBRA, LESSER_PANDA)]
 
-    pictures = maximise(lite0, targets, Recipe(steps=40))
+    pictures = maximise(lite0, targets, Maximisation(steps=40))
 
     colours = torch.from_numpy(np.stack([p.image for p in pictures])).permute(0, 3, 1, 2) / 255
     small = functional.interpolate(colours, (224, 224), mode="bilinear", antialias=True)
@@ -108,8 +108,8 @@ def test_class_pictures_are_recognised_by_the_network_as_a_whole(lite0: ImageMod
 
 def test_the_plan_bounds_the_memory_of_a_pass(lite0: ImageModel) -> None:
     """Eight targets or eighty: the estimate is that of one full pass."""
-    few = plan(lite0, [_channel("_blocks.14", i) for i in range(8)], Recipe())
-    many = plan(lite0, [_channel("_blocks.14", i) for i in range(80)], Recipe())
+    few = plan(lite0, [_channel("_blocks.14", i) for i in range(8)], Maximisation())
+    many = plan(lite0, [_channel("_blocks.14", i) for i in range(80)], Maximisation())
 
     assert few.bytes_estimate == many.bytes_estimate
     assert 10 * few.forwards == many.forwards

@@ -47,7 +47,7 @@ from sidecar.monitor import (
     LayerStatus,
     Window,
 )
-from sidecar.recipes import Recipe, Target, content_key
+from sidecar.recipes import Maximisation, Target, content_key
 from sidecar.store import BaselineFacts, StoredBaseline
 from sidecar.web import WebServer, create_app
 
@@ -140,7 +140,7 @@ class MemoryBackend:
     versions: dict[str, int] = field(default_factory=dict)
     previews: dict[str, bytes] = field(default_factory=dict)
     class_names: dict[str, Sequence[str]] = field(default_factory=dict)
-    recipe: Recipe = field(default_factory=Recipe)
+    recipe: Maximisation = field(default_factory=Maximisation)
     stored: list[BaselineVersion] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     unmatched: list[str] = field(default_factory=list)
@@ -483,7 +483,7 @@ class MemoryBackend:
             self.known_layers[key] = replace(self.known_layers[key], baseline_frozen=frozen)
         return len(fits)
 
-    def default_recipe(self) -> Recipe:
+    def default_recipe(self) -> Maximisation:
         """Return the recipe."""
         return self.recipe
 

@@ -1,0 +1,24 @@
+"""What a picture is asked for: targets, recipes and the content key that names the answer.
+
+The room promises: its values know nothing of torch, for they cross from the console and the alert
+webhook through the job queue to the worker; a recipe that can be built can be made; equal requests
+have equal content keys, and an answer once made is found again by its key.
+"""
+
+from sidecar.recipes.content import RECIPES, content_key, recipe_like, recipe_of
+from sidecar.recipes.maximisation import Maximisation
+from sidecar.recipes.recipe import Recipe
+from sidecar.recipes.targets import PICTURE_KINDS, Side, Target, Term
+
+__all__ = [
+    "PICTURE_KINDS",
+    "RECIPES",
+    "Maximisation",
+    "Recipe",
+    "Side",
+    "Target",
+    "Term",
+    "content_key",
+    "recipe_like",
+    "recipe_of",
+]

@@ -1,0 +1,112 @@
+"""What every recipe is: named values with limits, whatever the method."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, Self, TypeVar
+
+from sidecar.errors import UnsupportedTarget
+
+_Number = TypeVar("_Number", int, float)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a number of a recipe may be.
+
+    Attributes:
+        least: The smallest value.
+        most: The greatest; these keep one job's time and memory within reach of the default time
+            limit on a CPU.
+    """
+
+    least: float
+    most: float
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What a word of a recipe may be."""
+
+    words: tuple[str, ...]
+
+
+def number(default: _Number, least: float, most: float) -> _Number:
+    """Declare a number with its limits as a field of a recipe."""
+    return field(default=default, metadata={"limits": Limits(least, most)})
+
+
+def choice(default: str, *others: str) -> str:
+    """Declare one of several words as a field of a recipe."""
+    return field(default=default, metadata={"choices": Choices((default, *others))})
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a picture is made: one frozen dataclass a method.
+
+    Fields are declared with ``number`` and ``choice`` and checked when a recipe is built.
+
+    Attributes:
+        seed: Seed of every random number.
+    """
+
+    method: ClassVar[str]
+    """Name of the method, unique among recipes."""
+
+    version: ClassVar[int]
+    """Raised whenever the method's pictures change; part of every content key, so old answers age
+    out."""
+
+    seed: int = number(0, 0, 2**63 - 1)
+
+    def __post_init__(self) -> None:
+        """Refuse values no picture can be made with, naming the first one."""
+        for item in fields(self):
+            _check(item.name, getattr(self, item.name), item.type, item.metadata)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of what else the answer depends on, see ``content_key``."""
+        return ()
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Digests of the artifacts that are looked at."""
+        return ()
+
+    def values(self) -> dict[str, Any]:
+        """Return every value by name, and the method's."""
+        return {"method": self.method, **asdict(self)}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Build a recipe of this method from named values; what is not named keeps its default.
+
+        Raises:
+            UnsupportedTarget: A name is unknown, or a value has the wrong type or range.
+        """
+        known = {item.name for item in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise UnsupportedTarget(
+                    f"recipe.{name} is unknown: use one of {', '.join(sorted(known))}"
+                )
+        return cls(**values)
+
+
+def _check(name: str, value: Any, wanted: object, metadata: Mapping[str, Any]) -> None:
+    limits, choices = metadata.get("limits"), metadata.get("choices")
+    if choices is not None and value not in choices.words:
+        raise UnsupportedTarget(
+            f"recipe.{name} {value!r} is unknown: use one of {', '.join(choices.words)}"
+        )
+    if limits is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UnsupportedTarget(f"recipe.{name} {value!r} is not a number")
+    if wanted is int and not isinstance(value, int):
+        raise UnsupportedTarget(f"recipe.{name} {value!r} is not a whole number")
+    if not limits.least <= value <= limits.most:
+        raise UnsupportedTarget(
+            f"recipe.{name} {value} is outside {limits.least:g} to {limits.most:g}"
+        )

@@ -1,0 +1,25 @@
+"""The methods there are, by the kind of recipe that asks for each."""
+
+from collections.abc import Mapping
+
+from sidecar.errors import UnsupportedTarget
+from sidecar.recipes import Recipe
+from sidecar.visualise.images import ActivationMaximisation
+from sidecar.visualise.method import AnyMethod
+
+METHODS: Mapping[type[Recipe], AnyMethod] = {
+    method.recipe: method for method in (ActivationMaximisation(),)
+}
+"""Every method, by its kind of recipe."""
+
+
+def method_for(recipe: Recipe) -> AnyMethod:
+    """Return the method that a recipe asks for.
+
+    Raises:
+        UnsupportedTarget: This version has none.
+    """
+    method = METHODS.get(type(recipe))
+    if method is None:
+        raise UnsupportedTarget(f"no method {recipe.method!r} in this version of the worker")
+    return method
