@@ -6,7 +6,7 @@ session what it receives. It may receive in a thread of its own, or let the sess
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -405,8 +405,7 @@ class Session(Iterator[Sendable]):
             return Drop.TOO_LARGE
         if not self._spend(sum(part.payload_bytes for part in parts)):
             return Drop.NO_CREDIT
-        for part in parts:
-            self._outbox.append(self._message(part))
+        self._outbox.extend(self._messages(parts))
         return None
 
     def _spend(self, size: int) -> bool:
@@ -419,6 +418,19 @@ class Session(Iterator[Sendable]):
     def _has_credit(self, size: int) -> bool:
         with self._lock:
             return self._unsettled_bytes + size <= self._credit_bytes
+
+    def _messages(self, parts: Iterable[Group]) -> list[OutgoingBatch]:
+        """Make all messages of a batch, or none: its memory goes back at once if one cannot be made."""
+        before = self._sequence
+        try:
+            return [self._message(part) for part in parts]
+        except Exception:
+            with self._lock:
+                while self._unsettled and self._unsettled[-1][0] > before:
+                    self._unsettled_bytes -= self._unsettled.pop()[1]
+            self._sequence = before
+            self._report_owed = True  # it may have gone into a message that is not sent
+            raise
 
     def _message(self, group: Group) -> OutgoingBatch:
         tensors = []

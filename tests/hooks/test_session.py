@@ -193,6 +193,26 @@ def test_a_row_above_the_limit_is_dropped_as_too_large(tapped: Rows, forward_bat
     assert stream.account.dropped == {"too_large": 1}
 
 
+def test_a_batch_is_sent_whole_or_not_at_all(tapped: Rows, forward_batch: Make) -> None:
+    """When its second message cannot be made, the first is not sent from memory that went back."""
+    released: list[bool] = []
+    stream = Stream()
+    stream.greet()
+    stream.offer(forward_batch(tapped("b", width=3)))
+    stream.next(), stream.next()
+    wrong = tapped("b", items=1, width=4)
+    stream.offer(forward_batch(tapped("a"), wrong, release=lambda: released.append(True)))
+    stream.offer(forward_batch(tapped("c")))
+
+    layers = [stream.next(), stream.next()]
+    batch = stream.next()
+
+    assert ["a", "c"] == [message.layer.layer for message in layers]
+    assert 2 == batch.sequence
+    assert [True] == released
+    assert stream.account.dropped == {"error": 1}
+
+
 def test_a_batch_is_sent_when_the_next_message_is_asked_for(forward_batch: Make) -> None:
     """Until then its memory belongs to the transport, which may send it without a copy."""
     stream = Stream()
