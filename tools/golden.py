@@ -50,7 +50,7 @@ bad input is refused and counted, overload drops and counts.
 _CONFIGURATION = """\
 # Configuration
 
-<!-- Generated from sidecar/config.py by tools/golden.py; do not edit. -->
+<!-- Generated from sidecar/config/ by tools/golden.py; do not edit. -->
 
 `sidecar serve --config sidecar.yaml` reads one YAML file, checks it whole, and starts only if nothing
 is wrong with it. `sidecar check config --config sidecar.yaml` does the checking alone. Unknown keys are
