@@ -27,7 +27,7 @@ from sidecar.compilation import Compilation, Loops, load_compiled
 from sidecar.config import SidecarConfig
 from sidecar.errors import ConfigError, SidecarError
 from sidecar.ingest import Destination, GrpcServer, LaneServer, Ledger, Pipeline
-from sidecar.jobs import JobQueue, JobState, Runner
+from sidecar.jobs import Datasets, JobQueue, JobState, Runner
 from sidecar.memory import give_back
 from sidecar.metrics import (
     Collector,
@@ -221,6 +221,7 @@ class Daemon:
             config.state_dir / "scratch",
             partial(live_contexts, self.monitor),
             keep=self.storage.baselines.digests,
+            datasets=Datasets(config.datasets),
         )
         self.operations = Operations(
             config,

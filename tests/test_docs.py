@@ -15,7 +15,7 @@ from sidecar import errors
 from sidecar.cli import main
 from sidecar.detect import State
 from sidecar.errors import SidecarError
-from sidecar.recipes import Maximisation
+from sidecar.recipes import RECIPES, Maximisation
 
 pytestmark = pytest.mark.unit
 
@@ -79,7 +79,7 @@ def test_every_recipe_value_is_documented_with_its_default() -> None:
     """The table of the recipe is the recipe."""
     text = read("docs/portraits.md")
 
-    for one in fields(Maximisation):
+    for one in (one for kind in RECIPES.values() for one in fields(kind)):
         assert f"`{one.name}`" in text, one.name
     assert f"| `steps` | {Maximisation().steps} |" in text
     assert f"| `noise` | {Maximisation().noise} |" in text

@@ -58,14 +58,14 @@ def run(
     _finish(found, output)
 
 
-def _setting(text: str) -> tuple[str, float | int]:
+def _setting(text: str) -> tuple[str, float | int | str]:
     name, equals, value = text.partition("=")
+    if not equals or not name or not value:
+        raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--set")
     try:
         number = float(value)
     except ValueError:
-        equals = ""
-    if not equals:
-        raise click.BadParameter(f"{text!r} is not NAME=NUMBER", param_hint="--set")
+        return name, value  # the name of a method, a choice, a dataset
     return name, int(number) if number.is_integer() and "." not in value else number
 
 

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from sidecar.config.access import AlertsConfig, IngestConfig, ListenConfig, MetricsConfig
 from sidecar.config.detection import ScreenConfig, SpikeConfig, StatisticsConfig
 from sidecar.config.keeping import EvidenceConfig, RecordingConfig, StoreConfig
-from sidecar.config.models import FlagConfig, JobsConfig, ModelConfig
-from sidecar.config.values import Section
+from sidecar.config.models import DatasetConfig, FlagConfig, JobsConfig, ModelConfig
+from sidecar.config.values import Section, check_no_doubles
 from sidecar.errors import SidecarError
 from sidecar.features import FeatureSelector
 
@@ -28,6 +28,9 @@ class SidecarConfig(Section):
     )
     models: list[ModelConfig] = Field(default=[], description="Models that may be watched.")
     flags: list[FlagConfig] = Field(default=[], description="Features people are told about.")
+    datasets: list[DatasetConfig] = Field(
+        default=[], description="Folders of images that features are looked for in."
+    )
     statistics: StatisticsConfig = Field(
         default_factory=StatisticsConfig, description="Distributions."
     )
@@ -56,6 +59,12 @@ class SidecarConfig(Section):
         statistics = info.data.get("statistics")  # missing where it is wrong itself
         if statistics is not None:
             _check_evidence(value.false_alarms_per_1000_days, statistics.window_seconds)
+        return value
+
+    @field_validator("datasets")
+    @classmethod
+    def _named_once(cls, value: list[DatasetConfig]) -> list[DatasetConfig]:
+        check_no_doubles([one.name for one in value])
         return value
 
     @model_validator(mode="after")

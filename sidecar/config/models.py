@@ -61,6 +61,20 @@ class ModelConfig(Section):
     input: InputConfig = Field(default_factory=InputConfig, description="What images it takes.")
 
 
+class DatasetConfig(Section):
+    """A folder of images that features are looked for in, and revisions compared on."""
+
+    name: Annotated[str, AfterValidator(check_model_name)] = Field(
+        description="What recipes call it."
+    )
+    folder: Annotated[Path, AfterValidator(check_folder)] = Field(
+        description="Where the images lie, in folders of any depth: PNG, JPEG, WebP, BMP, GIF, TIFF."
+    )
+    image_limit: Count = Field(
+        default=2000, description="Most images taken, in order of their paths."
+    )
+
+
 class FlagConfig(Section):
     """A feature somebody wants to be told about."""
 

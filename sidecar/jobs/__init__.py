@@ -6,9 +6,19 @@ never outlives the daemon, its time limit or its cancellation by more than two s
 whatever a model does in there harms that one job only. ``sidecar.jobs.worker`` is the child's side.
 """
 
+from sidecar.jobs.datasets import Datasets
 from sidecar.jobs.protocol import Job, JobRequest, JobState, Portrait
 from sidecar.jobs.queue import JobQueue
 from sidecar.jobs.runner import Runner
 from sidecar.jobs.spec import LiveContext
 
-__all__ = ["Job", "JobQueue", "JobRequest", "JobState", "LiveContext", "Portrait", "Runner"]
+__all__ = [
+    "Datasets",
+    "Job",
+    "JobQueue",
+    "JobRequest",
+    "JobState",
+    "LiveContext",
+    "Portrait",
+    "Runner",
+]

@@ -8,10 +8,11 @@ from pathlib import Path
 import sidecar
 from sidecar.config import JobsConfig, ModelConfig
 from sidecar.errors import ModelLoadFailed, UnknownModel, UnsupportedTarget
+from sidecar.jobs.datasets import Datasets
 from sidecar.jobs.protocol import Job, JobRequest, Portrait
 from sidecar.jobs.queue import JobQueue
 from sidecar.jobs.spec import JobSpec, LiveContext, ModelSpec
-from sidecar.recipes import Target, content_key
+from sidecar.recipes import Dataset, Target, content_key
 from sidecar.store import ArtifactStore
 
 ModelLookup = Callable[[str], ModelConfig | None]
@@ -37,12 +38,14 @@ class Assignment:
         cached: Answers that are there, by content key.
         missing: Targets to be made, each once, by content key.
         live: Live distributions by text form of the feature.
+        datasets: What the recipe looks through, by name.
     """
 
     keys: tuple[str, ...]
     cached: Mapping[str, Portrait]
     missing: Mapping[str, Target]
     live: Mapping[str, LiveContext]
+    datasets: Mapping[str, Dataset]
 
 
 def assign(
@@ -50,13 +53,17 @@ def assign(
     queue: JobQueue,
     artifacts: ArtifactStore,
     live: Mapping[str, LiveContext],
+    datasets: Datasets,
 ) -> Assignment:
     """Look up every target of a request.
 
     Raises:
-        UnsupportedTarget: The recipe needs typical ranges, and a target's layer has none.
+        UnsupportedTarget: The recipe needs typical ranges, and a target's layer has none; or a dataset
+            that is unknown or cannot be read.
     """
-    keys = tuple(_key(target, request, live) for target in request.targets)
+    found_sets = {name: datasets.read(name) for name in request.recipe.datasets}
+    digests = {f"dataset:{name}": one.digest for name, one in found_sets.items()}
+    keys = tuple(_key(target, request, live, digests) for target in request.targets)
     found = {key: queue.portrait(key) for key in keys}
     cached = {
         key: portrait
@@ -67,10 +74,15 @@ def assign(
     }
     wanted = dict(zip(keys, request.targets, strict=True))
     missing = {key: target for key, target in wanted.items() if key not in cached}
-    return Assignment(keys, cached, missing, live)
+    return Assignment(keys, cached, missing, live, found_sets)
 
 
-def _key(target: Target, request: JobRequest, live: Mapping[str, LiveContext]) -> str:
+def _key(
+    target: Target,
+    request: JobRequest,
+    live: Mapping[str, LiveContext],
+    digests: Mapping[str, str],
+) -> str:
     context = live.get(str(target.feature))
     digest = context.typical_digest if context is not None else ""
     if "typical" in request.recipe.inputs and not digest:
@@ -78,7 +90,7 @@ def _key(target: Target, request: JobRequest, live: Mapping[str, LiveContext]) -
             f"recipe.typical_range needs the baseline of {target.feature.layer}, and there is none "
             "yet: wait for it, or leave typical_range at 0"
         )
-    return content_key(target, request.recipe, {"typical": digest})
+    return content_key(target, request.recipe, {"typical": digest, **digests})
 
 
 def child_spec(
@@ -116,6 +128,7 @@ def child_spec(
         device=config.device,
         live=live if typical else {name: _without_ranges(c) for name, c in live.items()},
         images={digest: str(artifacts.open(digest)[0]) for digest in job.request.recipe.images},
+        datasets=assignment.datasets,
     )
 
 

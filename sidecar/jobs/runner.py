@@ -22,6 +22,7 @@ from sidecar.jobs.assignment import (
     child_spec,
 )
 from sidecar.jobs.child import Child
+from sidecar.jobs.datasets import Datasets
 from sidecar.jobs.owner import is_dead, is_stale_scratch, make_scratch, owner_name
 from sidecar.jobs.protocol import Job, Portrait
 from sidecar.jobs.queue import JobQueue
@@ -59,6 +60,7 @@ class Runner:
         clock: Callable[[], float] = time.time,
         env: Mapping[str, str] | None = None,
         keep: Callable[[], AbstractSet[str]] = frozenset,
+        datasets: Datasets | None = None,
     ) -> None:
         """Prepare; nothing runs before ``start``.
 
@@ -73,7 +75,9 @@ class Runner:
             clock: Unix seconds.
             env: Environment of children; None takes this process's.
             keep: Returns digests of artifacts that others refer to, and that are never collected.
+            datasets: Folders of images that recipes look through; None: there are none.
         """
+        self._datasets = datasets or Datasets()
         self._queue = queue
         self._artifacts = artifacts
         self._models = models
@@ -210,7 +214,7 @@ class Runner:
         if not job.request.targets:
             raise CorruptState("the stored request was damaged: submit it again")
         live = self._context(job.request)
-        assignment = assign(job.request, self._queue, self._artifacts, live)
+        assignment = assign(job.request, self._queue, self._artifacts, live, self._datasets)
         if not assignment.missing:
             return self._complete(assignment, {}, lease)
         spec = child_spec(job, assignment, self._models, self._config, self._artifacts)

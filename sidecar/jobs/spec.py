@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sidecar.errors import CorruptState, SidecarError
 from sidecar.jobs.protocol import JobRequest
-from sidecar.recipes import Recipe, Target, recipe_of
+from sidecar.recipes import Dataset, Recipe, Target, recipe_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,6 +97,7 @@ class JobSpec:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         live: Live distributions by text form of the feature; targets may be missing.
         images: Paths of the artifacts that the recipe looks at, by their digests.
+        datasets: What it looks through, by name.
     """
 
     job_id: str
@@ -109,6 +110,7 @@ class JobSpec:
     device: str = "auto"
     live: Mapping[str, LiveContext] = field(default_factory=dict)
     images: Mapping[str, str] = field(default_factory=dict)
+    datasets: Mapping[str, Dataset] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +200,7 @@ def encode_spec(spec: JobSpec) -> bytes:
         "device": spec.device,
         "live": {feature: _live_document(live) for feature, live in spec.live.items()},
         "images": dict(spec.images),
+        "datasets": [one.document() for one in spec.datasets.values()],
     }
     return json.dumps(document).encode() + b"\n"
 
@@ -217,6 +220,7 @@ def decode_spec(line: bytes) -> JobSpec:
             recipe=recipe_of(document.pop("recipe")),
             model=ModelSpec(**model),
             live={feature: _live(live) for feature, live in document.pop("live").items()},
+            datasets={one["name"]: Dataset.of(one) for one in document.pop("datasets")},
             **document,
         )
     except (ValueError, KeyError, TypeError, AttributeError, SidecarError) as error:

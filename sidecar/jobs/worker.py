@@ -165,7 +165,7 @@ def _materials(spec: JobSpec) -> "Materials":
     from sidecar.visualise import Materials, read_image  # noqa: PLC0415 - torch, loaded by now
 
     images = {digest: read_image(Path(path)) for digest, path in spec.images.items()}
-    return Materials(_typical_range(spec), images)
+    return Materials(_typical_range(spec), images, spec.datasets)
 
 
 def _typical_range(spec: JobSpec) -> "TypicalRange | None":

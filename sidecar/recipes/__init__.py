@@ -6,6 +6,8 @@ have equal content keys, and an answer once made is found again by its key.
 """
 
 from sidecar.recipes.content import RECIPES, content_key, recipe_like, recipe_of
+from sidecar.recipes.dataset import Dataset
+from sidecar.recipes.examples import Examples
 from sidecar.recipes.maximisation import Maximisation
 from sidecar.recipes.recipe import Recipe
 from sidecar.recipes.targets import PICTURE_KINDS, Side, Target, Term
@@ -13,6 +15,8 @@ from sidecar.recipes.targets import PICTURE_KINDS, Side, Target, Term
 __all__ = [
     "PICTURE_KINDS",
     "RECIPES",
+    "Dataset",
+    "Examples",
     "Maximisation",
     "Recipe",
     "Side",

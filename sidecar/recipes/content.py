@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from sidecar.errors import UnsupportedTarget
+from sidecar.recipes.examples import Examples
 from sidecar.recipes.maximisation import Maximisation
 from sidecar.recipes.recipe import Recipe
 from sidecar.recipes.targets import Target
 
-RECIPES: Mapping[str, type[Recipe]] = {kind.method: kind for kind in (Maximisation,)}
+RECIPES: Mapping[str, type[Recipe]] = {kind.method: kind for kind in (Maximisation, Examples)}
 """The kinds of recipe by the name of their method."""
 
 

@@ -8,6 +8,8 @@ from sidecar.errors import UnsupportedTarget
 
 _Number = TypeVar("_Number", int, float)
 
+_TEXT_LIMIT = 200
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -38,6 +40,11 @@ def number(default: _Number, least: float, most: float) -> _Number:
 def choice(default: str, *others: str) -> str:
     """Declare one of several words as a field of a recipe."""
     return field(default=default, metadata={"choices": Choices((default, *others))})
+
+
+def word(default: str = "") -> str:
+    """Declare a text as a field of a recipe."""
+    return field(default=default, metadata={"text": _TEXT_LIMIT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,11 @@ class Recipe:
         """Digests of the artifacts that are looked at."""
         return ()
 
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Names of the datasets that are looked at; each is an input ``dataset:NAME``."""
+        return ()
+
     def values(self) -> dict[str, Any]:
         """Return every value by name, and the method's."""
         return {"method": self.method, **asdict(self)}
@@ -99,6 +111,10 @@ def _check(name: str, value: Any, wanted: object, metadata: Mapping[str, Any]) -
     if choices is not None and value not in choices.words:
         raise UnsupportedTarget(
             f"recipe.{name} {value!r} is unknown: use one of {', '.join(choices.words)}"
+        )
+    if "text" in metadata and not (isinstance(value, str) and len(value) <= metadata["text"]):
+        raise UnsupportedTarget(
+            f"recipe.{name} {str(value)[:80]!r} is no text of at most {metadata['text']} characters"
         )
     if limits is None:
         return

@@ -18,7 +18,7 @@ from sidecar.visualise.loading import ImageModel
 from sidecar.visualise.method import Checkpoint, Materials
 from sidecar.visualise.pictures import Cost, Picture, Progress, TypicalRange
 from sidecar.visualise.priors import TypicalRangePrior
-from sidecar.visualise.units import Dry, check_target, dry_run
+from sidecar.visualise.units import Dry, check_targets, dry_run
 
 _REPORT_STEPS = 16
 _REPORT_SECONDS = 2.0
@@ -52,7 +52,7 @@ def plan(
         UnsupportedTarget: No targets; a layer's output is no map or vector of units; a position or
             view does not exist there; the model rejects images of its configured size.
     """
-    dry = _check(model, targets)
+    dry = check_targets(model, targets)
     # The first pass pays for memory and kernels, so it is the second that is timed.
     started = clock()
     dry_run(model, list(dry.sites))
@@ -112,7 +112,7 @@ def maximise(
     Source:
         Olah, Mordvintsev and Schubert 2017, "Feature visualization".
     """
-    dry = _check(model, targets)
+    dry = check_targets(model, targets)
     priors = _priors(model, targets, recipe, typical, dry)
     report = _Report(on_progress, clock, recipe.steps, targets, pass_images(model))
     pictures: dict[int, Picture] = {}
@@ -161,16 +161,6 @@ class ActivationMaximisation:
             on_progress=on_progress,
             cancelled=cancelled,
         )
-
-
-def _check(model: ImageModel, targets: Sequence[Target]) -> Dry:
-    if not targets:
-        raise UnsupportedTarget("no targets: name at least one unit to make a picture of")
-    paths = list(dict.fromkeys(target.feature.layer.layer for target in targets))
-    dry = dry_run(model, paths)
-    for target in targets:
-        check_target(target, dry.sites[target.feature.layer.layer])
-    return dry
 
 
 def _priors(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.errors import UnsupportedTarget
-from sidecar.recipes import Recipe, Target
+from sidecar.recipes import Dataset, Recipe, Target
 from sidecar.visualise.loading import ImageModel
 from sidecar.visualise.pictures import Cost, Picture, Progress, TypicalRange
 
@@ -34,10 +34,23 @@ class Materials:
         typical: Ranges for the typical-range prior; None: there are none.
         images: Pictures that the recipe looks at, by the digest of their artifact; RGB, shape
             ``(height, width, 3)``.
+        datasets: What the recipe looks through, by name.
     """
 
     typical: TypicalRange | None = None
     images: Mapping[str, NDArray[np.uint8]] = field(default_factory=lambda: MappingProxyType({}))
+    datasets: Mapping[str, Dataset] = field(default_factory=lambda: MappingProxyType({}))
+
+    def dataset(self, name: str) -> Dataset:
+        """Return a dataset that the recipe looks through.
+
+        Raises:
+            UnsupportedTarget: It was not handed over, or is empty.
+        """
+        found = self.datasets.get(name)
+        if found is None or not found.files:
+            raise UnsupportedTarget(f"dataset {name!r} was not handed over, or has no image")
+        return found
 
     def image(self, digest: str) -> NDArray[np.uint8]:
         """Return a picture that the recipe looks at.

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 
 from sidecar.errors import UnsupportedTarget
 from sidecar.recipes import Recipe
+from sidecar.visualise.examples import DatasetExamples
 from sidecar.visualise.images import ActivationMaximisation
 from sidecar.visualise.method import AnyMethod
 
 METHODS: Mapping[type[Recipe], AnyMethod] = {
-    method.recipe: method for method in (ActivationMaximisation(),)
+    method.recipe: method for method in (ActivationMaximisation(), DatasetExamples())
 }
 """Every method, by its kind of recipe."""
 

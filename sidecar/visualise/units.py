@@ -199,6 +199,23 @@ def dry_run(model: ImageModel, paths: Sequence[str]) -> Dry:
     return Dry(sites, sum(saved.values()))
 
 
+def check_targets(model: ImageModel, targets: Sequence[Target]) -> Dry:
+    """Find the sites of the targets' layers, and refuse targets that their layers do not have.
+
+    Raises:
+        UnsupportedTarget: There are no targets, or as ``dry_run`` and ``check_target``.
+        UnknownLayer: As ``dry_run``.
+        UnknownFeature: As ``check_target``.
+    """
+    if not targets:
+        raise UnsupportedTarget("no targets: name at least one unit to make a picture of")
+    paths = list(dict.fromkeys(target.feature.layer.layer for target in targets))
+    dry = dry_run(model, paths)
+    for target in targets:
+        check_target(target, dry.sites[target.feature.layer.layer])
+    return dry
+
+
 def check_target(target: Target, site: Site) -> None:
     """Refuse a target that its layer does not have.
 

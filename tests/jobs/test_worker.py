@@ -19,13 +19,13 @@ import torch
 from PIL import Image
 
 import sidecar
-from sidecar.config import InputConfig, JobsConfig, ModelConfig
+from sidecar.config import DatasetConfig, InputConfig, JobsConfig, ModelConfig
 from sidecar.features import FeatureKey
-from sidecar.jobs import Job, JobRequest, JobState, LiveContext, Runner
+from sidecar.jobs import Datasets, Job, JobRequest, JobState, LiveContext, Runner
 from sidecar.jobs.child import Child
 from sidecar.jobs.runner import WORKER_COMMAND
 from sidecar.jobs.spec import JobSpec, ModelSpec, encode_spec
-from sidecar.recipes import Maximisation, Target, content_key
+from sidecar.recipes import Examples, Maximisation, Recipe, Target, content_key
 from sidecar.visualise import TypicalRange
 from sidecar.weights import module_digest
 from tests.jobs import tiny_model
@@ -57,6 +57,8 @@ class Desk:
         self.factory = "make"
         self.weights: Path | None = None
         self.live: dict[str, LiveContext] = {}
+        self.photos = bench.root / "photos"
+        self.photos.mkdir()
         self.runner = Runner(
             bench.queue,
             bench.artifacts,
@@ -64,6 +66,7 @@ class Desk:
             JobsConfig(python_path=[FOLDER], threads=1, device="cpu"),
             bench.scratch,
             lambda _: self.live,
+            datasets=Datasets([DatasetConfig(name="photos", folder=self.photos)]),
         )
         bench.runners.append(self.runner)
         self.runner.start()
@@ -77,11 +80,11 @@ class Desk:
             input=InputConfig(size=32),
         )
 
-    def submit(self, *targets: Target, recipe: Maximisation = RECIPE) -> Job:
+    def submit(self, *targets: Target, recipe: Recipe = RECIPE) -> Job:
         """Ask for pictures."""
         return self.bench.queue.submit(JobRequest(targets, recipe, "console"), time.time())
 
-    def run(self, *targets: Target, recipe: Maximisation = RECIPE) -> Job:
+    def run(self, *targets: Target, recipe: Recipe = RECIPE) -> Job:
         """Ask for pictures and return the job once it has ended."""
         return self.bench.ended(self.submit(*targets, recipe=recipe))
 
@@ -242,6 +245,27 @@ def test_a_crash_in_native_code_is_told_with_its_last_words(desk: Desk) -> None:
     assert ("SC806", 3) == (failed.error_code, failed.attempts)
     assert "SIGABRT" in failed.error
     assert "fatal: out of device memory" in failed.error
+
+
+def test_examples_are_made_anew_when_the_dataset_has_changed(desk: Desk, digest: str) -> None:
+    """The manifest names the images; the same ones are an answer from the store."""
+    folder = desk.photos
+    for number in range(4):
+        Image.effect_noise((40, 36), 60 + number).convert("RGB").save(folder / f"{number}.png")
+    recipe = Examples(dataset="photos", top=2, bands=0, tile=32)
+
+    first = desk.run(target(digest, 3), recipe=recipe)
+    again = desk.run(target(digest, 3), recipe=recipe)
+    (folder / "0.png").unlink()
+    other = desk.run(target(digest, 3), recipe=recipe)
+
+    assert [JobState.DONE] * 3 == [job.state for job in (first, again, other)]
+    assert [False, True, False] == [job.from_cache for job in (first, again, other)]
+    found = desk.manifest(first)
+    assert "dataset_examples" == found["method"]["name"]
+    assert 4 == found["findings"]["dataset"]["images"]
+    assert 3 == desk.manifest(other)["findings"]["dataset"]["images"]
+    assert found["activation"]["plain"] == found["findings"]["examples"][0]["value"]
 
 
 def test_typical_ranges_reach_the_picture(desk: Desk) -> None:
