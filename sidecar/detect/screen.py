@@ -76,11 +76,14 @@ class Screened:
     Attributes:
         log_p: Natural logarithm of the chance of so many exceeding requests or more, shape ``(n,)``;
             NaN where it was not computed: the feature could not have become significant.
+        log_q: Natural logarithm of the least bound on false discoveries under which the feature would
+            still be significant, shape ``(n,)``; NaN where it is not significant.
         significant: Shape ``(n,)``.
         judged: How many features had requests and an expectation.
     """
 
     log_p: NDArray[np.float64]
+    log_q: NDArray[np.float64]
     significant: NDArray[np.bool_]
     judged: int
 
@@ -130,7 +133,9 @@ def screen(
     counts, mean, size = _parts(exceedances, requests, expected, places)
     log_p[places] = log_overdispersed_tail(counts, mean, size)
     significant[places] = _step_up(log_p[places], level)
-    return Screened(log_p, significant, judged)
+    log_q = np.full(len(exceedances), np.nan)
+    log_q[significant] = _adjusted(log_p[significant], judged)
+    return Screened(log_p, log_q, significant, judged)
 
 
 def _check(exceedances: NDArray[np.int64], requests: int, expected: Expected) -> None:
@@ -171,3 +176,16 @@ def _step_up(log_p: NDArray[np.float64], level: float) -> NDArray[np.bool_]:
     ordered = np.sort(log_p)
     kept = np.flatnonzero(ordered <= np.log(level * np.arange(1, len(log_p) + 1)))
     return log_p <= ordered[kept[-1]] if len(kept) else np.zeros(len(log_p), np.bool_)
+
+
+def _adjusted(log_p: NDArray[np.float64], judged: int) -> NDArray[np.float64]:
+    """Return the logarithms of the q-values of all features that are significant together.
+
+    A q-value is the least ``p * judged / rank`` from the feature's own rank on. Ranks beyond the
+    significant ones cannot have a lesser one, or they would be significant too.
+    """
+    order = np.argsort(log_p)
+    scaled = log_p[order] + np.log(judged / np.arange(1, len(log_p) + 1))
+    found = np.empty_like(scaled)
+    found[order] = np.minimum.accumulate(scaled[::-1])[::-1]
+    return found

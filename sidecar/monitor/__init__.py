@@ -14,6 +14,7 @@ from sidecar.monitor.monitor import Monitor
 from sidecar.monitor.operations import Operations
 from sidecar.monitor.record import EvidenceRecord, EvidenceRow, Exposure
 from sidecar.monitor.views import (
+    Anomaly,
     Event,
     FeatureDistribution,
     FeatureStatus,
@@ -25,6 +26,7 @@ from sidecar.monitor.views import (
 )
 
 __all__ = [
+    "Anomaly",
     "BaselineVersion",
     "Event",
     "EvidenceBook",

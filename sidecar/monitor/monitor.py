@@ -649,6 +649,7 @@ class Monitor:
             baseline_windows=self._measured_windows(key),
             baseline_min_requests=self._settings.baseline_min_requests,
             baseline_min_seconds=self._settings.baseline_min_seconds,
+            anomalies=layer.screening.anomalies.top(key, set(layer.watch.indices.tolist())),
         )
 
     def _measured_windows(self, key: LayerKey) -> int:

@@ -16,6 +16,7 @@ from sidecar.detect import (
     screen,
 )
 from sidecar.errors import CorruptState
+from sidecar.monitor.anomalies import Anomalies
 from sidecar.stats import Expectation, WindowCounts
 
 TOGETHER = 2
@@ -37,6 +38,7 @@ class Screening:
         calm: Windows in a row since the last loud one, while it is shifted.
         judged: Features that the newest window could judge.
         significant: Those of them that exceeded too often.
+        anomalies: The unflagged ones among these, for how long, and by how much.
     """
 
     layer: LayerScreen = field(default_factory=LayerScreen)
@@ -44,6 +46,7 @@ class Screening:
     calm: int = 0
     judged: int = 0
     significant: int = 0
+    anomalies: Anomalies = field(default_factory=Anomalies)
     _expected: Expected | None = None
 
     def use_baseline(self, expected: Expectation | None) -> None:
@@ -53,6 +56,8 @@ class Screening:
             rate = np.where(np.isfinite(expected.thresholds), expected.rate, np.nan)
             typical = expected.requests / expected.windows
             self._expected = Expected(rate, expected.dispersion, typical, expected.windows)
+        else:
+            self.anomalies.forget()
 
     def observe(
         self, counts: WindowCounts, spiking: int, policy: ScreenPolicy, now: float
@@ -69,6 +74,15 @@ class Screening:
         if self._expected is not None and counts.screened is not None:
             found = screen(counts.screened, counts.screened_requests, self._expected, policy)
             self.judged, self.significant = found.judged, int(found.significant.sum())
+            self.anomalies.observe(
+                found,
+                counts.screened,
+                counts.screened_requests,
+                self._expected,
+                flagged=counts.indices,
+                quiet_windows=policy.clear_windows,
+                now=now,
+            )
         self.layer, _ = layer_step(self.layer, self.significant, self.judged, policy, now)
         loud = is_loud(self.significant, self.judged, policy)
         together = spiking >= TOGETHER

@@ -44,6 +44,43 @@ class Flag:
 
 
 @dataclass(frozen=True, slots=True)
+class Anomaly:
+    """A feature that nobody flagged and that the screen finds.
+
+    Attributes:
+        key: Which feature.
+        since: Unix seconds of the end of the first window in which it was significant.
+        seen: Of the newest such window, from which the numbers are.
+        windows: In how many windows it was since then; findings that come once may be chance.
+        requests: Requests of the newest one.
+        exceedances: Of these, the ones with a value above the feature's baseline quantile.
+        baseline_ratio: Share that exceeds in the baseline; above 0.
+        p_log10: Chance of so many by the baseline, as a power of ten.
+        q_log10: Least share of false findings, as a power of ten, at which it would still be one.
+    """
+
+    key: FeatureKey
+    since: float
+    seen: float
+    windows: int
+    requests: int
+    exceedances: int
+    baseline_ratio: float
+    p_log10: float
+    q_log10: float
+
+    @property
+    def exceedance_ratio(self) -> float:
+        """Share of the requests that exceeded."""
+        return self.exceedances / self.requests
+
+    @property
+    def factor(self) -> float:
+        """How many times as often it exceeds as in its baseline."""
+        return self.exceedance_ratio / self.baseline_ratio
+
+
+@dataclass(frozen=True, slots=True)
 class FeatureStatus:
     """A feature as it stands now.
 
@@ -77,6 +114,9 @@ class FeatureStatus:
         sampled_exceedances: Of those, the ones with a value beyond a threshold.
         spikes: Times it began to fire since the daemon started.
         low_threshold: A value below exceeds; NaN where there is no such threshold.
+        least: Least finite value of the last closed window that had samples, of a feature that is watched
+            ``below`` or on ``both`` sides and has a baseline; else NaN.
+        anomaly: What the screen finds of it, of one that nobody flagged; None: nothing.
     """
 
     key: FeatureKey
@@ -105,6 +145,8 @@ class FeatureStatus:
     sampled_exceedances: int = 0
     spikes: int = 0
     low_threshold: float = math.nan
+    least: float = math.nan
+    anomaly: Anomaly | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +176,7 @@ class LayerStatus:
         baseline_windows: Windows in which the baseline's second half measured what to expect.
         baseline_min_requests: Requests after which a baseline that learns may freeze by itself.
         baseline_min_seconds: Seconds that must have passed as well.
+        anomalies: The unflagged features that the screen finds, the most telling first; few.
     """
 
     key: LayerKey
@@ -155,6 +198,7 @@ class LayerStatus:
     baseline_windows: int = 0
     baseline_min_requests: int = 0
     baseline_min_seconds: float = 0.0
+    anomalies: tuple[Anomaly, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,27 @@ def test_leaving_tails_out_changes_nothing(
     assert np.all(found.log_p[found.significant] <= math.log(0.05))
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    shares=st.lists(st.floats(0, 1), min_size=1, max_size=30), share=st.sampled_from([0.01, 0.05])
+)
+def test_a_q_value_is_the_least_bound_under_which_a_feature_is_significant(
+    shares: list[float], share: float
+) -> None:
+    """At a bound just above it the screen names the feature, at one just below it does not."""
+    counts = np.array([round(64 * one**4) for one in shares])
+    known = expected([0.0157] * len(shares), [1.2] * len(shares))
+    found = screen(counts, 64, known, replace(POLICY, false_discoveries=share))
+
+    assert np.isnan(found.log_q[~found.significant]).all()
+    for at in np.flatnonzero(found.significant):
+        bound = math.exp(found.log_q[at])
+        assert bound <= share * (1 + 1e-9)
+        for near, verdict in ((bound * (1 + 1e-6), True), (bound * (1 - 1e-6), False)):
+            again = screen(counts, 64, known, replace(POLICY, false_discoveries=near))
+            assert verdict == again.significant[at]
+
+
 def test_only_features_with_an_expectation_are_judged() -> None:
     """No baseline or dispersion, a rate of 0 or 1, no requests, too few windows: nothing is said."""
     known = expected([0.01, math.nan, 0.01, 0.0, 1.0], [1.0, 1.0, math.nan, 1.0, 1.0])
