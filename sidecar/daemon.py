@@ -406,6 +406,7 @@ class Daemon:
                 self._tried("artifact_collection_failed", self.runner.collect)
                 self._tried("evidence_not_expired", self.operations.expire_evidence)
                 self._tried("memory_not_given_back", give_back)
+                self._tried("flags_not_checked", self.operations.warn_unmatched)
                 collect_at = now + COLLECT_SECONDS
 
     def _save(self) -> None:

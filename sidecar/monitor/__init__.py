@@ -13,6 +13,7 @@ from sidecar.monitor.live import live_contexts
 from sidecar.monitor.monitor import Monitor
 from sidecar.monitor.operations import Operations
 from sidecar.monitor.record import EvidenceRecord, EvidenceRow, Exposure
+from sidecar.monitor.unmatched import UnmatchedFlag, explain
 from sidecar.monitor.views import (
     Anomaly,
     Event,
@@ -42,7 +43,9 @@ __all__ = [
     "LayerStatus",
     "Monitor",
     "Operations",
+    "UnmatchedFlag",
     "Window",
     "budget_of",
+    "explain",
     "live_contexts",
 ]

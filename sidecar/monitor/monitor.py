@@ -34,6 +34,7 @@ from sidecar.monitor.layer import MonitoredLayer
 from sidecar.monitor.record import EvidenceRecord
 from sidecar.monitor.screening import Screening
 from sidecar.monitor.views import (
+    Anomaly,
     Event,
     FeatureDistribution,
     FeatureStatus,
@@ -649,8 +650,14 @@ class Monitor:
             baseline_windows=self._measured_windows(key),
             baseline_min_requests=self._settings.baseline_min_requests,
             baseline_min_seconds=self._settings.baseline_min_seconds,
-            anomalies=layer.screening.anomalies.top(key, set(layer.watch.indices.tolist())),
+            anomalies=self.anomalies(key),
         )
+
+    def anomalies(self, key: LayerKey) -> tuple[Anomaly, ...]:
+        """Return the unflagged features of a registered layer that the screen finds; few."""
+        with self._lock:
+            layer = self._layers[key]
+            return layer.screening.anomalies.top(key, set(layer.watch.indices.tolist()))
 
     def _measured_windows(self, key: LayerKey) -> int:
         expected = self._bank.expectation(key) if key in self._bank.layers() else None

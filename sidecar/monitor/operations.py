@@ -33,6 +33,7 @@ from sidecar.jobs import Job, JobQueue, JobRequest, Portrait, Runner
 from sidecar.monitor.baselines import Baselines, BaselineVersion
 from sidecar.monitor.monitor import Monitor
 from sidecar.monitor.record import EvidenceRecord, exposure_of
+from sidecar.monitor.unmatched import UnmatchedFlag, explain
 from sidecar.monitor.views import (
     Event,
     FeatureDistribution,
@@ -46,6 +47,10 @@ from sidecar.store import ArtifactStore, BaselineStore, Catalogue, EvidenceStore
 
 PORTRAIT_LIMIT = 20
 """Portraits of one feature that are listed; older ones stay in the store until it is full."""
+
+EXPLAINED_LIMIT = 20
+"""Flags without a feature that are explained at a time: enough for a screen, and quick with thousands of
+layers."""
 
 EVENT_BACKLOG = 10_000
 """Audit entries waiting for the disk; beyond it the oldest are lost and counted in the log."""
@@ -110,6 +115,8 @@ class Operations:
         self._lost = 0
         self._changes = 0
         self._flags_lock = threading.Lock()
+        self._warned: set[FeatureSelector] = set()
+        self._layers_known = 0
         self._baselines = Baselines(
             monitor,
             baselines,
@@ -126,6 +133,12 @@ class Operations:
     def version(self) -> str:
         """The sidecar's version."""
         return sidecar.__version__
+
+    @property
+    def console_url(self) -> str:
+        """How people reach the console: what links begin with."""
+        config = self._config
+        return (config.alerts.console_url or f"http://{config.listen.web}").rstrip("/")
 
     def features(
         self,
@@ -192,7 +205,22 @@ class Operations:
 
     def feature(self, key: FeatureKey) -> FeatureStatus:
         """Return how a feature stands; NotFound where there is no such feature."""
-        return self._monitor.feature(key)
+        return self._with_anomaly(self._monitor.feature(key))
+
+    def _with_anomaly(self, status: FeatureStatus) -> FeatureStatus:
+        """Add what the screen says of a feature that nobody flagged."""
+        if status.flag is not None:
+            return status
+        found = (a for a in self._monitor.anomalies(status.key.layer) if a.key == status.key)
+        anomaly = next(found, None)
+        if anomaly is None:
+            return status
+        words = (
+            f"Not flagged, but the screen finds it: {anomaly.exceedances} of {anomaly.requests} requests "
+            f"were beyond its baseline's {self._config.spike.quantile:.6g} quantile, "
+            f"{anomaly.factor:.3g} times as often as in its baseline."
+        )
+        return replace(status, anomaly=anomaly, explanation=words)
 
     def watched(self) -> Sequence[FeatureStatus]:
         """Return the flagged features of all known layers."""
@@ -201,6 +229,37 @@ class Operations:
     def unmatched_flags(self) -> Sequence[str]:
         """Return the text of the flags whose layer no hook registered, or not with that index."""
         return [str(flag) for flag in self._monitor.unmatched()]
+
+    def explained_flags(self) -> Sequence[UnmatchedFlag]:
+        """Return why flags fit no feature: of the first ``EXPLAINED_LIMIT`` of them."""
+        return self._explained(self._monitor.unmatched()[:EXPLAINED_LIMIT])
+
+    def _explained(self, flags: Sequence[FeatureSelector]) -> Sequence[UnmatchedFlag]:
+        layers = [(one.key, one.width) for one in self._monitor.layers()] if flags else []
+        found = (explain(flag, layers) for flag in flags)
+        return [one for one in found if one is not None]  # its layer may have come just now
+
+    def warn_unmatched(self) -> None:
+        """Log every flag that fits no feature, once; call it now and then.
+
+        Hooks register one layer after another, so nothing is said before there was a layer, nor while
+        any came since the last call.
+        """
+        flags, layers = self._monitor.unmatched(), len(self._monitor.select())
+        settled, self._layers_known = layers and layers == self._layers_known, layers
+        self._warned &= set(flags)
+        if not settled:
+            return
+        new = [flag for flag in flags if flag not in self._warned][:EXPLAINED_LIMIT]
+        self._warned |= set(new)
+        for one in self._explained(new):
+            structlog.get_logger().warning(
+                "flag_unmatched",
+                flag=one.flag,
+                field=one.field,
+                nearest=list(one.nearest),
+                detail=one.words,
+            )
 
     def distribution(self, key: FeatureKey, window: Window) -> FeatureDistribution:
         """Return a feature's distribution over a window."""
