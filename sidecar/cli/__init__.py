@@ -19,6 +19,7 @@ _COMMANDS = {
     "serve": ("sidecar.cli.daemon", "Run the daemon."),
     "check": ("sidecar.cli.daemon", "Check files before they are used."),
     "feature": ("sidecar.cli.features", "List, describe, flag and unflag features."),
+    "layer": ("sidecar.cli.layers", "List and describe layers, and what stands out in them."),
     "baseline": ("sidecar.cli.baselines", "Freeze, relearn, list, export and import baselines."),
     "job": ("sidecar.cli.jobs", "Run, list, watch and cancel visualisation jobs."),
     "artifact": ("sidecar.cli.artifacts", "Fetch pictures and manifests."),

@@ -48,16 +48,40 @@ def check() -> None:
 
 @check.command(name="config")
 @_CONFIG
-def check_config(path: Path) -> None:
+@click.option(
+    "--daemon",
+    "address",
+    default="",
+    help="Look too whether every flag fits a layer that the daemon at this gRPC address knows.",
+)
+def check_config(path: Path, address: str) -> None:
     """Check a configuration file; list every problem with its line, exit 2 if there is one.
 
-    Says too what the distributions of a layer will cost, and how many features fit.
+    Says too what the distributions of a layer will cost, and how many features fit. Which layers a model
+    has is known to its hooks alone: with --daemon flags are compared with what they have registered.
     """
     config = _load(path)
     models = ", ".join(model.name for model in config.models) or "none"
     click.echo(f"{path}: ok; models: {models}; flagged features: {len(config.flags)}")
     for line in _costs(config):
         click.echo(line)
+    if address and (lost := list(_unmatched(config, address))):
+        click.echo(f"{path}: {len(lost)} of {len(config.flags)} flags fit no feature:", err=True)
+        for line in lost:
+            click.echo(f"  {line}", err=True)
+        sys.exit(EXIT_USAGE)
+
+
+def _unmatched(config: SidecarConfig, address: str) -> Iterator[str]:
+    """Yield why flags fit none of the layers that a running daemon knows."""
+    from sidecar.cli.layers import known_layers  # noqa: PLC0415 - gRPC, for this option alone
+    from sidecar.features import FeatureSelector  # noqa: PLC0415 - numpy, as above
+    from sidecar.monitor import explain  # noqa: PLC0415 - as above
+
+    layers = known_layers(address)
+    for at, flag in enumerate(config.flags):
+        if (found := explain(FeatureSelector.parse(flag.feature), layers)) is not None:
+            yield f"flags.{at}: {found.flag}: {found.words}"
 
 
 def _costs(config: SidecarConfig) -> Iterator[str]:

@@ -2,15 +2,16 @@
 
 import math
 import sys
+import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 import click
 import grpc
 
 from sidecar.cli.client import EXITS, TIMEOUT_SECONDS, channel, print_json, with_daemon
+from sidecar.cli.standing import holding, print_page, state_of
 from sidecar.cli.tables import print_table
-from sidecar.features import short_revision
+from sidecar.cli.words import lasting, moment, percent, short_key
 from sidecar.wire.v1 import features_pb2, features_pb2_grpc
 
 PAGE = 1000
@@ -18,6 +19,29 @@ BAR = 40
 """Characters of the longest bar of a histogram."""
 
 HISTOGRAM_ROWS = 20
+
+COLUMNS = (
+    "STATE",
+    "FOR",
+    "NAME",
+    "HOLDS",
+    "NOW",
+    "LEVEL",
+    "TOLERATED",
+    "BASELINE",
+    "REQUESTS",
+    "SIDE",
+    "SLICE",
+    "ASKED FOR",
+    "SEVERITY",
+    "OWNER",
+    "EVIDENCE",
+    "FEATURE",
+)
+RARE = ("HOLDS", "SIDE", "SLICE", "ASKED FOR", "OWNER", "EVIDENCE")
+"""Columns that are left out where no feature has anything there."""
+
+LOUD = (features_pb2.FEATURE_STATE_FIRING, features_pb2.FEATURE_STATE_PENDING)
 
 WINDOWS = {
     "current": features_pb2.WINDOW_CURRENT,
@@ -55,7 +79,8 @@ def list_features(
 ) -> None:
     """List features: the flagged ones, the firing at the top."""
     found: list[features_pb2.Feature] = []
-    token, total = "", 0
+    unmatched: list[features_pb2.UnmatchedFlag] = []
+    token, total, lost = "", 0, 0
     with channel(address) as opened:
         stub = features_pb2_grpc.FeatureServiceStub(opened)
         while len(found) < limit:
@@ -71,42 +96,63 @@ def list_features(
                 timeout=TIMEOUT_SECONDS,
             )
             found += page.features
+            unmatched += page.unmatched  # of the first page alone
+            lost = max(lost, page.unmatched_total)
             token, total = page.next_page_token, page.total
             if not token:
                 break
     if output == "json":
         print_json(found)
-        return
-    print_table(
-        ["STATE", "NAME", "NOW", "BASELINE", "REQUESTS", "FEATURE"], [_row(f) for f in found]
-    )
+    else:
+        _print_list(found)
     if total > len(found):
         click.echo(f"{len(found)} of {total} shown; see --limit", err=True)
+    if lost:
+        told = "flag fits no feature" if lost == 1 else "flags fit no feature"
+        click.echo(f"{lost} {told}, so nobody is told about what it names:", err=True)
+    for one in unmatched:
+        click.echo(f"  {one.flag}: {one.explanation}", err=True)
+    if lost > len(unmatched):
+        click.echo(f"  and {lost - len(unmatched)} more", err=True)
+
+
+def _print_list(found: Sequence[features_pb2.Feature]) -> None:
+    """Print a table, and in a line each why what is not calm is so."""
+    rows = [_row(one) for one in found]
+    # What no feature has takes no room: most flags watch all traffic, above, for everything.
+    kept = [
+        i for i, name in enumerate(COLUMNS) if name not in RARE or any(r[i] != "-" for r in rows)
+    ]
+    print_table([COLUMNS[i] for i in kept], [[row[i] for i in kept] for row in rows])
+    loud = [f for f in found if f.state in LOUD or holding(f) != "-" or f.HasField("anomaly")]
+    if loud:
+        click.echo()
+    for one in loud:
+        click.echo(f"{one.name or short_key(one.key)}: {one.explanation}")
 
 
 def _row(found: features_pb2.Feature) -> list[str]:
     # On the wire a share that is not known is 0, and 0.00 % would look like a quiet feature.
     learned = not math.isnan(found.threshold)
+    asked, since = ",".join(found.detectors), found.state_since_unix_seconds
     return [
-        _state(found),
+        state_of(found),
+        lasting(time.time() - since) if found.flagged and since else "-",
         found.name or "-",
-        f"{found.exceedance_ratio:.2%}" if learned and found.requests else "-",
-        f"{found.baseline_exceedance_ratio:.2%}" if learned else "-",
+        holding(found),
+        percent(found.exceedance_ratio) if learned and found.requests else "-",
+        percent(found.level_ratio) if found.HasField("level_ratio") else "-",
+        percent(found.tolerated_ratio) if found.HasField("tolerated_ratio") else "-",
+        percent(found.baseline_exceedance_ratio) if learned else "-",
         str(found.requests),
-        _short(found.key),
+        found.direction if found.direction not in ("", "above") else "-",
+        found.slice or "-",
+        asked if asked not in ("", "spike,conditions,drift") else "-",
+        found.severity or "-",
+        found.owner or "-",
+        found.evidence_id or "-",
+        short_key(found.key),
     ]
-
-
-def _state(found: features_pb2.Feature) -> str:
-    name = features_pb2.FeatureState.Name(found.state)
-    return name.removeprefix("FEATURE_STATE_").lower()
-
-
-def _short(key: str) -> str:
-    """Cut the revision in a key to what is shown everywhere."""
-    model, _, rest = key.partition("@")
-    revision, _, tail = rest.partition("/")
-    return f"{model}@{short_revision(revision)}/{tail}"
 
 
 @feature.command()
@@ -114,7 +160,7 @@ def _short(key: str) -> str:
 @click.option("--window", type=click.Choice(list(WINDOWS)), default="current", show_default=True)
 @with_daemon
 def get(key: str, window: str, address: str, output: str) -> None:
-    """Describe one feature and draw its distribution."""
+    """Say how one feature stands, why, and what to do; and draw its distribution."""
     with channel(address) as opened:
         stub = features_pb2_grpc.FeatureServiceStub(opened)
         described = stub.DescribeFeature(
@@ -124,23 +170,19 @@ def get(key: str, window: str, address: str, output: str) -> None:
             features_pb2.GetDistributionRequest(key=described.key, window=WINDOWS[window]),
             timeout=TIMEOUT_SECONDS,
         )
+        records = (
+            stub.GetEvidence(
+                features_pb2.GetEvidenceRequest(key=described.key, limit=1), timeout=TIMEOUT_SECONDS
+            ).evidence
+            if described.evidence_id
+            else ()
+        )
     if output == "json":
         print_json([described, live])
         return
-    _describe(described)
+    print_page(described, next(iter(records), None))
+    click.echo()
     _draw(live, window)
-
-
-def _describe(found: features_pb2.Feature) -> None:
-    since = _moment(found.state_since_unix_seconds)
-    click.echo(f"feature    {found.key}")
-    click.echo(f"name       {found.name or '-'}")
-    click.echo(f"flagged    {found.severity + ' ' + found.owner if found.flagged else 'no'}")
-    if found.flagged:
-        click.echo(f"state      {_state(found)} since {since}")
-        click.echo(f"threshold  {found.threshold:.4g}")
-    click.echo(f"why        {found.explanation}")
-    click.echo(f"portrait   {found.portrait_digest or '-'}")
 
 
 def _draw(live: features_pb2.GetDistributionResponse, window: str) -> None:
@@ -207,14 +249,14 @@ def evidence(*, key: str, limit: int, address: str, output: str) -> None:
 
 def _explain(found: features_pb2.Evidence) -> None:
     click.echo(f"feature    {found.key}")
-    click.echo(f"evidence   {found.id}, fired {_moment(found.at_unix_seconds)}")
+    click.echo(f"evidence   {found.id}, fired {moment(found.at_unix_seconds)}")
     click.echo(f"why        {found.reason}")
     click.echo(f"traffic    {found.attribution}")
     if found.windows:
         click.echo(
             f"seen       {found.exceedances} of {found.requests} requests exceed in {found.windows} "
             f"{'window' if found.windows == 1 else 'windows'} from "
-            f"{_moment(found.since_unix_seconds)}"
+            f"{moment(found.since_unix_seconds)}"
         )
     if found.slices:
         click.echo()
@@ -241,17 +283,13 @@ def _explain(found: features_pb2.Evidence) -> None:
                     row.request_id or "-",
                     str(row.position),
                     row.traffic or "-",
-                    _moment(row.at_unix_seconds),
+                    moment(row.at_unix_seconds),
                 ]
                 for row in found.rows
             ],
         )
     elif found.exposure == "none":
         click.echo("rows       not kept: evidence.enabled is off")
-
-
-def _moment(seconds: float) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 @feature.command()
@@ -303,4 +341,4 @@ def _say(found: features_pb2.Feature, what: str, output: str) -> None:
     if output == "json":
         print_json(found)
     else:
-        click.echo(f"{_short(found.key)} is {what}")
+        click.echo(f"{short_key(found.key)} is {what}")

@@ -15,11 +15,15 @@ from sidecar.errors import SidecarError
 from sidecar.features import FeatureKind, Scope, View
 from sidecar.jobs import Job, JobState
 from sidecar.monitor import (
+    Anomaly,
     BaselineVersion,
     EvidenceRecord,
     FeatureDistribution,
     FeatureStatus,
+    LayerStatus,
+    UnmatchedFlag,
     Window,
+    alerts_of,
 )
 from sidecar.wire.v1 import features_pb2, ingest_pb2, jobs_pb2
 
@@ -73,8 +77,23 @@ async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: SidecarErr
     raise AssertionError("unreachable: abort raises")
 
 
-def feature(status: FeatureStatus, portrait_digest: str) -> features_pb2.Feature:
-    """Return a feature's status as its message."""
+def feature(
+    status: FeatureStatus,
+    portrait_digest: str,
+    *,
+    console_url: str,
+    runbooks_url: str,
+    shifted: bool,
+) -> features_pb2.Feature:
+    """Return a feature's status as its message.
+
+    Args:
+        status: How it stands.
+        portrait_digest: Of its newest portrait; empty: none, or not looked up.
+        console_url: What links begin with.
+        runbooks_url: What those of runbooks begin with.
+        shifted: Whether its layer moves as a whole.
+    """
     key, flag = status.key, status.flag
     layer = key.layer
     return features_pb2.Feature(
@@ -98,6 +117,93 @@ def feature(status: FeatureStatus, portrait_digest: str) -> features_pb2.Feature
         requests=status.requests,
         portrait_digest=portrait_digest,
         explanation=status.explanation,
+        conditions=status.conditions,
+        drifting=status.drifting,
+        drift_js=_known(status.drift_js),
+        drift_js_yesterday=_known(status.drift_js_yesterday),
+        drift_wasserstein=_known(status.drift_wasserstein),
+        level_ratio=_known(status.level_ratio),
+        tolerated_ratio=_known(status.tolerated_ratio),
+        spike_evidence_log10=_known(status.evidence_log10),
+        spike_threshold_log10=_known(status.evidence_threshold_log10),
+        direction=status.direction,
+        slice=status.slice,
+        detectors=map(str, flag.detectors) if flag else (),
+        factor=flag.factor if flag else None,
+        low_threshold=_known(status.low_threshold),
+        last=_known(status.last),
+        least=_known(status.least),
+        evidence_id=status.evidence_id,
+        sampled_requests=status.sampled_requests,
+        sampled_exceedances=status.sampled_exceedances,
+        spikes=status.spikes,
+        page=f"{console_url}/f/{key.path}",
+        anomaly=anomaly(status.anomaly) if status.anomaly else None,
+        layer_shifted=shifted,
+        alerts=alerts_of(status, shifted=shifted),
+        runbooks=runbooks_url,
+    )
+
+
+def anomaly(found: Anomaly) -> features_pb2.Anomaly:
+    """Return what the screen finds of an unflagged feature as its message."""
+    return features_pb2.Anomaly(
+        key=str(found.key),
+        since_unix_seconds=found.since,
+        seen_unix_seconds=found.seen,
+        windows=found.windows,
+        requests=found.requests,
+        exceedances=found.exceedances,
+        baseline_exceedance_ratio=found.baseline_ratio,
+        factor=found.factor,
+        p_log10=found.p_log10,
+        q_log10=found.q_log10,
+    )
+
+
+def unmatched(found: UnmatchedFlag) -> features_pb2.UnmatchedFlag:
+    """Return why a flag fits no feature as its message."""
+    return features_pb2.UnmatchedFlag(
+        flag=found.flag,
+        field=found.field,
+        value=found.value,
+        nearest=found.nearest,
+        explanation=found.words,
+    )
+
+
+def layer(status: LayerStatus) -> features_pb2.Layer:
+    """Return how a layer stands as its message."""
+    key, capture = status.key, status.capture
+    return features_pb2.Layer(
+        key=str(key),
+        model=key.model,
+        revision=key.revision,
+        layer=key.layer,
+        kind=KINDS[key.kind],
+        view=VIEWS[key.view],
+        scope=SCOPES[key.scope],
+        width=status.width,
+        capture=ingest_pb2.Capture(
+            server=capture.server,
+            dtype=capture.dtype,
+            compiled=capture.compiled,
+            tap=capture.tap,
+        ),
+        rows=status.rows,
+        requests=status.requests,
+        nonfinite=status.nonfinite,
+        last_seen_unix_seconds=status.last_seen,
+        baseline_frozen=status.baseline_frozen,
+        baseline_requests=status.baseline_requests,
+        baseline_windows=status.baseline_windows,
+        baseline=status.baseline_id,
+        screened_features=status.screened_features,
+        significant_features=status.significant_features,
+        shifted=status.shifted,
+        detail=str(status.detail),
+        memory_bytes=status.memory_bytes,
+        anomalies=map(anomaly, status.anomalies),
     )
 
 
@@ -210,6 +316,11 @@ def job(found: Job) -> jobs_pb2.Job:
         origin=found.request.origin,
         idempotency_key=found.request.idempotency_key,
     )
+
+
+def _known(value: float) -> float | None:
+    """Return a number, or None where it is not known: the field is then absent."""
+    return None if math.isnan(value) else value
 
 
 def _number(value: float) -> float:

@@ -6,13 +6,14 @@ from typing import Any
 import grpc
 
 from sidecar.errors import InvalidInput, MessageTooLarge
-from sidecar.features import FeatureKey
+from sidecar.features import FeatureKey, LayerKey, revision_matches
 from sidecar.ingest import answers
-from sidecar.monitor import Flag, Operations
+from sidecar.monitor import FeatureStatus, Flag, Operations
 from sidecar.wire.v1 import features_pb2, features_pb2_grpc
 
-PAGE_DEFAULT, PAGE_LIMIT = 100, 1000
-"""Features in a page: enough for a screen, and never a message over gRPC's 4 MiB."""
+PAGE_DEFAULT, PAGE_LIMIT = 100, 500
+"""Features or layers in a page: enough for a screen, and never a message over gRPC's 4 MiB."""
+
 
 EVIDENCE_DEFAULT, EVIDENCE_LIMIT = 10, 50
 """Records in an answer; of 50 KB each, so never a message over 4 MiB either."""
@@ -116,19 +117,36 @@ class FeatureServicer(features_pb2_grpc.FeatureServiceServicer):
         """Return why a feature fired."""
         return await answers.answer(context, self._evidence, request)
 
+    async def ListLayers(  # noqa: N802 - named by the protocol
+        self, request: features_pb2.ListLayersRequest, context: Context
+    ) -> features_pb2.ListLayersResponse:
+        """Return the matching layers, with what the screen finds in them."""
+        return await answers.answer(context, self._layers, request)
+
     def _message(self, key: FeatureKey) -> features_pb2.Feature:
-        status = self._operations.feature(key)
         portraits = self._operations.portraits(key)
-        return answers.feature(status, portraits[0].picture_digest if portraits else "")
+        digest = portraits[0].picture_digest if portraits else ""
+        return self._feature(self._operations.feature(key), digest, self._shifted())
+
+    def _shifted(self) -> frozenset[LayerKey]:
+        return frozenset(one.key for one in self._operations.layers() if one.shifted)
+
+    def _feature(
+        self, status: FeatureStatus, digest: str, shifted: frozenset[LayerKey]
+    ) -> features_pb2.Feature:
+        return answers.feature(
+            status,
+            digest,
+            console_url=self._operations.console_url,
+            runbooks_url=self._operations.runbooks_url,
+            shifted=status.key.layer in shifted,
+        )
 
     def _describe(self, text: str) -> features_pb2.Feature:
         return self._message(self._operations.resolve(text))
 
     def _list(self, request: features_pb2.ListFeaturesRequest) -> features_pb2.ListFeaturesResponse:
-        token = request.page_token
-        if token and not (token.isascii() and token.isdigit() and len(token) <= TOKEN_LIMIT):
-            raise InvalidInput(f"page_token {token[:40]!r} is not one this service gave out")
-        offset = int(token or 0)
+        offset = _offset(request.page_token)
         size = min(request.page_size or PAGE_DEFAULT, PAGE_LIMIT)
         found, total = self._operations.features(
             model=request.model,
@@ -138,11 +156,35 @@ class FeatureServicer(features_pb2_grpc.FeatureServiceServicer):
             offset=offset,
             limit=size,
         )
-        end = offset + len(found)
-        return features_pb2.ListFeaturesResponse(
-            features=[answers.feature(status, "") for status in found],
+        end, shifted = offset + len(found), self._shifted()
+        answer = features_pb2.ListFeaturesResponse(
+            features=[self._feature(status, "", shifted) for status in found],
             next_page_token=str(end) if end < total else "",
             total=total,
+        )
+        if not offset:
+            answer.unmatched.extend(map(answers.unmatched, self._operations.explained_flags()))
+            answer.unmatched_total = len(self._operations.unmatched_flags())
+        return answer
+
+    def _layers(self, request: features_pb2.ListLayersRequest) -> features_pb2.ListLayersResponse:
+        found = [
+            one
+            for one in self._operations.layers()
+            if request.model in ("", one.key.model)
+            and revision_matches(request.revision, one.key.revision)
+            and request.layer in ("", one.key.layer)
+        ]
+        offset, size = (
+            _offset(request.page_token),
+            min(request.page_size or PAGE_DEFAULT, PAGE_LIMIT),
+        )
+        page = found[offset : offset + size]
+        end = offset + len(page)
+        return features_pb2.ListLayersResponse(
+            layers=map(answers.layer, page),
+            next_page_token=str(end) if end < len(found) else "",
+            total=len(found),
         )
 
     def _distribution(
@@ -178,3 +220,14 @@ class FeatureServicer(features_pb2_grpc.FeatureServiceServicer):
         key = self._operations.resolve(text)
         self._operations.unflag(key)
         return self._message(key)
+
+
+def _offset(token: str) -> int:
+    """Return where a page begins.
+
+    Raises:
+        InvalidInput: The token is none that this service gives out.
+    """
+    if token and not (token.isascii() and token.isdigit() and len(token) <= TOKEN_LIMIT):
+        raise InvalidInput(f"page_token {token[:40]!r} is not one this service gave out")
+    return int(token or 0)

@@ -6,6 +6,7 @@ here, ``now`` is an argument; everything it knows is encoded into one payload an
 the job queue beside it.
 """
 
+from sidecar.monitor.alerts import alerts_of
 from sidecar.monitor.banks import budget_of
 from sidecar.monitor.baselines import BaselineVersion
 from sidecar.monitor.evidence import EvidenceBook, EvidenceCounts
@@ -45,6 +46,7 @@ __all__ = [
     "Operations",
     "UnmatchedFlag",
     "Window",
+    "alerts_of",
     "budget_of",
     "explain",
     "live_contexts",

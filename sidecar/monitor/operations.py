@@ -140,6 +140,11 @@ class Operations:
         config = self._config
         return (config.alerts.console_url or f"http://{config.listen.web}").rstrip("/")
 
+    @property
+    def runbooks_url(self) -> str:
+        """Where the runbooks of the shipped alerts are: the metrics server hands them out."""
+        return f"http://{self._config.listen.metrics}/runbooks"
+
     def features(
         self,
         *,
@@ -217,7 +222,7 @@ class Operations:
             return status
         words = (
             f"Not flagged, but the screen finds it: {anomaly.exceedances} of {anomaly.requests} requests "
-            f"were beyond its baseline's {self._config.spike.quantile:.6g} quantile, "
+            f"are beyond its baseline's {100 * self._config.spike.quantile:.10g} % quantile, "
             f"{anomaly.factor:.3g} times as often as in its baseline."
         )
         return replace(status, anomaly=anomaly, explanation=words)

@@ -88,6 +88,31 @@ class Feature(google.protobuf.message.Message):
     REQUESTS_FIELD_NUMBER: builtins.int
     PORTRAIT_DIGEST_FIELD_NUMBER: builtins.int
     EXPLANATION_FIELD_NUMBER: builtins.int
+    CONDITIONS_FIELD_NUMBER: builtins.int
+    DRIFTING_FIELD_NUMBER: builtins.int
+    DRIFT_JS_FIELD_NUMBER: builtins.int
+    DRIFT_JS_YESTERDAY_FIELD_NUMBER: builtins.int
+    DRIFT_WASSERSTEIN_FIELD_NUMBER: builtins.int
+    LEVEL_RATIO_FIELD_NUMBER: builtins.int
+    TOLERATED_RATIO_FIELD_NUMBER: builtins.int
+    SPIKE_EVIDENCE_LOG10_FIELD_NUMBER: builtins.int
+    SPIKE_THRESHOLD_LOG10_FIELD_NUMBER: builtins.int
+    DIRECTION_FIELD_NUMBER: builtins.int
+    SLICE_FIELD_NUMBER: builtins.int
+    DETECTORS_FIELD_NUMBER: builtins.int
+    FACTOR_FIELD_NUMBER: builtins.int
+    LOW_THRESHOLD_FIELD_NUMBER: builtins.int
+    LAST_FIELD_NUMBER: builtins.int
+    LEAST_FIELD_NUMBER: builtins.int
+    EVIDENCE_ID_FIELD_NUMBER: builtins.int
+    SAMPLED_REQUESTS_FIELD_NUMBER: builtins.int
+    SAMPLED_EXCEEDANCES_FIELD_NUMBER: builtins.int
+    SPIKES_FIELD_NUMBER: builtins.int
+    PAGE_FIELD_NUMBER: builtins.int
+    ANOMALY_FIELD_NUMBER: builtins.int
+    LAYER_SHIFTED_FIELD_NUMBER: builtins.int
+    ALERTS_FIELD_NUMBER: builtins.int
+    RUNBOOKS_FIELD_NUMBER: builtins.int
     key: builtins.str
     """model@revision/layer/kind/index[;view[;scope]]"""
     model: builtins.str
@@ -112,6 +137,56 @@ class Feature(google.protobuf.message.Message):
     """sha256 of the newest portrait, or empty."""
     explanation: builtins.str
     """Why the state is what it is, in words."""
+    drifting: builtins.bool
+    """Whether its newest hour is further from the baseline than the baseline's own hours are apart."""
+    drift_js: builtins.float
+    """How far that hour is off. This and every optional number is absent where it is not known."""
+    drift_js_yesterday: builtins.float
+    drift_wasserstein: builtins.float
+    level_ratio: builtins.float
+    """Recent level of the exceeding share, and the share that is tolerated now."""
+    tolerated_ratio: builtins.float
+    spike_evidence_log10: builtins.float
+    """Evidence of a spike as a power of ten, and that which raises an alarm."""
+    spike_threshold_log10: builtins.float
+    direction: builtins.str
+    """On which side of its baseline it is watched: above, below or both."""
+    slice: builtins.str
+    """key=value pairs joined by commas: only such requests count; empty: all."""
+    factor: builtins.float
+    """Its own least factor over the recent level; absent: the common one."""
+    low_threshold: builtins.float
+    """A value below exceeds; threshold is then the upper one, or the same where there is no upper one."""
+    last: builtins.float
+    """Greatest value of the newest window with samples, and the least one of what is watched below."""
+    least: builtins.float
+    evidence_id: builtins.str
+    """The newest record of why it fired; empty: there is none."""
+    sampled_requests: builtins.int
+    """Since the daemon started: requests compared, those that exceeded, and times it began to fire."""
+    sampled_exceedances: builtins.int
+    spikes: builtins.int
+    page: builtins.str
+    """Address of its page in the console."""
+    layer_shifted: builtins.bool
+    """Whether its layer moves as a whole."""
+    runbooks: builtins.str
+    @property
+    def conditions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What certainly holds of it: never_seen, nonfinite, silent, saturated."""
+
+    @property
+    def detectors(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What its flag asks for: spike, conditions, drift; none where it is not flagged."""
+
+    @property
+    def anomaly(self) -> global___Anomaly:
+        """What the screen finds of it, where it is not flagged."""
+
+    @property
+    def alerts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Alerts that what holds of it raises, such as SidecarFeatureSpike, and where their runbooks begin."""
+
     def __init__(
         self,
         *,
@@ -135,10 +210,284 @@ class Feature(google.protobuf.message.Message):
         requests: builtins.int = ...,
         portrait_digest: builtins.str = ...,
         explanation: builtins.str = ...,
+        conditions: collections.abc.Iterable[builtins.str] | None = ...,
+        drifting: builtins.bool = ...,
+        drift_js: builtins.float | None = ...,
+        drift_js_yesterday: builtins.float | None = ...,
+        drift_wasserstein: builtins.float | None = ...,
+        level_ratio: builtins.float | None = ...,
+        tolerated_ratio: builtins.float | None = ...,
+        spike_evidence_log10: builtins.float | None = ...,
+        spike_threshold_log10: builtins.float | None = ...,
+        direction: builtins.str = ...,
+        slice: builtins.str = ...,
+        detectors: collections.abc.Iterable[builtins.str] | None = ...,
+        factor: builtins.float | None = ...,
+        low_threshold: builtins.float | None = ...,
+        last: builtins.float | None = ...,
+        least: builtins.float | None = ...,
+        evidence_id: builtins.str = ...,
+        sampled_requests: builtins.int = ...,
+        sampled_exceedances: builtins.int = ...,
+        spikes: builtins.int = ...,
+        page: builtins.str = ...,
+        anomaly: global___Anomaly | None = ...,
+        layer_shifted: builtins.bool = ...,
+        alerts: collections.abc.Iterable[builtins.str] | None = ...,
+        runbooks: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["baseline_exceedance_ratio", b"baseline_exceedance_ratio", "exceedance_ratio", b"exceedance_ratio", "explanation", b"explanation", "flagged", b"flagged", "index", b"index", "key", b"key", "kind", b"kind", "layer", b"layer", "model", b"model", "name", b"name", "owner", b"owner", "portrait_digest", b"portrait_digest", "requests", b"requests", "revision", b"revision", "scope", b"scope", "severity", b"severity", "state", b"state", "state_since_unix_seconds", b"state_since_unix_seconds", "threshold", b"threshold", "view", b"view"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_drift_js", b"_drift_js", "_drift_js_yesterday", b"_drift_js_yesterday", "_drift_wasserstein", b"_drift_wasserstein", "_factor", b"_factor", "_last", b"_last", "_least", b"_least", "_level_ratio", b"_level_ratio", "_low_threshold", b"_low_threshold", "_spike_evidence_log10", b"_spike_evidence_log10", "_spike_threshold_log10", b"_spike_threshold_log10", "_tolerated_ratio", b"_tolerated_ratio", "anomaly", b"anomaly", "drift_js", b"drift_js", "drift_js_yesterday", b"drift_js_yesterday", "drift_wasserstein", b"drift_wasserstein", "factor", b"factor", "last", b"last", "least", b"least", "level_ratio", b"level_ratio", "low_threshold", b"low_threshold", "spike_evidence_log10", b"spike_evidence_log10", "spike_threshold_log10", b"spike_threshold_log10", "tolerated_ratio", b"tolerated_ratio"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_drift_js", b"_drift_js", "_drift_js_yesterday", b"_drift_js_yesterday", "_drift_wasserstein", b"_drift_wasserstein", "_factor", b"_factor", "_last", b"_last", "_least", b"_least", "_level_ratio", b"_level_ratio", "_low_threshold", b"_low_threshold", "_spike_evidence_log10", b"_spike_evidence_log10", "_spike_threshold_log10", b"_spike_threshold_log10", "_tolerated_ratio", b"_tolerated_ratio", "alerts", b"alerts", "anomaly", b"anomaly", "baseline_exceedance_ratio", b"baseline_exceedance_ratio", "conditions", b"conditions", "detectors", b"detectors", "direction", b"direction", "drift_js", b"drift_js", "drift_js_yesterday", b"drift_js_yesterday", "drift_wasserstein", b"drift_wasserstein", "drifting", b"drifting", "evidence_id", b"evidence_id", "exceedance_ratio", b"exceedance_ratio", "explanation", b"explanation", "factor", b"factor", "flagged", b"flagged", "index", b"index", "key", b"key", "kind", b"kind", "last", b"last", "layer", b"layer", "layer_shifted", b"layer_shifted", "least", b"least", "level_ratio", b"level_ratio", "low_threshold", b"low_threshold", "model", b"model", "name", b"name", "owner", b"owner", "page", b"page", "portrait_digest", b"portrait_digest", "requests", b"requests", "revision", b"revision", "runbooks", b"runbooks", "sampled_exceedances", b"sampled_exceedances", "sampled_requests", b"sampled_requests", "scope", b"scope", "severity", b"severity", "slice", b"slice", "spike_evidence_log10", b"spike_evidence_log10", "spike_threshold_log10", b"spike_threshold_log10", "spikes", b"spikes", "state", b"state", "state_since_unix_seconds", b"state_since_unix_seconds", "threshold", b"threshold", "tolerated_ratio", b"tolerated_ratio", "view", b"view"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_drift_js", b"_drift_js"]) -> typing.Literal["drift_js"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_drift_js_yesterday", b"_drift_js_yesterday"]) -> typing.Literal["drift_js_yesterday"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_drift_wasserstein", b"_drift_wasserstein"]) -> typing.Literal["drift_wasserstein"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_factor", b"_factor"]) -> typing.Literal["factor"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_last", b"_last"]) -> typing.Literal["last"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_least", b"_least"]) -> typing.Literal["least"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_level_ratio", b"_level_ratio"]) -> typing.Literal["level_ratio"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_low_threshold", b"_low_threshold"]) -> typing.Literal["low_threshold"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_spike_evidence_log10", b"_spike_evidence_log10"]) -> typing.Literal["spike_evidence_log10"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_spike_threshold_log10", b"_spike_threshold_log10"]) -> typing.Literal["spike_threshold_log10"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_tolerated_ratio", b"_tolerated_ratio"]) -> typing.Literal["tolerated_ratio"] | None: ...
 
 global___Feature = Feature
+
+@typing.final
+class Anomaly(google.protobuf.message.Message):
+    """A feature that nobody flagged and that the screen finds."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: builtins.int
+    SINCE_UNIX_SECONDS_FIELD_NUMBER: builtins.int
+    SEEN_UNIX_SECONDS_FIELD_NUMBER: builtins.int
+    WINDOWS_FIELD_NUMBER: builtins.int
+    REQUESTS_FIELD_NUMBER: builtins.int
+    EXCEEDANCES_FIELD_NUMBER: builtins.int
+    BASELINE_EXCEEDANCE_RATIO_FIELD_NUMBER: builtins.int
+    FACTOR_FIELD_NUMBER: builtins.int
+    P_LOG10_FIELD_NUMBER: builtins.int
+    Q_LOG10_FIELD_NUMBER: builtins.int
+    key: builtins.str
+    since_unix_seconds: builtins.float
+    """When it was first and last significant, and in how many windows."""
+    seen_unix_seconds: builtins.float
+    windows: builtins.int
+    requests: builtins.int
+    """Of the last such window."""
+    exceedances: builtins.int
+    baseline_exceedance_ratio: builtins.float
+    factor: builtins.float
+    """How many times as often it exceeds as in its baseline."""
+    p_log10: builtins.float
+    """Chance of so many by the baseline, and least share of false findings under which it would be
+    one, as powers of ten.
+    """
+    q_log10: builtins.float
+    def __init__(
+        self,
+        *,
+        key: builtins.str = ...,
+        since_unix_seconds: builtins.float = ...,
+        seen_unix_seconds: builtins.float = ...,
+        windows: builtins.int = ...,
+        requests: builtins.int = ...,
+        exceedances: builtins.int = ...,
+        baseline_exceedance_ratio: builtins.float = ...,
+        factor: builtins.float = ...,
+        p_log10: builtins.float = ...,
+        q_log10: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["baseline_exceedance_ratio", b"baseline_exceedance_ratio", "exceedances", b"exceedances", "factor", b"factor", "key", b"key", "p_log10", b"p_log10", "q_log10", b"q_log10", "requests", b"requests", "seen_unix_seconds", b"seen_unix_seconds", "since_unix_seconds", b"since_unix_seconds", "windows", b"windows"]) -> None: ...
+
+global___Anomaly = Anomaly
+
+@typing.final
+class UnmatchedFlag(google.protobuf.message.Message):
+    """A flag that fits no feature."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FLAG_FIELD_NUMBER: builtins.int
+    FIELD_FIELD_NUMBER: builtins.int
+    VALUE_FIELD_NUMBER: builtins.int
+    NEAREST_FIELD_NUMBER: builtins.int
+    EXPLANATION_FIELD_NUMBER: builtins.int
+    flag: builtins.str
+    field: builtins.str
+    """The first part of it that nothing has: model, revision, layer, kind, view, scope or index."""
+    value: builtins.str
+    explanation: builtins.str
+    """The same in words."""
+    @property
+    def nearest(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What is there instead, the most alike first."""
+
+    def __init__(
+        self,
+        *,
+        flag: builtins.str = ...,
+        field: builtins.str = ...,
+        value: builtins.str = ...,
+        nearest: collections.abc.Iterable[builtins.str] | None = ...,
+        explanation: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["explanation", b"explanation", "field", b"field", "flag", b"flag", "nearest", b"nearest", "value", b"value"]) -> None: ...
+
+global___UnmatchedFlag = UnmatchedFlag
+
+@typing.final
+class Layer(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
+    LAYER_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    VIEW_FIELD_NUMBER: builtins.int
+    SCOPE_FIELD_NUMBER: builtins.int
+    WIDTH_FIELD_NUMBER: builtins.int
+    CAPTURE_FIELD_NUMBER: builtins.int
+    ROWS_FIELD_NUMBER: builtins.int
+    REQUESTS_FIELD_NUMBER: builtins.int
+    NONFINITE_FIELD_NUMBER: builtins.int
+    LAST_SEEN_UNIX_SECONDS_FIELD_NUMBER: builtins.int
+    BASELINE_FROZEN_FIELD_NUMBER: builtins.int
+    BASELINE_REQUESTS_FIELD_NUMBER: builtins.int
+    BASELINE_WINDOWS_FIELD_NUMBER: builtins.int
+    BASELINE_FIELD_NUMBER: builtins.int
+    SCREENED_FEATURES_FIELD_NUMBER: builtins.int
+    SIGNIFICANT_FEATURES_FIELD_NUMBER: builtins.int
+    SHIFTED_FIELD_NUMBER: builtins.int
+    DETAIL_FIELD_NUMBER: builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: builtins.int
+    ANOMALIES_FIELD_NUMBER: builtins.int
+    key: builtins.str
+    """model@revision/layer/kind[;view[;scope]]"""
+    model: builtins.str
+    revision: builtins.str
+    layer: builtins.str
+    kind: sidecar.wire.v1.ingest_pb2.FeatureKind.ValueType
+    view: sidecar.wire.v1.ingest_pb2.View.ValueType
+    scope: sidecar.wire.v1.ingest_pb2.Scope.ValueType
+    width: builtins.int
+    rows: builtins.int
+    requests: builtins.int
+    nonfinite: builtins.int
+    last_seen_unix_seconds: builtins.float
+    """0: never."""
+    baseline_frozen: builtins.bool
+    baseline_requests: builtins.int
+    baseline_windows: builtins.int
+    baseline: builtins.str
+    """Begins the digest of the baseline in force; empty: none is stored."""
+    screened_features: builtins.int
+    """Features that the screen judged in the newest window, and those that are significant."""
+    significant_features: builtins.int
+    shifted: builtins.bool
+    """Whether the layer moves as a whole."""
+    detail: builtins.str
+    """full or screened."""
+    memory_bytes: builtins.int
+    @property
+    def capture(self) -> sidecar.wire.v1.ingest_pb2.Capture: ...
+    @property
+    def anomalies(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Anomaly]:
+        """Unflagged features that the screen finds, the most telling first; few."""
+
+    def __init__(
+        self,
+        *,
+        key: builtins.str = ...,
+        model: builtins.str = ...,
+        revision: builtins.str = ...,
+        layer: builtins.str = ...,
+        kind: sidecar.wire.v1.ingest_pb2.FeatureKind.ValueType = ...,
+        view: sidecar.wire.v1.ingest_pb2.View.ValueType = ...,
+        scope: sidecar.wire.v1.ingest_pb2.Scope.ValueType = ...,
+        width: builtins.int = ...,
+        capture: sidecar.wire.v1.ingest_pb2.Capture | None = ...,
+        rows: builtins.int = ...,
+        requests: builtins.int = ...,
+        nonfinite: builtins.int = ...,
+        last_seen_unix_seconds: builtins.float = ...,
+        baseline_frozen: builtins.bool = ...,
+        baseline_requests: builtins.int = ...,
+        baseline_windows: builtins.int = ...,
+        baseline: builtins.str = ...,
+        screened_features: builtins.int = ...,
+        significant_features: builtins.int = ...,
+        shifted: builtins.bool = ...,
+        detail: builtins.str = ...,
+        memory_bytes: builtins.int = ...,
+        anomalies: collections.abc.Iterable[global___Anomaly] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["capture", b"capture"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["anomalies", b"anomalies", "baseline", b"baseline", "baseline_frozen", b"baseline_frozen", "baseline_requests", b"baseline_requests", "baseline_windows", b"baseline_windows", "capture", b"capture", "detail", b"detail", "key", b"key", "kind", b"kind", "last_seen_unix_seconds", b"last_seen_unix_seconds", "layer", b"layer", "memory_bytes", b"memory_bytes", "model", b"model", "nonfinite", b"nonfinite", "requests", b"requests", "revision", b"revision", "rows", b"rows", "scope", b"scope", "screened_features", b"screened_features", "shifted", b"shifted", "significant_features", b"significant_features", "view", b"view", "width", b"width"]) -> None: ...
+
+global___Layer = Layer
+
+@typing.final
+class ListLayersRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
+    LAYER_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """Empty: every model, revision, layer. A revision may be shortened."""
+    revision: builtins.str
+    layer: builtins.str
+    page_size: builtins.int
+    page_token: builtins.str
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        revision: builtins.str = ...,
+        layer: builtins.str = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["layer", b"layer", "model", b"model", "page_size", b"page_size", "page_token", b"page_token", "revision", b"revision"]) -> None: ...
+
+global___ListLayersRequest = ListLayersRequest
+
+@typing.final
+class ListLayersResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LAYERS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    TOTAL_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    total: builtins.int
+    @property
+    def layers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Layer]: ...
+    def __init__(
+        self,
+        *,
+        layers: collections.abc.Iterable[global___Layer] | None = ...,
+        next_page_token: builtins.str = ...,
+        total: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["layers", b"layers", "next_page_token", b"next_page_token", "total", b"total"]) -> None: ...
+
+global___ListLayersResponse = ListLayersResponse
 
 @typing.final
 class ListFeaturesRequest(google.protobuf.message.Message):
@@ -177,18 +526,27 @@ class ListFeaturesResponse(google.protobuf.message.Message):
     FEATURES_FIELD_NUMBER: builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
     TOTAL_FIELD_NUMBER: builtins.int
+    UNMATCHED_FIELD_NUMBER: builtins.int
+    UNMATCHED_TOTAL_FIELD_NUMBER: builtins.int
     next_page_token: builtins.str
     total: builtins.int
+    unmatched_total: builtins.int
     @property
     def features(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Feature]: ...
+    @property
+    def unmatched(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___UnmatchedFlag]:
+        """Flags that fit no feature, of the first page alone; few are explained at a time."""
+
     def __init__(
         self,
         *,
         features: collections.abc.Iterable[global___Feature] | None = ...,
         next_page_token: builtins.str = ...,
         total: builtins.int = ...,
+        unmatched: collections.abc.Iterable[global___UnmatchedFlag] | None = ...,
+        unmatched_total: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["features", b"features", "next_page_token", b"next_page_token", "total", b"total"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["features", b"features", "next_page_token", b"next_page_token", "total", b"total", "unmatched", b"unmatched", "unmatched_total", b"unmatched_total"]) -> None: ...
 
 global___ListFeaturesResponse = ListFeaturesResponse
 

@@ -90,6 +90,11 @@ class FeatureServiceStub(object):
                 request_serializer=sidecar_dot_wire_dot_v1_dot_features__pb2.GetEvidenceRequest.SerializeToString,
                 response_deserializer=sidecar_dot_wire_dot_v1_dot_features__pb2.GetEvidenceResponse.FromString,
                 _registered_method=True)
+        self.ListLayers = channel.unary_unary(
+                '/sidecar.wire.v1.FeatureService/ListLayers',
+                request_serializer=sidecar_dot_wire_dot_v1_dot_features__pb2.ListLayersRequest.SerializeToString,
+                response_deserializer=sidecar_dot_wire_dot_v1_dot_features__pb2.ListLayersResponse.FromString,
+                _registered_method=True)
 
 
 class FeatureServiceServicer(object):
@@ -159,6 +164,13 @@ class FeatureServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListLayers(self, request, context):
+        """Every registered layer, with the unflagged features that the screen finds in it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FeatureServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -211,6 +223,11 @@ def add_FeatureServiceServicer_to_server(servicer, server):
                     servicer.GetEvidence,
                     request_deserializer=sidecar_dot_wire_dot_v1_dot_features__pb2.GetEvidenceRequest.FromString,
                     response_serializer=sidecar_dot_wire_dot_v1_dot_features__pb2.GetEvidenceResponse.SerializeToString,
+            ),
+            'ListLayers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLayers,
+                    request_deserializer=sidecar_dot_wire_dot_v1_dot_features__pb2.ListLayersRequest.FromString,
+                    response_serializer=sidecar_dot_wire_dot_v1_dot_features__pb2.ListLayersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -483,6 +500,33 @@ class FeatureService(object):
             '/sidecar.wire.v1.FeatureService/GetEvidence',
             sidecar_dot_wire_dot_v1_dot_features__pb2.GetEvidenceRequest.SerializeToString,
             sidecar_dot_wire_dot_v1_dot_features__pb2.GetEvidenceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLayers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecar.wire.v1.FeatureService/ListLayers',
+            sidecar_dot_wire_dot_v1_dot_features__pb2.ListLayersRequest.SerializeToString,
+            sidecar_dot_wire_dot_v1_dot_features__pb2.ListLayersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -74,6 +74,12 @@ class FeatureServiceStub:
         sidecar.wire.v1.features_pb2.GetEvidenceResponse,
     ]
 
+    ListLayers: grpc.UnaryUnaryMultiCallable[
+        sidecar.wire.v1.features_pb2.ListLayersRequest,
+        sidecar.wire.v1.features_pb2.ListLayersResponse,
+    ]
+    """Every registered layer, with the unflagged features that the screen finds in it."""
+
 class FeatureServiceAsyncStub:
     """Reads features, their distributions and states, and steers what is watched."""
 
@@ -129,6 +135,12 @@ class FeatureServiceAsyncStub:
         sidecar.wire.v1.features_pb2.GetEvidenceRequest,
         sidecar.wire.v1.features_pb2.GetEvidenceResponse,
     ]
+
+    ListLayers: grpc.aio.UnaryUnaryMultiCallable[
+        sidecar.wire.v1.features_pb2.ListLayersRequest,
+        sidecar.wire.v1.features_pb2.ListLayersResponse,
+    ]
+    """Every registered layer, with the unflagged features that the screen finds in it."""
 
 class FeatureServiceServicer(metaclass=abc.ABCMeta):
     """Reads features, their distributions and states, and steers what is watched."""
@@ -205,5 +217,13 @@ class FeatureServiceServicer(metaclass=abc.ABCMeta):
         request: sidecar.wire.v1.features_pb2.GetEvidenceRequest,
         context: _ServicerContext,
     ) -> typing.Union[sidecar.wire.v1.features_pb2.GetEvidenceResponse, collections.abc.Awaitable[sidecar.wire.v1.features_pb2.GetEvidenceResponse]]: ...
+
+    @abc.abstractmethod
+    def ListLayers(
+        self,
+        request: sidecar.wire.v1.features_pb2.ListLayersRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sidecar.wire.v1.features_pb2.ListLayersResponse, collections.abc.Awaitable[sidecar.wire.v1.features_pb2.ListLayersResponse]]:
+        """Every registered layer, with the unflagged features that the screen finds in it."""
 
 def add_FeatureServiceServicer_to_server(servicer: FeatureServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
