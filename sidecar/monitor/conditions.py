@@ -33,19 +33,23 @@ class WatchedConditions:
         memory: What is remembered between windows.
         facts: Of the frozen baselines the least value, the greatest, the share of values that are not
             zero, and of those that are surely not the commonest; shape ``(4, n)``, NaN without one.
+        least: Least value of the newest window that had samples, of the features with a low threshold,
+            shape ``(n,)``; NaN of others, and before there was one.
     """
 
     memory: ConditionMemory
     facts: NDArray[np.float64]
+    least: NDArray[np.float64]
 
     @classmethod
     def empty(cls) -> Self:
         """Return those of no feature."""
-        return cls(ConditionMemory.initial(0), np.empty((_FACTS, 0)))
+        return cls(ConditionMemory.initial(0), np.empty((_FACTS, 0)), np.empty(0))
 
     def rewatch(self, keep: NDArray[np.int64]) -> None:
         """Become those of another set of features, see ``ConditionMemory.resized``."""
         self.memory = self.memory.resized(keep)
+        self.least = np.append(self.least, np.nan)[keep]
         self.forget_baseline()
 
     def forget_baseline(self) -> None:
@@ -55,6 +59,7 @@ class WatchedConditions:
     def lose_baseline(self) -> None:
         """Forget what was told against the old one: a record is news again."""
         self.memory = ConditionMemory.initial(len(self.memory))
+        self.least = np.full(len(self.memory), np.nan)
         self.forget_baseline()
 
     def use_baseline(self, watched: Distribution | SparseDistribution) -> None:
@@ -75,6 +80,7 @@ class WatchedConditions:
         self, counts: WindowCounts, flags: Sequence[Flag], now: float
     ) -> tuple[ConditionChange, ...]:
         """Take in one closed window of the features and return what began or ended."""
+        self.least = np.where(np.isfinite(counts.minimum), counts.minimum, self.least)
         window = counts.watched
         if window is None:  # a warm-up, a sparse layer, or nothing watched
             return ()
@@ -110,4 +116,5 @@ class WatchedConditions:
             CorruptState: It is not what ``to_dict`` returns.
         """
         self.memory = ConditionMemory.from_dict(saved)
+        self.least = np.full(len(self.memory), np.nan)
         self.forget_baseline()

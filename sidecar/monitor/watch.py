@@ -238,7 +238,7 @@ class LayerWatch:
             [str(flag.direction) for flag in self.flags],
             [str(flag.traffic) for flag in self.flags],
         )
-        told = (*self.counted.tolist(), self.limits.low.tolist())
+        told = (*self.counted.tolist(), self.limits.low.tolist(), self.conditions.least.tolist())
         rest = (explanations, *spiking, certain, *drifting, *how, *told)
         return list(map(FeatureStatus, *named, *first, *rest))
 

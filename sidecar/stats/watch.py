@@ -92,6 +92,7 @@ class WindowCounts:
             than ``requests`` where it was set within the window, or where only a slice is watched.
         maximum: Greatest finite value of each watched feature in these, shape ``(n,)``; NaN without
             one.
+        minimum: Least finite value likewise, of the features that have a low threshold; NaN of others.
         watched: Distribution of the watched features in the window, in the order of ``indices`` and
             of all traffic: in finer bins where these saw all of it, else in the layer's own; None
             before the layer's bins are placed and where nothing is watched.
@@ -109,6 +110,7 @@ class WindowCounts:
     exceedances: NDArray[np.int64]
     watched_requests: NDArray[np.int64]
     maximum: NDArray[np.float32]
+    minimum: NDArray[np.float32]
     watched: Distribution | None = None
     level_exceedances: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 0), np.int64))
     screened: NDArray[np.int64] | None = None
@@ -139,6 +141,7 @@ class Watch:
         self.passed = np.zeros(self.limits.shape, np.int64)
         self.requests = np.zeros(n, np.int64)
         self.maximum = np.full(n, np.nan, np.float32)
+        self.minimum = np.full(n, np.nan, np.float32)
 
     @property
     def sliced(self) -> bool:
@@ -155,7 +158,8 @@ class Watch:
         if len(wanted) and not 0 <= wanted.min() <= wanted.max() < width:
             raise UnknownFeature(f"features {wanted.min()} to {wanted.max()}: use 0 to {width - 1}")
         places = {way: at for at, way in enumerate(self._ways())}
-        passed, requests, maximum = self.passed, self.requests, self.maximum
+        passed, requests = self.passed, self.requests
+        maximum, minimum = self.maximum, self.minimum
         self._become(watched)
         old = np.array([places.get(way, -1) for way in self._ways()], np.int64)
         kept = old >= 0
@@ -163,6 +167,7 @@ class Watch:
             self.passed[kept] = passed[old[kept]]
             self.requests[kept] = requests[old[kept]]
             self.maximum[kept] = maximum[old[kept]]
+            self.minimum[kept] = minimum[old[kept]]
 
     def _ways(self) -> list[tuple[object, ...]]:
         """Return for each watched feature all that its counts depend on."""
@@ -201,8 +206,11 @@ class Watch:
         kernels.exceed(values, starts, columns, limits, found, most)
         below = np.flatnonzero(low > -np.inf)
         if len(below):
-            seen = values.take(columns[below], axis=1)
+            seen = decoded(values.take(columns[below], axis=1))  # (rows, below)
             found[below, 0] += _only_below(seen, starts, low[below], limits[below, 0])
+            least = np.fmin.reduce(np.where(np.isfinite(seen), seen, np.nan), axis=0)
+            # Whichever zero came first, as below.
+            self.minimum[at[below]] = np.fmin(self.minimum[at[below]], least) + np.float32(0)
         self.passed[at] += found
         self.requests[at] += len(starts)
         # Whichever zero came first, the greatest is +0.0.
@@ -220,6 +228,7 @@ class Watch:
             exceedances=self.passed[:, 0].copy(),
             watched_requests=self.requests,
             maximum=self.maximum,
+            minimum=self.minimum,
             watched=watched,
             level_exceedances=self.passed[:, 1:].copy(),
         )
@@ -234,6 +243,7 @@ class Watch:
             "exceedances": self.passed[:, 0],
             "requests": self.requests,
             "maximum": self.maximum,
+            "minimum": self.minimum,
             "low": self.low,
             "levels": self.limits[:, 1:],
             "level_exceedances": self.passed[:, 1:],
@@ -259,11 +269,16 @@ class Watch:
         self.set(Watched(plain.indices, plain.high, low, traffic, levels), width)
         nothing = np.zeros(levels.shape, np.int64)
         further = typed(arrays.get(prefix + "level_exceedances", nothing), np.int64)
-        counts = (found["exceedances"], found["requests"], found["maximum"])
+        minimum = typed(
+            arrays.get(prefix + "minimum", np.full(len(plain.indices), np.nan, np.float32)),
+            np.float32,
+        )
+        counts = (found["exceedances"], found["requests"], found["maximum"], minimum)
         if {one.shape for one in counts} != {self.indices.shape} or further.shape != levels.shape:
             raise ValueError(f"{prefix}counts of {len(self.indices)} watched features: {counts}")
         self.passed = np.column_stack((found["exceedances"], further))
         self.requests, self.maximum = found["requests"].copy(), found["maximum"].copy()
+        self.minimum = minimum.copy()
 
 
 def _belonging(
@@ -280,12 +295,18 @@ def _belonging(
 
 
 def _only_below(
-    values: Values,
+    seen: NDArray[np.float32],
     starts: NDArray[np.int64],
     low: NDArray[np.float32],
     high: NDArray[np.float32],
 ) -> NDArray[np.int64]:
-    """Count the requests with a row below ``low`` and none above ``high``, of each feature."""
-    seen = decoded(values)  # (rows, n)
+    """Count the requests with a row below ``low`` and none above ``high``, of each of ``n`` features.
+
+    Args:
+        seen: Their values, shape ``(rows, n)``.
+        starts: Where requests begin.
+        low: Their thresholds, shape ``(n,)``.
+        high: Likewise.
+    """
     least, most = (pick.reduceat(seen, starts, axis=0) for pick in (np.fmin, np.fmax))
     return np.asarray(np.count_nonzero((least < low) & ~(most > high), axis=0), np.int64)

@@ -194,6 +194,7 @@ def test_a_window_carries_the_layer_in_sum(rng: np.random.Generator) -> None:
         exceedances=nothing,
         watched_requests=nothing,
         maximum=np.zeros(1, np.float32),
+        minimum=np.zeros(1, np.float32),
         level_exceedances=np.empty((1, 0), np.int64),
         screened=np.array([3, 0, 1, 0, 0, 2]),
         screened_requests=60,

@@ -195,6 +195,9 @@ def test_whatever_is_watched_is_counted_as_the_definition_says(
         assert [sum(one) for one in above] == found.level_exceedances[at].tolist()
         finite = [x for group in groups for x in group if np.isfinite(x)]
         assert np.array_equal(max(finite, default=math.nan), found.maximum[at], equal_nan=True)
+        looked = limits["low"][at] > -np.inf
+        least = min(finite, default=math.nan) if looked else math.nan
+        assert np.array_equal(least, found.minimum[at], equal_nan=True)
     assert found.requests == len(set(index.tolist()))
 
 
