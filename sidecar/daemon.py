@@ -315,6 +315,7 @@ class Daemon:
             flagged_limit=self.config.metrics.flagged_limit,
             series_limit=self.config.metrics.series_limit,
             classic_buckets=self.config.metrics.classic_buckets,
+            anomalies_limit=self.config.metrics.anomalies_limit,
         )
         address = self.config.listen.metrics
         server = MetricsServer(address, collector, live=self.why_dead, ready=self.why_not_ready)

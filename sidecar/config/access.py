@@ -74,7 +74,12 @@ class MetricsConfig(Section):
     flagged_limit: Count = Field(default=1000, description="Most flagged features with own series.")
     series_limit: Annotated[int, Field(ge=200)] = Field(
         default=50_000,
-        description="Most series of one scrape; a flagged feature has 24, and up to 21 buckets.",
+        description="Most series of one scrape; a flagged feature has up to 26, and up to 21 buckets.",
+    )
+    anomalies_limit: Annotated[int, Field(ge=0, le=1000)] = Field(
+        default=20,
+        description="Most unflagged features with a series of their own because the screen finds them. "
+        "0: none; the console and `sidecar layer get` show them all the same.",
     )
     classic_buckets: bool = Field(
         default=True, description="Whether flagged features have classic buckets, for heat maps."

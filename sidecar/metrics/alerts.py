@@ -110,17 +110,39 @@ def _drift(reference: str) -> str:
     return _value(catalogue.FEATURE_DRIFT, 'printf "%.2g"', "an unknown distance", found)
 
 
-def _beyond(threshold: str) -> str:
-    """Return a template that says on which side of its threshold a feature exceeds.
+def _threshold(side: str) -> str:
+    """Return a template of a feature's threshold on one side."""
+    return _value(catalogue.FEATURE_THRESHOLD, _NUMBER, "unknown height", f'side="{side}"')
 
-    Of a feature that is watched on both sides ``threshold`` is the upper one.
-    """
+
+def _beyond() -> str:
+    """Return a template that says on which side of which threshold a feature exceeds."""
+    above, below = map(_threshold, catalogue.SIDES)
     return (
-        f'{{{{ if eq $labels.direction "below" }}}}fall below its threshold of {threshold}'
-        f'{{{{ else if eq $labels.direction "both" }}}}exceed its upper threshold of {threshold} or fall '
-        f"below its lower one{{{{ else }}}}exceed its threshold of {threshold}{{{{ end }}}}"
+        f'{{{{ if eq $labels.direction "below" }}}}fall below its threshold of {below}'
+        f'{{{{ else if eq $labels.direction "both" }}}}exceed its upper threshold of {above} or fall '
+        f"below its lower one of {below}{{{{ else }}}}exceed its threshold of {above}{{{{ end }}}}"
     )
 
+
+def _newest() -> str:
+    """Return a template of what the newest window holds beside the thresholds, side by side."""
+    told = []
+    for side, extreme in zip(catalogue.SIDES, ("greatest", "least"), strict=True):
+        names = ("job", "instance", *catalogue.FEATURE)
+        matchers = ",".join([*(f"{name}=%q" for name in names), f'side="{side}"'])
+        values = " ".join(f"$labels.{name}" for name in names)
+        told.append(
+            f"{{{{ with printf `{catalogue.FEATURE_LAST.name}{{{matchers}}}` {values} | query }}}}"
+            f" The {extreme} value of the newest window is {{{{ . | first | value | {_NUMBER} }}}}, "
+            f"the threshold {_threshold(side)}.{{{{ end }}}}"
+        )
+    return "".join(told)
+
+
+_ABOVE = 'side="above"'
+_LEAST = _value(catalogue.FEATURE_LAST, _NUMBER, "unknown", 'side="below"')
+"""Of a feature that is watched below alone."""
 
 _SAME_LAYER = f"on ({_ORIGIN}, model, revision, layer)"
 _SHIFTED = f"{catalogue.LAYER_SHIFTED.name} == 1"
@@ -147,7 +169,7 @@ _SPIKE = Alert(
         f"Feature {_NAME} of {_WHERE}: "
         f"{_value(catalogue.FEATURE_EXCEEDANCE, 'humanizePercentage', 'an unknown share')} "
         "of the sampled requests{{ with $labels.slice }} of {{ . }}{{ end }} "
-        f"{_beyond(_value(catalogue.FEATURE_THRESHOLD, _NUMBER, 'unknown height'))}; in the baseline "
+        f"{_beyond()}; in the baseline "
         f"{_value(catalogue.FEATURE_BASELINE_EXCEEDANCE, 'humanizePercentage', 'an unknown share')}"
         " do."
     ),
@@ -202,9 +224,7 @@ _NEVER_SEEN = _condition(
     "SidecarFeatureNeverSeen",
     "never_seen",
     "A flagged feature keeps taking values that its baseline never saw.",
-    "takes values far outside the range of its baseline again and again: the greatest of the newest "
-    f"window is {_value(catalogue.FEATURE_LAST, _NUMBER, 'unknown')}, its threshold "
-    f"{_value(catalogue.FEATURE_THRESHOLD, _NUMBER, 'unknown')}.",
+    f"takes values far outside the range of its baseline again and again.{_newest()}",
     # A condition holds for six windows after it was seen last. A single value far out comes by itself
     # where tails are heavy: with a tail that falls as the cube, as Student's t of three degrees has, a day
     # exceeds twice the greatest of the day before with probability 1 / (1 + 2**3). Two within a minute
@@ -224,7 +244,7 @@ _SATURATED = _condition(
     "saturated",
     "A flagged feature is stuck at one value or at the top of its range.",
     "has one and the same value, or the greatest of its baseline or more, on every sampled request: "
-    f"{_value(catalogue.FEATURE_LAST, _NUMBER, 'unknown')}.",
+    f"{_value(catalogue.FEATURE_LAST, _NUMBER, _LEAST, _ABOVE)}.",
 )
 
 _DRIFT = Alert(

@@ -14,6 +14,9 @@ FEATURE = ("model", "revision", "layer", "kind", "feature")
 CONDITIONS = ("never_seen", "nonfinite", "silent", "saturated")
 """What can certainly hold of a feature: values of the label ``condition``."""
 
+SIDES = ("above", "below")
+"""On which side of its baseline a value exceeds: values of the label ``side``."""
+
 REFERENCES = ("baseline", "yesterday")
 """What the newest hour is compared with: values of the label ``reference``."""
 
@@ -109,15 +112,20 @@ FEATURE_BASELINE_EXCEEDANCE = _gauge(
 FEATURE_THRESHOLD = _gauge(
     "sidecar_feature_threshold",
     "activation",
-    "Baseline quantile beyond which a value exceeds, on the side that `sidecar_feature_info` names; of two "
-    "the upper one. Absent without a baseline.",
+    "Baseline quantile beyond which a value exceeds: a value above the one with `side` `above`, or below "
+    "the one with `side` `below`. A feature has those of the sides on which it is watched; absent without a "
+    "baseline.",
     *FEATURE,
+    "side",
 )
 FEATURE_LAST = _gauge(
     "sidecar_feature_last_activation",
     "activation",
-    "Largest value of the newest closed window that had samples; absent before the first.",
+    "The value of the newest closed window with samples that comes nearest to the threshold of the same "
+    "`side` or is furthest beyond it: with `above` the greatest, with `below` the least. Absent before the "
+    "first; the least, too, before there is a baseline.",
     *FEATURE,
+    "side",
 )
 FEATURE_REQUESTS = _gauge(
     "sidecar_feature_window_requests",
@@ -226,6 +234,14 @@ FEATURE_LEVELS = Family(
     "The same activations in a few buckets placed by the baseline, with zero and negative bounds: for "
     "heat maps. Buckets only: with negative values a sum would be no counter.",
     (*FEATURE, "le"),
+)
+ANOMALY = _gauge(
+    "sidecar_anomaly_factor",
+    "times",
+    "How many times as often as in its baseline a feature exceeds that nobody flagged and that the screen "
+    "finds. Only of the least likely ones, `metrics.anomalies_limit` of all layers together and ten of a "
+    "layer, that were found in two windows or more; the series ends a minute after it was found last.",
+    *FEATURE,
 )
 FLAG_UNMATCHED = _gauge(
     "sidecar_flag_unmatched",
@@ -556,6 +572,7 @@ FAMILIES: tuple[Family, ...] = (
     FEATURE_INFO,
     FEATURE_ACTIVATION,
     FEATURE_LEVELS,
+    ANOMALY,
     FLAG_UNMATCHED,
     SERIES_TRUNCATED,
     SERIES,
@@ -626,12 +643,19 @@ SCALAR_FAMILIES: tuple[Family, ...] = tuple(
 )
 """Those whose samples are numbers: all that text formats can hold."""
 
-_SERIES_EACH = {FEATURE_CONDITION: len(CONDITIONS), FEATURE_DRIFT: len(REFERENCES)}
+_SERIES_EACH = {
+    FEATURE_CONDITION: len(CONDITIONS),
+    FEATURE_DRIFT: len(REFERENCES),
+    FEATURE_THRESHOLD: len(SIDES),
+    FEATURE_LAST: len(SIDES),
+}
 
 FEATURE_SERIES = sum(
     _SERIES_EACH.get(family, 1)
     for family in SCALAR_FAMILIES
-    if set(FEATURE) <= set(family.labels) and family.type is not FamilyType.HISTOGRAM
+    if set(FEATURE) <= set(family.labels)
+    and family.type is not FamilyType.HISTOGRAM
+    and family is not ANOMALY
 )
 """Most series of one flagged feature beside its histograms."""
 

@@ -43,6 +43,7 @@ _SECTIONS = (
     "features",
     "flags",
     "layers",
+    "anomalies",
     "activations",
     "ingest",
     "jobs",
@@ -105,7 +106,7 @@ class Collector:
     Scrapes are bounded: at most ``flagged_limit`` features, flags and layers each have series, at most
     ``series_limit`` series are there in all, and what is left out is counted in
     ``sidecar_series_truncated``. What comes first is kept, in the source's order: features, then
-    layers, flags, native histograms, heat maps. A section of the source that raises is left out and
+    layers, flags, findings of the screen, native histograms, heat maps. A section of the source that raises is left out and
     counted in ``sidecar_collect_errors_total``; the rest of the scrape is served. May be collected
     from several threads at once.
 
@@ -116,6 +117,7 @@ class Collector:
         flagged_limit: Most features, flags and layers with series of their own.
         series_limit: Most series, those of the process included.
         classic_buckets: Whether features have classic histograms, of up to 21 series each.
+        anomalies_limit: Most unflagged features of the screen with a series.
     """
 
     def __init__(
@@ -127,18 +129,21 @@ class Collector:
         flagged_limit: int = 1000,
         series_limit: int = 50_000,
         classic_buckets: bool = True,
+        anomalies_limit: int = 20,
     ) -> None:
         self._source = source
         self._build = (version, config_digest[:REVISION_DISPLAY])
         self._limit = flagged_limit
         self._series_limit = series_limit
         self._classic = classic_buckets
+        self._anomalies_limit = anomalies_limit
         self._errors: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._features_chosen: Memo[Chosen] = Memo()
         self._infos: Memo[tuple[Labels, ...]] = Memo()
         self._conditions: Memo[tuple[Labels, ...]] = Memo()
         self._references: Memo[tuple[Labels, ...]] = Memo()
+        self._sides: Memo[tuple[Labels, ...]] = Memo()
         self._baselines: Memo[tuple[Labels, ...]] = Memo()
         self._layers_chosen: Memo[Chosen] = Memo()
         self._histograms_chosen: Memo[tuple[Chosen, ...]] = Memo()
@@ -165,6 +170,7 @@ class Collector:
         self._section(draft, "features", lambda d: self._features(d, features))
         self._section(draft, "layers", lambda d: self._layers(d, layers, features))
         self._section(draft, "flags", lambda d: self._flags(d, flags))
+        self._section(draft, "anomalies", lambda d: self._anomalies(d, layers))
         self._section(draft, "activations", lambda d: self._activations(d, activations, features))
         self._section(draft, "ingest", lambda d: d.put_rows(sections.ingest_rows(source.ingest())))
         self._section(draft, "jobs", lambda d: d.put_rows(sections.job_rows(source.jobs())))
@@ -228,6 +234,11 @@ class Collector:
             None, [chosen.labels], lambda: _each(chosen.labels, catalogue.REFERENCES)
         )
         draft.put(catalogue.FEATURE_DRIFT, references, sections.drift_values(kept))
+        sides = self._sides.get(
+            None, [chosen.labels], lambda: _each(chosen.labels, catalogue.SIDES)
+        )
+        draft.put(catalogue.FEATURE_THRESHOLD, sides, sections.threshold_values(kept))
+        draft.put(catalogue.FEATURE_LAST, sides, sections.last_values(kept))
         self._put_infos(draft, chosen.labels, kept)
         draft.left_out["features"] = chosen.left_out
 
@@ -288,6 +299,14 @@ class Collector:
         draft.room.take(len(chosen.places))
         draft.put(catalogue.FLAG_UNMATCHED, chosen.labels, [1.0] * len(chosen.labels))
         draft.left_out["flags"] = chosen.left_out
+
+    def _anomalies(self, draft: _Draft, layers: Sequence[LayerStatus]) -> None:
+        limit = min(self._anomalies_limit, draft.room.fits(1))
+        found = sections.lasting_anomalies(layers, limit)
+        chosen = choose([one.key for one in found], sections.feature_labels, limit)
+        draft.room.take(len(chosen.places))
+        factors = [found[place].factor for place in chosen.places]
+        draft.put(catalogue.ANOMALY, chosen.labels, factors)
 
     def _activations(
         self,

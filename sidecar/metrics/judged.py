@@ -162,6 +162,16 @@ JUDGED_ROW = Row(
             no_value="no hour yet",
         ),
         Panel(
+            "Unflagged features that stand out",
+            "timeseries",
+            "How many times as often as in its baseline a feature exceeds that nobody flagged; the least likely "
+            "of those the screen found in two windows or more. None raises an alert: flag one with `sidecar "
+            f"feature flag` to be told of it. Metric: `{c.ANOMALY.name}`.",
+            "suffix: x",
+            (Query(f"{c.ANOMALY.name}{{{LAYER}}}", "{{model}} {{layer}} {{kind}} {{feature}}"),),
+            no_value="none",
+        ),
+        Panel(
             "Baseline frozen",
             "state-timeline",
             "Whether a layer's baseline is frozen; until then none of its features is judged. Metric: "

@@ -34,8 +34,13 @@ from sidecar.metrics.vocabulary import (
 
 
 def _in_table(family: c.Family) -> Query:
+    """Return a column of the table; of what has two sides the upper, else the lower one."""
+    known = about(family, "name, severity, owner, path, direction")
+    if "side" in family.labels:  # a label more would be a line more
+        above, below = (f'{family.name}{{{FEATURE},side="{side}"}}' for side in c.SIDES)
+        one = f"(sum without (side) ({above}) or sum without (side) ({below}))"
+        known = known.replace(of_feature(family), one, 1)
     # The thumbnail's address is made here, so that no series carries one.
-    known = about(family, "name, severity, owner, path")
     target = "${console:raw}/f/$1/portrait.png"
     return Query(f'label_replace({known}, "portrait", "{target}", "path", "(.+)")')
 
@@ -153,7 +158,8 @@ _STATE = Row(
             "table",
             "How each flagged feature stands now, with its portrait; a click opens its page. Share: "
             "requests beyond the threshold in the short window; compare it with the share the baseline "
-            f"explains. Metrics: `{c.FEATURE_STATE.name}`, `{c.FEATURE_EXCEEDANCE.name}`, "
+            "explains. The newest extreme is the greatest value of a window, or the least of what is watched "
+            f"below. Metrics: `{c.FEATURE_STATE.name}`, `{c.FEATURE_EXCEEDANCE.name}`, "
             f"`{c.FEATURE_BASELINE_EXCEEDANCE.name}`, `{c.FEATURE_LAST.name}`, "
             f"`{c.FEATURE_THRESHOLD.name}`.",
             "short",
@@ -181,7 +187,8 @@ _STATE = Row(
                 Column("Value #A", "State", "none"),
                 Column("Value #B", "Share now", "percentunit"),
                 Column("Value #C", "Share in baseline", "percentunit"),
-                Column("Value #D", "Largest value", "short"),
+                Column("direction", "Watched"),
+                Column("Value #D", "Newest extreme", "short"),
                 Column("Value #E", "Threshold", "short"),
                 Column("severity", "Severity"),
                 Column("owner", "Owner"),
@@ -202,7 +209,7 @@ _SPIKES = Row(
         Panel(
             "Share of requests beyond the threshold",
             "timeseries",
-            "Share of sampled requests with a value above the feature's threshold; dashed: the share its "
+            "Share of sampled requests with a value beyond the feature's threshold; dashed: the share its "
             "baseline explains. The line stops where nothing is sampled. Metrics: "
             f"`{c.FEATURE_EXCEEDANCE.name}`, `{c.FEATURE_BASELINE_EXCEEDANCE.name}`.",
             "percentunit",
@@ -219,16 +226,17 @@ _SPIKES = Row(
             to_feature=True,
         ),
         Panel(
-            "Largest value against the threshold",
+            "Newest extreme against the threshold",
             "timeseries",
-            "Largest value of the newest window; dashed: the threshold, a quantile of the baseline. "
+            "Greatest value of the newest window, or the least of what is watched below; dashed: the threshold "
+            "of that side, a quantile of the baseline. "
             f"Metrics: `{c.FEATURE_LAST.name}`, `{c.FEATURE_THRESHOLD.name}`.",
             "short",
             (
-                Query(about(c.FEATURE_LAST, "name"), SERIES_NAME),
+                Query(about(c.FEATURE_LAST, "name"), f"{SERIES_NAME} {{{{side}}}}"),
                 Query(
                     about(c.FEATURE_THRESHOLD, "name"),
-                    f"threshold {SERIES_NAME}",
+                    f"threshold {SERIES_NAME} {{{{side}}}}",
                     QUIET,
                     dashed=True,
                 ),

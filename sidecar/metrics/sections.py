@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from sidecar import errors
-from sidecar.detect import State
+from sidecar.detect import Direction, State
 from sidecar.features import FeatureKey, LayerKey, Scope
 from sidecar.metrics import catalogue
 from sidecar.metrics.catalogue import Family
 from sidecar.metrics.source import JobCounts, StatisticsCounts, StorageCounts
 from sidecar.metrics.tables import Labels
-from sidecar.monitor import FeatureStatus, Flag, IngestCounts, LayerStatus
+from sidecar.monitor import Anomaly, FeatureStatus, Flag, IngestCounts, LayerStatus
 
 Row = tuple[Family, Labels, float]
 """One sample: its family, label values and value."""
@@ -58,6 +58,8 @@ _HOOK_DROPS = (
 _RECORDING_DROPS = ("backlog", "disk", "error")
 
 _JOB_STATES = ("queued", "running", "done", "failed", "cancelled")
+
+_LASTING_WINDOWS = 2
 
 _ABSENT = float("nan")
 _NO_YES = (0.0, 1.0)  # the same two objects in every scrape, which the renderers see at once
@@ -112,6 +114,39 @@ def drift_values(statuses: Sequence[FeatureStatus]) -> list[float]:
     return [value for s in statuses for value in (s.drift_js, s.drift_js_yesterday)]
 
 
+def threshold_values(statuses: Sequence[FeatureStatus]) -> list[float]:
+    """Return each feature's thresholds in the order of ``catalogue.SIDES``; NaN where it has none."""
+    return [
+        value
+        for s in statuses
+        for value in (
+            s.threshold if s.direction != Direction.BELOW else _ABSENT,
+            s.low_threshold if s.direction != Direction.ABOVE else _ABSENT,
+        )
+    ]
+
+
+def last_values(statuses: Sequence[FeatureStatus]) -> list[float]:
+    """Return what each feature's newest window compares with these thresholds, likewise."""
+    return [
+        value
+        for s in statuses
+        for value in (
+            s.last if s.direction != Direction.BELOW else _ABSENT,
+            s.least if s.direction != Direction.ABOVE else _ABSENT,
+        )
+    ]
+
+
+def lasting_anomalies(statuses: Sequence[LayerStatus], limit: int) -> list[Anomaly]:
+    """Return the least likely findings of all layers that came again, at most ``limit``.
+
+    What came once may be chance, and would be a new series every time.
+    """
+    found = [a for s in statuses for a in s.anomalies if a.windows >= _LASTING_WINDOWS]
+    return sorted(found, key=lambda one: one.p_log10)[:limit]
+
+
 def spike_threshold(statuses: Sequence[FeatureStatus]) -> float:
     """Return the evidence at which features fire; NaN where none is judged."""
     known = [s.evidence_threshold_log10 for s in statuses]
@@ -135,8 +170,6 @@ def feature_columns(statuses: Sequence[FeatureStatus]) -> Columns:
         [s.exceedance_ratio if s.requests else _ABSENT for s in statuses],
     )
     yield catalogue.FEATURE_BASELINE_EXCEEDANCE, [s.baseline_ratio for s in statuses]
-    yield catalogue.FEATURE_THRESHOLD, [s.threshold for s in statuses]
-    yield catalogue.FEATURE_LAST, [s.last for s in statuses]
     yield catalogue.FEATURE_EVIDENCE, [s.evidence_log10 for s in statuses]
     yield catalogue.FEATURE_LEVEL, [s.level_ratio for s in statuses]
     yield catalogue.FEATURE_TOLERATED, [s.tolerated_ratio for s in statuses]

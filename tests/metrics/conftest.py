@@ -25,7 +25,14 @@ from sidecar.metrics import (
     StatisticsCounts,
     StorageCounts,
 )
-from sidecar.monitor import FeatureStatus, Flag, IngestCounts, LayerActivations, LayerStatus
+from sidecar.monitor import (
+    Anomaly,
+    FeatureStatus,
+    Flag,
+    IngestCounts,
+    LayerActivations,
+    LayerStatus,
+)
 from tests.prometheus import Prometheus, eventually
 
 REVISION = "3fa1c2d4e5f60718" * 4
@@ -125,7 +132,7 @@ def build_feature(
     return FeatureStatus(key=key, flag=about, state=state, explanation="", **{**known, **values})
 
 
-def build_status(key: LayerKey, **values: float) -> LayerStatus:
+def build_status(key: LayerKey, **values: Any) -> LayerStatus:
     """Return a layer of 192 features that was sampled."""
     known = {
         "width": 192,
@@ -200,7 +207,16 @@ def source() -> MemorySource:
                 sampled_exceedances=0,
             ),
         ],
-        registered=[build_status(layer)],
+        registered=[
+            build_status(
+                layer,
+                anomalies=(
+                    Anomaly(
+                        layer.feature(7), 1_795_447_000.0, 1_795_448_000.0, 9, 64, 8, 0.01, -9, -7
+                    ),
+                ),
+            )
+        ],
         unmatched=["lite0/_blocks.99/channel/1"],
         counts=IngestCounts(
             received=110,

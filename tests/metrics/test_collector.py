@@ -15,7 +15,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
-from sidecar.detect import State
+from sidecar.detect import Direction, State
 from sidecar.features import FeatureKey, FeatureKind, LayerKey, Scope, View
 from sidecar.metrics import Collector
 from sidecar.metrics.catalogue import (
@@ -24,7 +24,7 @@ from sidecar.metrics.catalogue import (
     OWN_SERIES,
     SCALAR_FAMILIES,
 )
-from sidecar.monitor import Flag, IngestCounts
+from sidecar.monitor import Anomaly, Flag, IngestCounts
 
 pytestmark = pytest.mark.service
 
@@ -75,8 +75,6 @@ def test_every_value_of_a_flagged_feature_arrives(source: Any, serve: Any, scrap
         "sidecar_feature_state_changed_timestamp_seconds": 1_795_448_000.0,
         "sidecar_feature_exceedance_ratio": 0.425,
         "sidecar_feature_baseline_exceedance_ratio": 0.001,
-        "sidecar_feature_threshold": 3.25,
-        "sidecar_feature_last_activation": 9.75,
         "sidecar_feature_window_requests": 128,
         "sidecar_feature_spike_evidence_log10": 9.5,
         "sidecar_feature_level_ratio": 0.0015,
@@ -96,12 +94,81 @@ def test_every_value_of_a_flagged_feature_arrives(source: Any, serve: Any, scrap
     assert set(mine) - set(expected) == {
         "sidecar_feature_condition",
         "sidecar_feature_drift_js_distance",
+        "sidecar_feature_threshold",
+        "sidecar_feature_last_activation",
     }
-    assert len(expected) + len(conditions) + len(drift) == FEATURE_SERIES
+    assert {"above": 3.25} == of_feature(found, "sidecar_feature_threshold", "side")
+    assert {"above": 9.75} == of_feature(found, "sidecar_feature_last_activation", "side")
+    two_sides = 2 + 2
+    assert len(expected) + len(conditions) + len(drift) + two_sides == FEATURE_SERIES
     about = {"name": "stop signs", "severity": "critical", "owner": "vision", "slice": "route=eu"}
     about["direction"] = "above"
     path = "lite0@3fa1c2d4e5f6/_blocks.14/channel/33"
     assert found[key("sidecar_feature_info", **FEATURE, **about, path=path)] == 1
+
+
+@pytest.mark.parametrize(
+    ("direction", "threshold", "last"),
+    [
+        (Direction.ABOVE, {"above": 3.25}, {"above": 1.5}),
+        (Direction.BELOW, {"below": -2.5}, {"below": -7.0}),
+        (Direction.BOTH, {"above": 3.25, "below": -2.5}, {"above": 1.5, "below": -7.0}),
+    ],
+)
+def test_each_side_that_is_watched_has_its_threshold_and_its_value(
+    source: Any,
+    make_feature: Any,
+    make_layer: Any,
+    serve: Any,
+    scrape: Any,
+    direction: Direction,
+    threshold: dict[str, float],
+    last: dict[str, float],
+) -> None:
+    """What is compared with a low threshold is the least value, not the greatest."""
+    shown = -2.5 if direction is Direction.BELOW else 3.25
+    sides = {"direction": str(direction), "threshold": shown, "low_threshold": -2.5, "least": -7.0}
+    source.watched = [make_feature(make_layer().feature(33), **sides)]
+
+    found = scrape(serve(source))
+
+    assert threshold == of_feature(found, "sidecar_feature_threshold", "side")
+    assert last == of_feature(found, "sidecar_feature_last_activation", "side")
+
+
+def anomaly(key: FeatureKey, p_log10: float, windows: int = 2) -> Anomaly:
+    """Return a finding: 8 of 64 requests where 1 in 100 is usual."""
+    return Anomaly(key, 1.0, 2.0, windows, 64, 8, 0.01, p_log10, p_log10 + 1)
+
+
+def test_the_furthest_unflagged_findings_have_a_series_up_to_a_hard_limit(
+    source: Any, make_layer: Any, make_status: Any, serve: Any, scrape: Any
+) -> None:
+    """Of all layers together; what was found once may be chance and has none."""
+    first, second = make_layer(), make_layer("_blocks.15")
+    likely = tuple(anomaly(first.feature(i), -5.0 - i) for i in range(10))
+    source.registered = [
+        make_status(first, anomalies=likely),
+        make_status(
+            second, anomalies=(anomaly(second.feature(3), -99), anomaly(second.feature(4), -99, 1))
+        ),
+    ]
+
+    few = scrape(serve(source, limits={"anomalies_limit": 3}))
+    none = scrape(serve(source, limits={"anomalies_limit": 0}))
+
+    name = "sidecar_anomaly_factor"
+    shown = {
+        (dict(labels)["layer"], dict(labels)["feature"]): value
+        for (one, labels), value in few.items()
+        if one == name
+    }
+    assert {
+        ("_blocks.15", "3"): 12.5,
+        ("_blocks.14", "9"): 12.5,
+        ("_blocks.14", "8"): 12.5,
+    } == shown
+    assert not [1 for one, _ in none if one == name]
 
 
 def test_what_is_not_known_is_absent(source: Any, serve: Any, scrape: Any) -> None:

@@ -222,7 +222,7 @@ def test_features_lead_to_the_console() -> None:
         "State": by_labels,
         "Flagged features": "${console:raw}/f/${__data.fields.path}",
         "Share of requests beyond the threshold": by_labels,
-        "Largest value against the threshold": by_labels,
+        "Newest extreme against the threshold": by_labels,
         "Evidence against the threshold": by_labels,
         "Share against what is tolerated": by_labels,
         "Certain conditions": by_labels,
