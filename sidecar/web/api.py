@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sidecar.errors import InvalidInput
-from sidecar.features import FeatureKey
+from sidecar.features import FeatureKey, LayerKey
 from sidecar.jobs import JobRequest
 from sidecar.recipes import Target, recipe_like
 from sidecar.web import serialise
@@ -40,15 +40,25 @@ def features(request: Request) -> Response:
         offset=offset,
         limit=limit,
     )
-    items = [serialise.feature(status, console.base) for status in found]
-    return Json({"features": items, "total": total, "offset": offset, "limit": limit})
+    shifted = _shifted(console)
+    items = [
+        serialise.feature(one, console.base, shifted=one.key.layer in shifted) for one in found
+    ]
+    unmatched = [serialise.unmatched(one) for one in console.backend.explained_flags()]
+    answer = {"features": items, "total": total, "offset": offset, "limit": limit}
+    return Json({**answer, "unmatched_flags": unmatched})
+
+
+def _shifted(console: Console) -> set[LayerKey]:
+    return {layer.key for layer in console.backend.layers() if layer.shifted}
 
 
 def feature(request: Request) -> Response:
     """``GET /api/v1/features/{feature}``: one feature, with its portraits."""
     console = Console.of(request)
     key = console.backend.resolve(request.path_params["feature"])
-    answer = serialise.feature(console.backend.feature(key), console.base)
+    status, shifted = console.backend.feature(key), key.layer in _shifted(console)
+    answer = serialise.feature(status, console.base, shifted=shifted)
     answer["portraits"] = [
         {
             "picture": f"{console.base}/api/v1/artifacts/{one.picture_digest}",
@@ -81,7 +91,10 @@ def evidence(request: Request) -> Response:
 
 def layers(request: Request) -> Response:
     """``GET /api/v1/layers``: every layer that was ever registered."""
-    return Json({"layers": [serialise.layer(one) for one in Console.of(request).backend.layers()]})
+    console = Console.of(request)
+    return Json(
+        {"layers": [serialise.layer(one, console.base) for one in console.backend.layers()]}
+    )
 
 
 def baselines(request: Request) -> Response:

@@ -15,6 +15,7 @@ from sidecar.monitor import (
     FeatureStatus,
     Flag,
     LayerStatus,
+    UnmatchedFlag,
     Window,
 )
 from sidecar.recipes import Recipe
@@ -61,6 +62,9 @@ class Backend(Protocol):
 
     def unmatched_flags(self) -> Sequence[str]:
         """Return the text of the flags whose layer no hook registered, or not with that index."""
+
+    def explained_flags(self) -> Sequence[UnmatchedFlag]:
+        """Return why the first of these fit no feature; a screenful at most."""
 
     def layers(self) -> Sequence[LayerStatus]:
         """Return every registered layer, sorted by key."""

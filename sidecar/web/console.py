@@ -90,6 +90,7 @@ class Console:
         templates.filters.update({name: getattr(wording, name) for name in _WORDS})
         templates.tests["finite"] = math.isfinite
         templates.filters["segment"] = lambda text: quote(str(text), safe="")
+        templates.filters["chance"] = wording.chance
         templates.filters["path"] = wording.short_path
         templates.filters["short"] = wording.short_key
         templates.globals.update(
@@ -98,6 +99,7 @@ class Console:
             gauge=gauge.draw,
             reached=wording.reached,
             beyond=wording.beyond,
+            extreme=wording.extreme,
             concerns=wording.concerns,
             headline=wording.headline,
             judged=wording.judged,

@@ -46,6 +46,8 @@ NOTICES = {
 }
 """What a page says after one of its forms was sent; the query names the sentence, never its text."""
 
+_FLAG_ROWS = 5
+_ANOMALY_ROWS = 50  # of all layers together; each has at most ten
 _EVENT_ROWS = 20
 _JOB_ROWS = 8
 _STRIP = 4
@@ -92,6 +94,7 @@ def feature_list(request: Request) -> Response:
         names=sorted({layer.key.layer for layer in layers}),
         states=STATE_WORDS,
         unmatched=console.backend.unmatched_flags(),
+        explained=console.backend.explained_flags()[:_FLAG_ROWS],
         shifted={layer.key for layer in layers if layer.shifted},
         notice=_notice(request),
     )
@@ -254,9 +257,12 @@ def layers(request: Request) -> Response:
         versions.get(one.stored.facts.layer, []).append(
             one
         )  # a layer may be gone, and not its files
+    anomalies = [one for layer in found for one in layer.anomalies]
     return console.page(
         "layers.html",
         layers=found,
+        anomalies=anomalies[:_ANOMALY_ROWS],
+        found=len(anomalies),
         versions=versions,
         digits=_DIGEST_SHOWN,
         reason_limit=_REASON_LIMIT,

@@ -13,11 +13,14 @@ from sidecar.detect import LeftOut
 from sidecar.features import LayerKey
 from sidecar.jobs import Job
 from sidecar.monitor import (
+    Anomaly,
     BaselineVersion,
     EvidenceRecord,
     FeatureDistribution,
     FeatureStatus,
     LayerStatus,
+    UnmatchedFlag,
+    alerts_of,
 )
 
 
@@ -53,8 +56,14 @@ def layer_names(key: LayerKey) -> dict[str, str]:
     }
 
 
-def feature(status: FeatureStatus, base: str) -> dict[str, Any]:
-    """Return a feature's state; links in it start with ``base``."""
+def feature(status: FeatureStatus, base: str, *, shifted: bool) -> dict[str, Any]:
+    """Return a feature's state.
+
+    Args:
+        status: How it stands.
+        base: What links start with.
+        shifted: Whether its layer moves as a whole.
+    """
     page = f"{base}/f/{status.key.path}"
     return {
         "key": str(status.key),
@@ -80,11 +89,47 @@ def feature(status: FeatureStatus, base: str) -> dict[str, Any]:
         "threshold": known(status.threshold),
         "low_threshold": known(status.low_threshold),
         "last": known(status.last),
+        "least": known(status.least),
+        "sampled_requests": status.sampled_requests,
+        "sampled_exceedances": status.sampled_exceedances,
+        "spikes": status.spikes,
+        "layer_shifted": shifted,
+        "alerts": list(alerts_of(status, shifted=shifted)),
+        "anomaly": anomaly(status.anomaly, base) if status.anomaly else None,
         "explanation": status.explanation,
         "evidence_id": status.evidence_id or None,
         "page": page,
         "evidence": f"{page}/evidence",
         "portrait": f"{page}/portrait.png",
+    }
+
+
+def anomaly(found: Anomaly, base: str) -> dict[str, Any]:
+    """Return what the screen finds of an unflagged feature."""
+    return {
+        "key": str(found.key),
+        "since": found.since,
+        "seen": found.seen,
+        "windows": found.windows,
+        "requests": found.requests,
+        "exceedances": found.exceedances,
+        "exceedance_ratio": found.exceedance_ratio,
+        "baseline_ratio": found.baseline_ratio,
+        "factor": found.factor,
+        "p_log10": found.p_log10,
+        "q_log10": found.q_log10,
+        "page": f"{base}/f/{found.key.path}",
+    }
+
+
+def unmatched(found: UnmatchedFlag) -> dict[str, Any]:
+    """Return why a flag fits no feature."""
+    return {
+        "flag": found.flag,
+        "field": found.field,
+        "value": found.value,
+        "nearest": list(found.nearest),
+        "explanation": found.words,
     }
 
 
@@ -137,8 +182,8 @@ def _left_out(one: LeftOut) -> dict[str, Any]:
     }
 
 
-def layer(status: LayerStatus) -> dict[str, Any]:
-    """Return how a layer stands."""
+def layer(status: LayerStatus, base: str) -> dict[str, Any]:
+    """Return how a layer stands; links in it start with ``base``."""
     return {
         **layer_names(status.key),
         "width": status.width,
@@ -158,6 +203,7 @@ def layer(status: LayerStatus) -> dict[str, Any]:
         "shifted": status.shifted,
         "detail": status.detail,
         "memory_bytes": status.memory_bytes,
+        "anomalies": [anomaly(one, base) for one in status.anomalies],
     }
 
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from sidecar.detect import Detector, State
 from sidecar.features import FeatureKey, FeatureKind, short_revision
-from sidecar.monitor import FeatureStatus
+from sidecar.monitor import Anomaly, FeatureStatus
 
 ABSENT = "\u2013"
 """Stands for a number that is not known; always with words nearby that say why."""
@@ -179,6 +179,36 @@ def lower(status: FeatureStatus) -> float:
     return math.nan if status.direction == "above" else status.low_threshold
 
 
+def extreme(status: FeatureStatus) -> tuple[str, str]:
+    """Return what is compared with a feature's thresholds: what it is called, and the value in words."""
+    if status.direction == "below":
+        return "Least value", number(status.least)
+    if status.direction == "both" and math.isfinite(status.least):
+        return "Values from, to", f"{compact(status.least)}, {compact(status.last)}"
+    return "Greatest value", number(status.last)
+
+
+def chance(log10: float) -> str:
+    """Return a chance of which the power of ten is known.
+
+    Example:
+        >>> chance(-1.3), chance(-412.6)[:3]
+        ('0.0501', '2.5')
+    """
+    if log10 >= -3:  # noqa: PLR2004 - such chances are read without an exponent
+        return number(10**log10)
+    exponent = math.floor(log10)
+    return f"{10 ** (log10 - exponent):.1f}e{exponent}".replace("-", _MINUS)
+
+
+def stands_out(found: Anomaly) -> str:
+    """Say what the screen finds of an unflagged feature."""
+    return (
+        f"{count(found.exceedances)} of {count(found.requests)} requests of its newest such window exceed "
+        f"its baseline's quantile, {compact(found.factor)}{TIMES} as often as in its baseline"
+    )
+
+
 def beyond(status: FeatureStatus) -> str:
     """Say which values exceed, such as ``above 4.7 or below -2``; empty without a threshold."""
     sides = (("above", upper(status)), ("below", lower(status)))
@@ -212,6 +242,11 @@ def judged(status: FeatureStatus) -> bool:
 
 def verdict(status: FeatureStatus) -> str:
     """Say how a feature behaves, with the numbers that make it so; what is certain leads."""
+    if status.flag is None and status.anomaly is not None:
+        return (
+            f"Nobody watches this feature, and it stands out: {stands_out(status.anomaly)}. Flag it to be "
+            "told when it spikes."
+        )
     if status.flag is None:
         return (
             "Nobody watches this feature. Its distribution is kept all the same; flag it to be "

@@ -36,6 +36,7 @@ from sidecar.errors import (
 from sidecar.features import Capture, FeatureKey, FeatureKind, FeatureSelector, LayerKey, View
 from sidecar.jobs import Job, JobRequest, JobState, Portrait
 from sidecar.monitor import (
+    Anomaly,
     BaselineVersion,
     Event,
     EvidenceRecord,
@@ -45,6 +46,7 @@ from sidecar.monitor import (
     FeatureStatus,
     Flag,
     LayerStatus,
+    UnmatchedFlag,
     Window,
 )
 from sidecar.recipes import Maximisation, Target, content_key
@@ -144,6 +146,7 @@ class MemoryBackend:
     stored: list[BaselineVersion] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     unmatched: list[str] = field(default_factory=list)
+    findings: dict[FeatureKey, Anomaly] = field(default_factory=dict)
     fetched: list[str] = field(default_factory=list)
     portraits_on_alerts: bool = True
     failing: SidecarError | Exception | None = None
@@ -340,6 +343,10 @@ class MemoryBackend:
         """Return flags that fit nothing."""
         return self.unmatched
 
+    def explained_flags(self) -> Sequence[UnmatchedFlag]:
+        """Return that the layer is what none of them has."""
+        return [UnmatchedFlag(one, "layer", "conv9", ("conv1",)) for one in self.unmatched[:20]]
+
     def layers(self) -> Sequence[LayerStatus]:
         """Return every layer."""
         return [self.known_layers[key] for key in sorted(self.known_layers)]
@@ -371,7 +378,7 @@ class MemoryBackend:
         plain = FeatureStatus(
             key, None, State.UNKNOWN, 0.0, 0, unknown, unknown, unknown, unknown, ""
         )
-        return self.watched.get(key, plain)
+        return self.watched.get(key, replace(plain, anomaly=self.findings.get(key)))
 
     def distribution(self, key: FeatureKey, window: Window) -> FeatureDistribution:
         """Return the distribution of the values a test put in."""

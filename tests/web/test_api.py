@@ -10,7 +10,7 @@ from sidecar.detect import State
 from sidecar.errors import JobQueueFull
 from sidecar.features import FeatureKey, LayerKey
 from sidecar.jobs import JobState
-from sidecar.monitor import Window
+from sidecar.monitor import Anomaly, Window
 
 pytestmark = pytest.mark.service
 
@@ -36,6 +36,40 @@ def test_features_are_listed_with_their_total(
         answer["features"][0]["flag"]["name"],
     )
     assert answer["features"][1]["threshold"] is None
+
+
+def test_flags_that_fit_nothing_are_told_beside_the_features(
+    client: httpx.Client, backend: Any, spiking: FeatureKey
+) -> None:
+    """With the part of their name that is wrong."""
+    none = strict(client.get("/api/v1/features"))["unmatched_flags"]
+    backend.unmatched = ["lite0/conv9/channel/1"]
+    (found,) = strict(client.get("/api/v1/features"))["unmatched_flags"]
+
+    assert [] == none
+    assert ("lite0/conv9/channel/1", "layer", "conv9", ["conv1"]) == (
+        found["flag"],
+        found["field"],
+        found["value"],
+        found["nearest"],
+    )
+
+
+def test_what_holds_of_a_feature_leads_to_its_alerts(
+    client: httpx.Client, backend: Any, channels: LayerKey
+) -> None:
+    """Where the whole layer moves, one alert stands for those of its features, and comes first."""
+    key = backend.watch(channels.feature(1), State.FIRING, conditions=("silent",), least=-2.0)
+    alone = strict(client.get(f"/api/v1/features/{key.path}"))
+    backend.add_layer(channels, 192, shifted=True)
+    moved = strict(client.get(f"/api/v1/features/{key.path}"))
+
+    assert (["SidecarFeatureSilent", "SidecarFeatureSpike"], False, -2.0) == (
+        alone["alerts"],
+        alone["layer_shifted"],
+        alone["least"],
+    )
+    assert ("SidecarLayerShift", True) == (moved["alerts"][0], moved["layer_shifted"])
 
 
 def test_features_are_filtered_and_paged(
@@ -230,3 +264,25 @@ def test_layers_are_listed(client: httpx.Client, channels: LayerKey) -> None:
         layer["baseline_frozen"],
         layer["capture"]["dtype"],
     )
+
+
+def test_a_layer_names_the_unflagged_features_that_stand_out(
+    client: httpx.Client, backend: Any, channels: LayerKey
+) -> None:
+    """With every number the screen has, and a page."""
+    key = channels.feature(7)
+    finding = Anomaly(key, 1.0, 2.0, 3, 64, 32, 0.01, -23.0, -21.5)
+    backend.add_layer(channels, 192, anomalies=(finding,))
+    backend.findings[key] = finding
+    (layer,) = strict(client.get("/api/v1/layers"))["layers"]
+    (found,) = layer["anomalies"]
+
+    assert found == strict(client.get(f"/api/v1/features/{key.path}"))["anomaly"]
+    assert (str(key), 50.0, 0.5, -21.5, 3) == (
+        found["key"],
+        found["factor"],
+        found["exceedance_ratio"],
+        found["q_log10"],
+        found["windows"],
+    )
+    assert 200 == client.get(found["page"]).status_code

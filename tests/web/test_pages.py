@@ -14,7 +14,7 @@ from sidecar.detect import Attribution, LeftOut, SliceCount, State
 from sidecar.errors import CorruptState, JobQueueFull
 from sidecar.features import FeatureKey, FeatureKind, LayerKey
 from sidecar.jobs import JobState
-from sidecar.monitor import Event, EvidenceRow, Flag, Window
+from sidecar.monitor import Anomaly, Event, EvidenceRow, Flag, Window
 
 pytestmark = pytest.mark.service
 
@@ -180,6 +180,7 @@ def test_flags_that_fit_nothing_are_told_on_the_list(
     assert "no feature, so nobody is told" not in before
     assert "7 flags fit no feature" in text
     assert "lite0/conv9/channel/4<" in text
+    assert "no hook has registered layer &#39;conv9&#39;; the nearest: &#39;conv1&#39;" in text
     assert "lite0/conv9/channel/5<" not in text
     assert "and 2 more" in text
 
@@ -313,6 +314,86 @@ def test_a_layer_of_which_less_is_kept_says_so(
 
     assert "statistics.memory_bytes" not in before
     assert "statistics.memory_bytes" in client.get("/layers").text
+
+
+def anomaly(key: FeatureKey, now: float, windows: int = 3) -> Anomaly:
+    """Return a finding: 47 of 64 requests where 1.23 % is usual."""
+    return Anomaly(key, now - 300, now - 10, windows, 64, 47, 0.0123, -23.0, -21.5)
+
+
+def test_unflagged_features_that_stand_out_are_listed_and_flagged_with_one_press(
+    client: httpx.Client, backend: Any, channels: LayerKey, token: str
+) -> None:
+    """Their numbers, since when, and a form; afterwards somebody is told of them."""
+    before = client.get("/layers").text
+    key = channels.feature(7)
+    backend.add_layer(channels, 192, anomalies=(anomaly(key, backend.now),))
+    page = client.get("/layers").text
+    (form,) = [one for one in parse(page).iter("form") if "/flag" in (one.get("action") or "")]
+    sent = {one.get("name"): one.get("value") for one in form.iter("input")}
+    answer = client.post(form.get("action"), data=sent)
+
+    assert "stand out" not in before
+    for part in (
+        "channel 7 of _blocks.14",
+        "59.7\u00d7",
+        "73.4 % of 64, 1.2 % usual",
+        "1.0e\u221223",
+    ):
+        assert part in page, part
+    assert "q 3.2e\u221222" in page
+    assert "3 windows<small>since" in page
+    assert 303 == answer.status_code
+    assert ("", "warning") == (backend.watched[key].flag.name, backend.watched[key].flag.severity)
+
+
+def test_the_list_of_what_stands_out_is_bounded(
+    client: httpx.Client, backend: Any, channels: LayerKey
+) -> None:
+    """With many layers the rest is counted."""
+    for number in range(6):
+        layer = replace(channels, layer=f"layer{number}")
+        found = tuple(anomaly(layer.feature(i), backend.now) for i in range(10))
+        backend.add_layer(layer, 192, anomalies=found)
+
+    page = client.get("/layers").text
+
+    assert 50 == page.count(">Flag it</button>")
+    assert "10 more are on the pages of single layers" in page
+
+
+def test_the_page_of_an_unflagged_feature_that_stands_out_says_so(
+    client: httpx.Client, backend: Any, channels: LayerKey
+) -> None:
+    """It is not called uninteresting because nobody watches it."""
+    key = channels.feature(7)
+    backend.findings[key] = anomaly(key, backend.now)
+    page = client.get(f"/f/{key.path}").text
+
+    assert "Nobody watches this feature, and it stands out: 47 of 64 requests" in page
+    assert "59.7\u00d7 as often as in its baseline" in page
+    assert "q 3.2e\u221222" in page
+
+
+def test_what_is_watched_below_shows_its_least_value(
+    client: httpx.Client, backend: Any, channels: LayerKey
+) -> None:
+    """Its greatest says nothing about its threshold."""
+    low = backend.watch(
+        channels.feature(1), State.NORMAL, direction="below", low_threshold=-1.25, least=-7.5
+    )
+    both = backend.watch(
+        channels.feature(2),
+        State.NORMAL,
+        direction="both",
+        low_threshold=-1.25,
+        least=-7.5,
+        last=9.42,
+    )
+
+    assert "Least value</dt><dd>\u22127.50</dd>" in client.get(f"/f/{low.path}").text
+    assert "Values from, to</dt><dd>\u22127.5, 9.42</dd>" in client.get(f"/f/{both.path}").text
+    assert 'data-name="Least value">\u22127.50' in client.get("/").text
 
 
 def test_a_layer_shows_the_versions_and_the_faults_of_its_baseline(
