@@ -9,7 +9,7 @@ import click
 import grpc
 
 from sidecar.cli.client import EXITS, TIMEOUT_SECONDS, channel, print_json, with_daemon
-from sidecar.cli.standing import holding, print_page, state_of
+from sidecar.cli.standing import holding, print_page, reasons, state_of
 from sidecar.cli.tables import print_table
 from sidecar.cli.words import lasting, moment, percent, short_key
 from sidecar.wire.v1 import features_pb2, features_pb2_grpc
@@ -128,7 +128,7 @@ def _print_list(found: Sequence[features_pb2.Feature]) -> None:
     if loud:
         click.echo()
     for one in loud:
-        click.echo(f"{one.name or short_key(one.key)}: {one.explanation}")
+        click.echo(f"{one.name or short_key(one.key)}: {reasons(one)}")
 
 
 def _row(found: features_pb2.Feature) -> list[str]:

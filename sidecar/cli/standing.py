@@ -9,10 +9,21 @@ from collections.abc import Iterator
 import click
 
 from sidecar.cli.words import lasting, moment, percent, power, short_key
+from sidecar.features import short_revision
 from sidecar.wire.v1 import features_pb2
 
 _COLUMN, _WIDTH = 12, 110
 _ALL = {"spike", "conditions", "drift"}
+
+_CERTAIN = {
+    "never_seen": "it gives values that its baseline never saw",
+    "nonfinite": "it gives NaN or infinite values",
+    "silent": "it gives nothing but zeros",
+    "saturated": "it gives the same value, or its baseline's greatest, again and again",
+}
+
+_OF_CONTENT = {"SidecarFeatureSpike", "SidecarFeatureNeverSeen", "SidecarFeatureDrift"}
+"""Alerts of which a picture of what the feature looks for may say something."""
 
 _ADVICE = {
     "SidecarLayerShift": "The whole layer moves: look at preprocessing, precision and the model's revision "
@@ -36,7 +47,24 @@ def state_of(found: features_pb2.Feature) -> str:
         return "anomaly" if found.HasField("anomaly") else "unflagged"
     if found.detectors and "spike" not in found.detectors:
         return "not judged"
-    return features_pb2.FeatureState.Name(found.state).removeprefix("FEATURE_STATE_").lower()
+    name = features_pb2.FeatureState.Name(found.state).removeprefix("FEATURE_STATE_").lower()
+    # What gives nothing but NaN does not spike, and is not normal.
+    return "no spike" if name == "normal" and holding(found) != "-" else name
+
+
+def reasons(found: features_pb2.Feature) -> str:
+    """Say why a feature is not calm: what is certain first, then the spike test's words."""
+    told = _certain(found)
+    spikes = found.state in (features_pb2.FEATURE_STATE_FIRING, features_pb2.FEATURE_STATE_PENDING)
+    return "; ".join([*told, *([found.explanation] if spikes or not told else [])])
+
+
+def _certain(found: features_pb2.Feature) -> list[str]:
+    """Return what holds of a feature beside spikes, a clause each."""
+    told = [_CERTAIN.get(name, name.replace("_", " ")) for name in found.conditions]
+    told += ["its distribution drifts away from its baseline"] if found.drifting else []
+    told += ["its layer moves as a whole"] if found.layer_shifted and found.flagged else []
+    return told
 
 
 def holding(found: features_pb2.Feature) -> str:
@@ -89,7 +117,8 @@ def _watched(found: features_pb2.Feature) -> Iterator[str]:
     for_ = f" for {lasting(time.time() - since)}, since {moment(since)}" if since else ""
     yield _line("state", f"{state_of(found)}{for_}")
     held = holding(found)
-    yield _line("holds", "nothing beside" if held == "-" else held)
+    told = "; ".join(_certain(found))
+    yield _line("holds", "nothing beside" if held == "-" else f"{held}: {told}")
     yield _line("flag", f"{found.severity}, owner {found.owner or 'nobody'}")
     side = "above and below" if found.direction == "both" else found.direction or "above"
     watch = f"{side} its baseline"
@@ -178,14 +207,16 @@ def _steps(found: features_pb2.Feature, record: features_pb2.Evidence | None) ->
         yield f"  be told of it: sidecar feature flag {key}"
         return
     for alert in found.alerts:
-        yield f"  {_ADVICE.get(alert, alert)}"
+        yield textwrap.fill(
+            _ADVICE.get(alert, alert), _WIDTH, initial_indent="  ", subsequent_indent="  "
+        )
         yield f"    {found.runbooks}/{alert}"
     if not found.alerts:
         learning = math.isnan(found.threshold)
         yield f"  nothing{': it is learning what is normal' if learning else ' now'}"
     if record is not None:
         yield f"  the requests that made it fire: sidecar feature evidence {key}"
-    if found.alerts and not found.portrait_digest:
+    if set(found.alerts) & _OF_CONTENT and not found.portrait_digest:
         yield f"  what it looks for: sidecar job run {key}"
     if found.drifting:
         where = f"{shlex.quote(found.model)} --layer {shlex.quote(found.layer)}"
@@ -193,12 +224,13 @@ def _steps(found: features_pb2.Feature, record: features_pb2.Evidence | None) ->
 
 
 def _links(found: features_pb2.Feature) -> Iterator[str]:
+    page = found.page.replace(found.revision, short_revision(found.revision))
     yield "links"
-    yield f"  page      {found.page}"
+    yield f"  page      {page}"
     if found.evidence_id:
-        yield f"  evidence  {found.page}/evidence"
+        yield f"  evidence  {page}/evidence"
     if found.portrait_digest:
-        yield f"  portrait  {found.page}/portrait.png"
+        yield f"  portrait  {page}/portrait.png"
 
 
 def print_page(found: features_pb2.Feature, record: features_pb2.Evidence | None) -> None:

@@ -204,8 +204,8 @@ def chance(log10: float) -> str:
 def stands_out(found: Anomaly) -> str:
     """Say what the screen finds of an unflagged feature."""
     return (
-        f"{count(found.exceedances)} of {count(found.requests)} requests of its newest such window exceed "
-        f"its baseline's quantile, {compact(found.factor)}{TIMES} as often as in its baseline"
+        f"{count(found.exceedances)} of the {count(found.requests)} requests of a recent window exceed its "
+        f"baseline's quantile, {compact(found.factor)} times as often as in its baseline"
     )
 
 

@@ -252,7 +252,10 @@ def test_what_is_certain_leads_the_page(tmp_path: Path) -> None:
         ]
 
     assert "HOLDS" in table
-    assert "holds nonfinite" in page
+    assert "dark: it gives NaN or infinite values\n" in table
+    assert "no spike" in table
+    assert "holds nonfinite: it gives NaN or infinite values" in page
+    assert "sidecar job run" not in page  # no picture says why
     assert "It gives NaN or infinities" in page
     assert "/runbooks/SidecarNonFinite" in page
     assert (["nonfinite"], ["SidecarNonFinite"]) == (found["conditions"], found["alerts"])
