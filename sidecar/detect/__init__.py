@@ -26,7 +26,7 @@ from sidecar.detect.drift import (
     drift_step,
 )
 from sidecar.detect.eprocess import tolerated_rate
-from sidecar.detect.layers import LayerScreen, LayerTransition, is_loud, layer_step
+from sidecar.detect.layers import LayerScreen, is_loud, layer_step
 from sidecar.detect.machine import blindness, step
 from sidecar.detect.policy import (
     Detector,
@@ -52,7 +52,6 @@ __all__ = [
     "Expected",
     "Extremes",
     "LayerScreen",
-    "LayerTransition",
     "LeftOut",
     "Observation",
     "Places",

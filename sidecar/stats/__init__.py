@@ -20,12 +20,10 @@ from sidecar.stats.bank import Bank
 from sidecar.stats.batch import decoded
 from sidecar.stats.binning import Binning
 from sidecar.stats.budget import Budget, Detail, Memory
-from sidecar.stats.distribution import Distribution, Occupied, merge
-from sidecar.stats.encoding import decode, encode
+from sidecar.stats.distribution import Distribution, Occupied
 from sidecar.stats.epoch import Period
 from sidecar.stats.fine import WatchedWindow
 from sidecar.stats.kernels import NUMPY, Kernels, compiled
-from sidecar.stats.recentre import recentre
 from sidecar.stats.screen import Expectation
 from sidecar.stats.sparse import SparseBank
 from sidecar.stats.sparse_distribution import SparseDistribution
@@ -52,9 +50,5 @@ __all__ = [
     "WindowCounts",
     "compile_sparse_kernels",
     "compiled",
-    "decode",
     "decoded",
-    "encode",
-    "merge",
-    "recentre",
 ]

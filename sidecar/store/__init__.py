@@ -14,7 +14,7 @@ from sidecar.store.baselines import (
     pack_baseline,
     unpack_baseline,
 )
-from sidecar.store.catalogue import Catalogue, StoredEvent, StoredFlag
+from sidecar.store.catalogue import Catalogue
 from sidecar.store.database import Database
 from sidecar.store.evidence import EvidenceStore, secret_key
 from sidecar.store.recordings import (
@@ -43,8 +43,6 @@ __all__ = [
     "Screened",
     "Snapshots",
     "StoredBaseline",
-    "StoredEvent",
-    "StoredFlag",
     "Subject",
     "WindowRecord",
     "find_segments",

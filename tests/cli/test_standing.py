@@ -3,9 +3,12 @@
 import json
 import re
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 import yaml
@@ -14,6 +17,7 @@ from click.testing import CliRunner, Result
 from sidecar.cli import main
 from sidecar.features import Capture, LayerSample, Request, Slice
 from sidecar.testing import FakeClock, RunningDaemon, running_daemon
+from sidecar.wire.v1 import features_pb2, features_pb2_grpc
 from tests.ingest.conftest import LAYER, REVISION
 
 pytestmark = pytest.mark.service
@@ -186,7 +190,7 @@ def test_an_unflagged_feature_that_stands_out_can_be_flagged_from_its_page(
     page = told(standing.run("feature", "get", "tiny/conv/channel/7"))
     command = page.partition("be told of it: sidecar ")[2].split(" links")[0].split()
     flagged = standing.run(*command)
-    after = told(standing.run("layer", "get", "conv"))
+    after = told(standing.run("layer", "get", "conv", "--model", "tiny"))
     standing.run("feature", "unflag", command[-1])
 
     assert "Not flagged, but the screen finds it: 47 of 64 requests are beyond" in page
@@ -199,7 +203,9 @@ def test_layers_are_listed_and_say_which_unflagged_features_stand_out(standing: 
     """The screen's findings have numbers, and a command to paste."""
     table = standing.run("layer", "list")
     page = told(standing.run("layer", "get", "conv"))
-    (layer,) = json.loads(standing.run("layer", "get", "conv", "-o", "json").stdout)
+    (layer,) = json.loads(
+        standing.run("layer", "get", "conv", "--model", "tiny", "-o", "json").stdout
+    )
     missing = standing.run("layer", "get", "fc")
 
     assert "2 of 64" in table.stdout
@@ -214,6 +220,46 @@ def test_layers_are_listed_and_say_which_unflagged_features_stand_out(standing: 
     )
     assert 3 == missing.exit_code
     assert "no hook has registered a layer 'fc'" in missing.stderr
+
+
+def test_every_face_names_the_same_finding(standing: Standing) -> None:
+    """A scrape, the API and the command line are read from one list."""
+    running = standing.running
+    command = ("layer", "get", "conv", "--model", "tiny", "-o", "json")
+    (layer,) = json.loads(standing.run(*command).stdout)
+    with urllib.request.urlopen(f"{running.console_url}/api/v1/layers", timeout=5) as answer:
+        served = next(one for one in json.load(answer)["layers"] if one["model"] == "tiny")
+    with urllib.request.urlopen(f"{running.metrics_url}/metrics", timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+
+    (found,) = layer["anomalies"]
+    (same,) = served["anomalies"]
+    (series,) = [line for line in lines if line.startswith("sidecar_anomaly_factor{")]
+    assert (found["key"], found["factor"]) == (same["key"], same["factor"])
+    assert {'layer="conv"', 'kind="channel"', 'feature="7"'} <= set(
+        re.findall(r'\w+="\w+"', series)
+    )
+    assert found["factor"] == pytest.approx(float(series.split()[-1]))
+
+
+def test_layers_come_in_pages(standing: Standing) -> None:
+    """However many there are, an answer is bounded; a token that was not given out is refused."""
+    monitor = standing.running.daemon.monitor
+    monitor.register(replace(LAYER, model="other"), 3, Capture(), standing.clock())
+    with grpc.insecure_channel(standing.running.grpc) as channel:
+        stub = features_pb2_grpc.FeatureServiceStub(channel)
+        first = stub.ListLayers(features_pb2.ListLayersRequest(page_size=1))
+        second = stub.ListLayers(
+            features_pb2.ListLayersRequest(page_size=1, page_token=first.next_page_token)
+        )
+        other = stub.ListLayers(features_pb2.ListLayersRequest(model="other"))
+        with pytest.raises(grpc.RpcError, match="page_token 'x' is not one"):
+            stub.ListLayers(features_pb2.ListLayersRequest(page_token="x"))  # noqa: S106 - no secret
+
+    assert (2, 2, 1) == (first.total, second.total, other.total)
+    assert ("other", "tiny") == (first.layers[0].model, second.layers[0].model)
+    assert "" == second.next_page_token
+    assert 3 == other.layers[0].width
 
 
 def test_check_config_compares_flags_with_a_running_daemon(

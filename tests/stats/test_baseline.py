@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from sidecar.errors import BaselineNotReady, CorruptState, LayerConflict, UnknownLayer
 from sidecar.features import LayerKey, LayerSample
-from sidecar.stats import Bank, Binning, Budget, Distribution, Kernels, Period, compiled, merge
+from sidecar.stats import Bank, Binning, Budget, Distribution, Kernels, Period, compiled
+from sidecar.stats.distribution import merge
 from sidecar.stats.encoding import pack, unpack
 from sidecar.stats.kernels import NUMPY
 

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from sidecar.errors import ShapeMismatch, UnknownFeature
-from sidecar.stats import Binning, Distribution, merge
+from sidecar.stats import Binning, Distribution
 from sidecar.stats.batch import EVERY, Batch
 from sidecar.stats.binning import Grid, learn_grid
+from sidecar.stats.distribution import merge
 from sidecar.stats.kernels import NUMPY
 from sidecar.stats.tally import Tally
 from tests import reference

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from sidecar.errors import CorruptState
-from sidecar.stats import Binning, Distribution, decode, encode
+from sidecar.stats import Binning, Distribution
 from sidecar.stats.batch import EVERY, Batch
 from sidecar.stats.binning import learn_grid
-from sidecar.stats.encoding import pack, unpack
+from sidecar.stats.encoding import decode, encode, pack, unpack
 from sidecar.stats.kernels import NUMPY
 from sidecar.stats.tally import Tally
 

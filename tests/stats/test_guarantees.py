@@ -11,19 +11,10 @@ from hypothesis import strategies as st
 from demo.lite0 import build
 from demo.photos import augment, load_everyday
 from sidecar.features import LayerKey, LayerSample, Request
-from sidecar.stats import (
-    NUMPY,
-    Bank,
-    Binning,
-    Distribution,
-    Kernels,
-    Period,
-    Watched,
-    compiled,
-    merge,
-)
+from sidecar.stats import NUMPY, Bank, Binning, Distribution, Kernels, Period, Watched, compiled
 from sidecar.stats.batch import EVERY, Batch, Rounding
 from sidecar.stats.binning import Grid, learn_grid
+from sidecar.stats.distribution import merge
 from sidecar.stats.tally import Tally
 from tests import reference
 

@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from sidecar.errors import ShapeMismatch
-from sidecar.stats import NUMPY, Binning, Distribution, merge, recentre
+from sidecar.stats import NUMPY, Binning, Distribution
 from sidecar.stats.batch import EVERY, Batch
 from sidecar.stats.binning import Grid, learn_grid
+from sidecar.stats.distribution import merge
+from sidecar.stats.recentre import recentre
 from sidecar.stats.tally import Tally
 
 pytestmark = pytest.mark.unit

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.store import Catalogue, Database, StoredEvent, StoredFlag, catalogue
+from sidecar.store import Catalogue, Database, catalogue
+from sidecar.store.catalogue import StoredEvent, StoredFlag
 
 pytestmark = pytest.mark.service
 
