@@ -8,6 +8,7 @@ import pytest
 from sidecar.detect import Attribution, State
 from sidecar.features import FeatureKey, LayerKey
 from sidecar.jobs import JobState
+from sidecar.monitor import Anomaly
 from sidecar.web import WebServer
 
 pytestmark = pytest.mark.e2e
@@ -78,7 +79,10 @@ def pages(server: WebServer, backend: Any, spiking: FeatureKey, logits: LayerKey
         low_threshold=-3.25,
     )
     paths.append(f"/f/{stuck.path}")
-    backend.add_layer(logits, 1000, shifted=True, screened_features=1000)
+    finding = Anomaly(logits.feature(9), backend.now - 300, backend.now, 3, 64, 47, 0.012, -23, -21)
+    backend.add_layer(logits, 1000, shifted=True, screened_features=1000, anomalies=(finding,) * 2)
+    backend.findings[finding.key] = finding
+    paths.append(f"/f/{finding.key.path}")
     backend.unmatched = [f"{'x' * 180}/conv9/channel/4"]
     backend.add_baseline(
         logits, "it covers 1 h, not a day: traffic of other hours may look unusual"
