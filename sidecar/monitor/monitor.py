@@ -377,25 +377,28 @@ class Monitor:
 
     # -- flags and baselines ----------------------------------------------------------------
 
-    def set_flags(self, flags: Mapping[FeatureSelector, Flag], now: float) -> None:
-        """Watch exactly the features these selectors name, in every layer known now or later."""
+    def set_flags(self, flags: Mapping[FeatureSelector, Flag], now: float) -> tuple[Event, ...]:
+        """Watch exactly the features these selectors name, in every layer known now or later.
+
+        Returns:
+            What was told of features and no longer holds, because nobody watches for it any more.
+        """
         with self._lock:
             self._flags, self._unmatched = dict(flags), None
-            for layer in self._layers:
-                self._rewatch(layer, now)
+            return tuple(event for layer in self._layers for event in self._rewatch(layer, now))
 
-    def _rewatch(self, key: LayerKey, now: float) -> None:
+    def _rewatch(self, key: LayerKey, now: float) -> tuple[Event, ...]:
         wanted: dict[int, Flag] = {}
         width = self._bank_of(key).width(key)
         for selector, flag in self._flags.items():
             if selector.matches(key) and selector.index < width:
                 wanted[selector.index] = flag
-        layer = self._layers[key]
-        before = (layer.watch.indices.tolist(), layer.watch.flags)
-        if before == (sorted(wanted), [wanted[i] for i in sorted(wanted)]):
-            return
-        layer.watch.rewatch(wanted, self._policy, now)
+        watch = self._layers[key].watch
+        if watch.watches(wanted, self._policy):
+            return ()
+        ended = watch.rewatch(wanted, self._policy, now)
         self._set_thresholds(key)
+        return ended
 
     def _set_thresholds(self, key: LayerKey) -> None:
         """Tell the bank what to compare with; an unset threshold is never exceeded."""

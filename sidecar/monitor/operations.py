@@ -342,7 +342,7 @@ class Operations:
 
     def _apply_flags(self) -> None:
         with self._flags_lock:
-            self._monitor.set_flags(self._flags(), self._clock())
+            self.record(self._monitor.set_flags(self._flags(), self._clock()))
 
     def freeze(self, model: str, revision: str, layer: str) -> int:
         """Freeze the baselines of the matching layers now; return how many layers matched."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from sidecar.detect import (
     Detector,
+    Direction,
     Observation,
     SpikePolicy,
     SpikeState,
@@ -27,8 +28,12 @@ from sidecar.features import FeatureKey, LayerKey, Slice
 from sidecar.monitor.conditions import WatchedConditions
 from sidecar.monitor.drift import WatchedDrift
 from sidecar.monitor.limits import Limits
-from sidecar.monitor.views import FeatureStatus, Flag
+from sidecar.monitor.views import Event, FeatureStatus, Flag
 from sidecar.stats import Distribution, Expectation, SparseDistribution, WindowCounts
+
+NO_LONGER = "no longer watched for it"
+OTHERWISE = "watched otherwise from now on: it is counted anew"
+_TELLING = (State.PENDING, State.FIRING, State.RESOLVED)  # states whose end somebody waits for
 
 
 @dataclass(slots=True)
@@ -42,6 +47,7 @@ class LayerWatch:
         indices: Watched features in increasing order, shape ``(n,)``.
         keys: Their keys: the same objects for as long as the same features are watched.
         flags: Why each is watched.
+        quantile: Of the baseline, beyond which ``spikes`` counted.
         spikes: The detector's state.
         limits: Beyond which values each exceeds, and how often it does in the baseline.
         last: Largest value in the last window that had samples, shape ``(n,)``.
@@ -56,6 +62,7 @@ class LayerWatch:
     indices: NDArray[np.int64]
     keys: list[FeatureKey]
     flags: list[Flag]
+    quantile: float
     spikes: SpikeState
     limits: Limits
     last: NDArray[np.float64]
@@ -69,22 +76,81 @@ class LayerWatch:
         """Return a watch over no feature."""
         indices, counted = np.empty(0, np.int64), np.zeros((3, 0), np.int64)
         spikes = initial(0, policy, now)
-        return cls(layer, indices, [], [], spikes, Limits.none(0), np.empty(0), counted)
+        limits, quantile = Limits.none(0), policy.quantile
+        return cls(layer, indices, [], [], quantile, spikes, limits, np.empty(0), counted)
 
-    def rewatch(self, flags: Mapping[int, Flag], policy: SpikePolicy, now: float) -> None:
-        """Watch exactly the features of ``flags``; those watched before keep their state."""
+    def watches(self, flags: Mapping[int, Flag], policy: SpikePolicy) -> bool:
+        """Whether exactly the features of ``flags`` are watched, and exactly so."""
+        mine = dict(zip(self.indices.tolist(), self.flags, strict=True))
+        return mine == flags and self.quantile == policy.quantile
+
+    def rewatch(
+        self, flags: Mapping[int, Flag], policy: SpikePolicy, now: float
+    ) -> tuple[Event, ...]:
+        """Watch exactly the features of ``flags``; return what no longer holds because of that.
+
+        A feature keeps what each detector knows of it where that was counted as it will be: for the
+        spike test beyond the same quantile, in the same direction, on the same slice. Conditions and
+        drift are of all traffic and of both sides. A detector that is no longer asked for forgets.
+        """
+        ended = tuple(self._ended(flags, policy, now))
         indices = np.array(sorted(flags), dtype=np.int64)
-        position = {int(index): i for i, index in enumerate(self.indices)}
-        keep = np.array([position.get(int(index), -1) for index in indices], dtype=np.int64)
-        self.spikes = self.spikes.resized(keep, policy, now)
-        self.conditions.rewatch(keep)
-        self.drift.rewatch(keep)
+        place = {int(index): at for at, index in enumerate(self.indices)}
+        keep = np.array([place.get(int(index), -1) for index in indices], dtype=np.int64)
+        spikes, conditions, drift = (
+            np.array(
+                [
+                    at if at >= 0 and self._goes_on(one, at, flags[int(index)], policy) else -1
+                    for at, index in zip(keep.tolist(), indices, strict=True)
+                ],
+                np.int64,
+            )
+            for one in (Detector.SPIKE, Detector.CONDITIONS, Detector.DRIFT)
+        )
+        self.spikes = self.spikes.resized(spikes, policy, now)
+        self.conditions.rewatch(conditions)
+        self.drift.rewatch(drift)
         self.last = np.append(self.last, np.nan)[keep]
         self.counted = np.pad(self.counted, ((0, 0), (0, 1)))[:, keep]
         self.limits = Limits.none(len(indices))
-        self.reasons = [self.reasons[i] if i >= 0 else "" for i in keep]
+        self.reasons = [self.reasons[at] if at >= 0 else "" for at in spikes]
         self._name(indices)
         self.flags = [flags[int(index)] for index in indices]
+        self.quantile = policy.quantile
+        return ended
+
+    def _goes_on(self, detector: Detector, at: int, flag: Flag, policy: SpikePolicy) -> bool:
+        """Whether what a detector knows of a feature is what it would know under another flag."""
+        if detector not in flag.detectors:
+            return False
+        mine = self.flags[at]
+        return detector is not Detector.SPIKE or (
+            (mine.direction, mine.traffic, self.quantile)
+            == (flag.direction, flag.traffic, policy.quantile)
+        )
+
+    def _ended(self, flags: Mapping[int, Flag], policy: SpikePolicy, now: float) -> Iterator[Event]:
+        """Yield what holds of features and will not be known under other flags."""
+        for at, key in enumerate(self.keys):
+            flag = flags.get(key.index, Flag(detectors=()))
+            gone = [one for one in Detector if not self._goes_on(one, at, flag, policy)]
+            words = {one: OTHERWISE if one in flag.detectors else NO_LONGER for one in gone}
+            state = self.spikes.state(at)
+            if Detector.SPIKE in gone and state in _TELLING:
+                reason = f"{words[Detector.SPIKE]} (was {state})"
+                yield Event(now, "feature_unknown", str(key), reason)
+            yield from self._cleared(at, gone, NO_LONGER, now)
+
+    def _cleared(
+        self, at: int, detectors: Sequence[Detector], why: str, now: float
+    ) -> Iterator[Event]:
+        """Yield the end of what conditions and drift, where they are among these, hold of a feature."""
+        subject = str(self.keys[at])
+        if Detector.CONDITIONS in detectors:
+            for condition in self.conditions.holding()[at]:
+                yield Event(now, "feature_condition", subject, f"no longer {condition}: {why}")
+        if Detector.DRIFT in detectors and self.drift.memory.drifting[at]:
+            yield Event(now, "feature_settled", subject, why)
 
     def _name(self, indices: NDArray[np.int64]) -> None:
         known = {key.index: key for key in self.keys}
@@ -250,9 +316,14 @@ class LayerWatch:
         return closed or self.reasons[at] or "Not sampled: nothing can be said."
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the watch as JSON-able values; flags are kept elsewhere."""
+        """Return the watch as JSON-able values; of the flags what was counted under them.
+
+        Names, severities and owners are kept elsewhere.
+        """
         return {
             "indices": self.indices.tolist(),
+            "flags": [_how(flag) for flag in self.flags],
+            "quantile": self.quantile,
             "spikes": self.spikes.to_dict(),
             "last": [None if math.isnan(x) else x for x in self.last.tolist()],
             "reasons": self.reasons,
@@ -264,8 +335,8 @@ class LayerWatch:
         """Take detector state back from ``to_dict`` of a watch over the same layer.
 
         Raises:
-            CorruptState: It is not what ``to_dict`` returns; so may KeyError, TypeError and
-                ValueError say.
+            CorruptState: It is not what ``to_dict`` returns; so may KeyError, TypeError, ValueError and
+                InvalidName say.
         """
         self.indices = np.array(saved["indices"], dtype=np.int64)
         n = len(self.indices)
@@ -277,12 +348,36 @@ class LayerWatch:
         self.conditions.restore(saved["conditions"])
         self.drift.restore(saved["drift"])
         parts = (self.spikes, self.reasons, self.conditions.memory, self.drift.memory)
-        lengths = {len(part) for part in parts}
+        lengths = {len(part) for part in (*parts, saved.get("flags", self.reasons))}
         if {self.indices.shape, self.last.shape} | {(length,) for length in lengths} != {(n,)}:
             raise CorruptState(f"the watch over {self.layer} has parts of different lengths")
         if n and (self.indices[0] < 0 or np.any(np.diff(self.indices) <= 0)):
             raise CorruptState(f"the watch over {self.layer} has its features in disorder")
         self._name(self.indices)
-        self.flags = [Flag()] * n
+        # Snapshots of earlier builds do not say: then it is taken for the usual.
+        self.flags = [_flag(how) for how in saved["flags"]] if "flags" in saved else [Flag()] * n
+        self.quantile = float(saved.get("quantile", self.quantile))
         self.counted = np.zeros((3, n), np.int64)
         self.forget_baseline()
+
+
+def _how(flag: Flag) -> dict[str, Any]:
+    """Return what a flag says of counting, as JSON-able values."""
+    return {
+        "direction": str(flag.direction),
+        "slice": dict(flag.traffic.pairs),
+        "detectors": [str(one) for one in flag.detectors],
+    }
+
+
+def _flag(how: Mapping[str, Any]) -> Flag:
+    """Return a flag without a name that counts as ``_how`` says.
+
+    Raises:
+        KeyError: It is not what ``_how`` returns; so may TypeError, ValueError and InvalidName say.
+    """
+    return Flag(
+        direction=Direction(how["direction"]),
+        traffic=Slice.of(dict(how["slice"])),
+        detectors=tuple(Detector(one) for one in how["detectors"]),
+    )
