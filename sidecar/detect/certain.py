@@ -138,6 +138,12 @@ class ConditionMemory:
             lowest=np.full(n, np.nan),
         )
 
+    def without_baseline(self) -> Self:
+        """Return what is still known when the baseline is gone: values that are not finite."""
+        fresh, row = self.initial(len(self)), CONDITIONS.index(Condition.NONFINITE)
+        fresh.ages[row] = self.ages[row]
+        return fresh
+
     def __len__(self) -> int:
         """Return the number of features."""
         return len(self.zeros)

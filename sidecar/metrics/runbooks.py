@@ -383,7 +383,7 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
             impact="Its flagged features stay `unknown`; no spike of them is found.",
             diagnosis=(
                 "`sidecar_layer_baseline_requests` against `statistics.baseline_min_requests`: at the "
-                "present rate, when is it reached? Was the baseline relearned (`baseline_reset` in the audit "
+                "present rate, when is it reached? Was the baseline relearned (`baseline_relearned` in the audit "
                 "log), or is the revision new?"
             ),
             mitigation=(

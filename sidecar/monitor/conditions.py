@@ -58,8 +58,8 @@ class WatchedConditions:
 
     def lose_baseline(self) -> None:
         """Forget what was told against the old one: a record is news again."""
-        self.memory = ConditionMemory.initial(len(self.memory))
         self.least = np.full(len(self.memory), np.nan)
+        self.memory = self.memory.without_baseline()
         self.forget_baseline()
 
     def use_baseline(self, watched: Distribution | SparseDistribution) -> None:

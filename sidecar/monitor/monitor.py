@@ -43,7 +43,7 @@ from sidecar.monitor.views import (
     LayerStatus,
     Window,
 )
-from sidecar.monitor.watch import LayerWatch
+from sidecar.monitor.watch import BASELINE_GONE, LayerWatch
 from sidecar.monitor.windows import Levels, record_of, subject_of
 from sidecar.stats import (
     Bank,
@@ -254,7 +254,7 @@ class Monitor:
         self._evidence.close(key, now)
         for change in layer.watch.observe(counts, self._policy, now, flagged):
             blamed = self._follow(layer.watch, change)
-            for event in _told(key, layer.watch, (change,)):
+            for event in layer.watch.told((change,)):
                 yield replace(event, detail=event.detail + blamed)
         yield from self._judge(key, counts, now)
         if self._on_window is not None and len(layer.watch.indices):
@@ -441,7 +441,7 @@ class Monitor:
             for key in layers:
                 if not self._frozen(key) and not self._layers[key].baseline_requests:
                     raise BaselineNotReady(
-                        f"layer {key}: no sample seen since it was registered or reset, so there is "
+                        f"layer {key}: no sample seen since it was registered or learned anew, so there is "
                         "nothing to freeze: send traffic first"
                     )
             return tuple(self._freeze(k, now, "by command") for k in layers if not self._frozen(k))
@@ -477,14 +477,20 @@ class Monitor:
                 layer.baseline_frozen_at = (
                     0.0  # what is being stored of the old one names it no more
                 )
-                layer.screening = Screening()
                 # At once: a new baseline may be there before the window ends.
-                lost = layer.watch.lose_baseline(self._policy, now, flagged)
+                ended = tuple(self._lose_baseline(key, now, flagged))
                 self._set_thresholds(key)
                 detail += f": {reason}" if reason else ""
-                events.append(Event(now, "baseline_reset", str(key), detail))
-                events += _told(key, layer.watch, lost)
+                events += [Event(now, "baseline_relearned", str(key), detail), *ended]
             return tuple(events)
+
+    def _lose_baseline(self, key: LayerKey, now: float, flagged: int) -> Iterator[Event]:
+        """Drop all that was found against a layer's baseline; yield what no longer holds."""
+        layer = self._layers[key]
+        if layer.screening.shifted:
+            yield Event(now, "layer_settled", str(key), BASELINE_GONE)
+        layer.screening = Screening()
+        yield from layer.watch.lose_baseline(self._policy, now, flagged)
 
     # -- versions of baselines --------------------------------------------------------------
 
@@ -558,15 +564,13 @@ class Monitor:
         with self._lock:
             self._bank.adopt(facts.layer, statistics)
             layer = self._layers[facts.layer]
-            lost = layer.watch.lose_baseline(self._policy, now, self._tested())
-            layer.screening = Screening()
+            ended = tuple(self._lose_baseline(facts.layer, now, self._tested()))
             layer.baseline_requests, layer.baseline_started = facts.requests, facts.started
             layer.baseline_frozen_at, layer.baseline_digest = facts.frozen, digest
             layer.baseline_origin, layer.relearns = "imported", False
             self._set_thresholds(facts.layer)
             detail = f"{how}, {facts.requests} requests, baseline {digest[:DIGEST_SHOWN]}"
-            told = Event(now, "baseline_imported", str(facts.layer), detail)
-            return told, *_told(facts.layer, layer.watch, lost)
+            return Event(now, "baseline_imported", str(facts.layer), detail), *ended
 
     # -- questions --------------------------------------------------------------------------
 
@@ -820,10 +824,3 @@ class Monitor:
             self._unmatched = self._order = None
             for key in layers:
                 self._set_thresholds(key)
-
-
-def _told(key: LayerKey, watch: LayerWatch, changes: Iterable[Transition]) -> Iterator[Event]:
-    """Yield the audit entries of what changed."""
-    for change in changes:
-        feature = key.feature(int(watch.indices[change.index]))
-        yield Event(change.at, f"feature_{change.after}", str(feature), change.reason)

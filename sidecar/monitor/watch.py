@@ -1,7 +1,7 @@
 """The flagged features of one layer: their thresholds, their detector, and what they say."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -33,6 +33,7 @@ from sidecar.stats import Distribution, Expectation, SparseDistribution, WindowC
 
 NO_LONGER = "no longer watched for it"
 OTHERWISE = "watched otherwise from now on: it is counted anew"
+BASELINE_GONE = "what it was compared with is gone"
 _TELLING = (State.PENDING, State.FIRING, State.RESOLVED)  # states whose end somebody waits for
 
 
@@ -131,6 +132,7 @@ class LayerWatch:
 
     def _ended(self, flags: Mapping[int, Flag], policy: SpikePolicy, now: float) -> Iterator[Event]:
         """Yield what holds of features and will not be known under other flags."""
+        holding = self.conditions.holding()
         for at, key in enumerate(self.keys):
             flag = flags.get(key.index, Flag(detectors=()))
             gone = [one for one in Detector if not self._goes_on(one, at, flag, policy)]
@@ -139,18 +141,11 @@ class LayerWatch:
             if Detector.SPIKE in gone and state in _TELLING:
                 reason = f"{words[Detector.SPIKE]} (was {state})"
                 yield Event(now, "feature_unknown", str(key), reason)
-            yield from self._cleared(at, gone, NO_LONGER, now)
-
-    def _cleared(
-        self, at: int, detectors: Sequence[Detector], why: str, now: float
-    ) -> Iterator[Event]:
-        """Yield the end of what conditions and drift, where they are among these, hold of a feature."""
-        subject = str(self.keys[at])
-        if Detector.CONDITIONS in detectors:
-            for condition in self.conditions.holding()[at]:
-                yield Event(now, "feature_condition", subject, f"no longer {condition}: {why}")
-        if Detector.DRIFT in detectors and self.drift.memory.drifting[at]:
-            yield Event(now, "feature_settled", subject, why)
+            for condition in holding[at] if Detector.CONDITIONS in gone else ():
+                reason = f"no longer {condition}: {NO_LONGER}"
+                yield Event(now, "feature_condition", str(key), reason)
+            if Detector.DRIFT in gone and self.drift.memory.drifting[at]:
+                yield Event(now, "feature_settled", str(key), NO_LONGER)
 
     def _name(self, indices: NDArray[np.int64]) -> None:
         known = {key.index: key for key in self.keys}
@@ -229,15 +224,29 @@ class LayerWatch:
         self.counted[2] += np.bincount(fired, minlength=len(known))
         return found
 
-    def lose_baseline(
-        self, policy: SpikePolicy, now: float, flagged: int
-    ) -> tuple[Transition, ...]:
-        """Drop the baseline and all that was counted against it; return what changed by that."""
+    def lose_baseline(self, policy: SpikePolicy, now: float, flagged: int) -> tuple[Event, ...]:
+        """Drop the baseline and all that was counted against it; return what no longer holds."""
+        before = self.conditions.holding()
+        drifted = np.flatnonzero(self.drift.memory.drifting)
         self.forget_baseline()
         self.conditions.lose_baseline()
         self.drift.lose_baseline()
         nothing = np.zeros(len(self.indices), np.int64)
-        return self._step(nothing, nothing, policy, now, flagged)
+        ended = list(self.told(self._step(nothing, nothing, policy, now, flagged)))
+        for key, were, are in zip(self.keys, before, self.conditions.holding(), strict=True):
+            for condition in (one for one in were if one not in are):
+                words = f"no longer {condition}: {BASELINE_GONE}"
+                ended.append(Event(now, "feature_condition", str(key), words))
+        ended += [
+            Event(now, "feature_settled", str(self.keys[at]), BASELINE_GONE) for at in drifted
+        ]
+        return tuple(ended)
+
+    def told(self, changes: Iterable[Transition]) -> Iterator[Event]:
+        """Yield the audit entries of changes of state."""
+        for change in changes:
+            subject = str(self.keys[change.index])
+            yield Event(change.at, f"feature_{change.after}", subject, change.reason)
 
     def _step(
         self,

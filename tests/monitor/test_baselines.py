@@ -136,8 +136,8 @@ def test_who_relearns_is_not_given_the_shared_baseline_again(tmp_path: Path) -> 
         version = learned(running)
         (shared / "conv.baseline").write_bytes(content(running, version))
         running.daemon.operations.reset("m", "", "", reason="the camera was replaced")
-        wait_until(lambda: events(running, "baseline_reset"))
-        said = events(running, "baseline_reset")[0]
+        wait_until(lambda: events(running, "baseline_relearned"))
+        said = events(running, "baseline_relearned")[0]
     with running_daemon(tmp_path / "a", settings) as running:
         feed(running, seed=6)
         again = learned(running, seed=7)
@@ -145,6 +145,16 @@ def test_who_relearns_is_not_given_the_shared_baseline_again(tmp_path: Path) -> 
     assert version.stored.digest[:12] in said
     assert "the camera was replaced" in said
     assert "by command" == again.stored.origin
+
+
+def test_an_entry_of_an_earlier_build_still_shows(tmp_path: Path) -> None:
+    """The audit log keeps the name under which learning anew was told then."""
+    with running_daemon(tmp_path, SETTINGS) as running:
+        feed(running, seed=0)
+        catalogue = running.daemon.storage.catalogue
+        catalogue.add_event(1.0, "baseline_reset", str(LAYER), "400 requests forgotten")
+
+        assert ["400 requests forgotten"] == events(running, "baseline_reset")
 
 
 def test_the_digest_survives_a_restart(tmp_path: Path) -> None:

@@ -134,3 +134,19 @@ def test_without_a_baseline_only_what_is_not_finite_is_told() -> None:
         traffic.window(c0=0.0, c2=np.nan, c3=50.0)
 
     assert ["nonfinite"] == [event.detail.split(":")[0] for event in traffic.told]
+
+
+def test_a_reset_ends_what_was_told_against_the_baseline() -> None:
+    """A record ends with a word; what is not finite is so without a baseline, and goes on."""
+    traffic = Traffic()
+    for _ in range(2):
+        traffic.window(c0=0.0, c2=np.nan, c3=50.0)
+    held = traffic.holding(3)
+
+    told = traffic.monitor.reset([LAYER], traffic.now)
+
+    ended = {event.subject: event.detail for event in told if event.what == "feature_condition"}
+    assert ("never_seen", "saturated") == held
+    assert {str(LAYER.feature(0)), str(LAYER.feature(3))} == set(ended)
+    assert "no longer silent: what it was compared with is gone" == ended[str(LAYER.feature(0))]
+    assert ((), ("nonfinite",)) == (traffic.holding(3), traffic.holding(2))

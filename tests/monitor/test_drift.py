@@ -109,12 +109,13 @@ def test_ordinary_hours_are_within_the_chance_of_their_size(traffic: Traffic) ->
 def test_a_new_baseline_forgets_the_old_ones_hours(traffic: Traffic) -> None:
     """Counts in the bins of another baseline say nothing."""
     traffic.hours(6, shift=0.8)
-    traffic.monitor.reset([LAYER], traffic.now)
+    told = traffic.monitor.reset([LAYER], traffic.now)
     gone = traffic.monitor.feature(LAYER.feature(1))
     traffic.hours(8, shift=0.8)
     found = traffic.monitor.feature(LAYER.feature(1))
 
     assert (False, True) == (gone.drifting, np.isnan(gone.drift_js))
+    assert [str(LAYER.feature(1))] == [e.subject for e in told if e.what == "feature_settled"]
     assert not found.drifting
     assert found.drift_js < 0.08
 

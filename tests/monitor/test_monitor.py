@@ -203,7 +203,9 @@ def test_a_reset_drops_what_was_counted_at_once(rng: np.random.Generator) -> Non
     made.tick(now + 2 * WINDOW)
 
     assert State.FIRING is before
-    assert ["baseline_reset", "feature_unknown"] == [event.what for event in events]
+    assert ["baseline_relearned", "feature_unknown", "feature_condition"] == [
+        event.what for event in events
+    ]
     assert "no baseline to compare with (was firing)" == events[1].detail
     assert State.NORMAL is made.feature(LAYER.feature(2)).state
 
@@ -272,7 +274,7 @@ def test_freeze_and_reset_by_command_are_told(rng: np.random.Generator) -> None:
     ready = made.feature(LAYER.feature(2)).threshold
     reset = made.reset(made.select("m"), 12.0)
 
-    assert ["baseline_frozen", "baseline_reset"] == [frozen[0].what, reset[0].what]
+    assert ["baseline_frozen", "baseline_relearned"] == [frozen[0].what, reset[0].what]
     assert np.isfinite(ready)
     assert np.isnan(made.feature(LAYER.feature(2)).threshold)
 

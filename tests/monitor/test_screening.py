@@ -143,9 +143,23 @@ def test_a_reset_ends_a_shift() -> None:
     traffic = learned()
     traffic.windows(2, slice(None))
 
-    traffic.monitor.reset([LAYER], traffic.now)
+    told = traffic.monitor.reset([LAYER], traffic.now)
 
     assert not traffic.shifted
+    assert 0 == traffic.monitor.layers()[0].screened_features
+    assert ["baseline_relearned", "layer_settled"] == [event.what for event in told[:2]]
+    assert str(LAYER) == told[1].subject
+    assert "what it was compared with is gone" == told[1].detail
+    assert [] == traffic.windows(2, slice(None))
+
+
+def test_a_layer_that_was_not_shifted_does_not_settle() -> None:
+    """A reset tells of ends only where something held."""
+    traffic = learned()
+
+    told = traffic.monitor.reset([LAYER], traffic.now)
+
+    assert "layer_settled" not in [event.what for event in told]
 
 
 def test_a_damaged_screen_is_refused() -> None:
