@@ -296,6 +296,13 @@ LAYER_NONFINITE = _counter(
     "NaN and infinite values seen; they are counted apart and enter no statistic.",
     *LAYER,
 )
+LAYER_FAILURES = _counter(
+    "sidecar_layer_window_failures_total",
+    "windows",
+    "Windows of the layer that could not be closed for a fault of the sidecar's own, which its log has "
+    "as `layer_failed`: nothing of the layer was judged in them. Other layers go on.",
+    *LAYER,
+)
 LAYER_BASELINE_FROZEN = _gauge(
     "sidecar_layer_baseline_frozen",
     "0 or 1",
@@ -583,6 +590,7 @@ FAMILIES: tuple[Family, ...] = (
     LAYER_ROWS,
     LAYER_REQUESTS,
     LAYER_NONFINITE,
+    LAYER_FAILURES,
     LAYER_BASELINE_FROZEN,
     LAYER_BASELINE_REQUESTS,
     LAYER_BASELINE_WINDOWS,

@@ -189,6 +189,7 @@ def layer_columns(statuses: Sequence[LayerStatus], flagged: Mapping[LayerKey, in
     yield catalogue.LAYER_ROWS, [float(s.rows - s.restored[0]) for s in statuses]
     yield catalogue.LAYER_REQUESTS, [float(s.requests - s.restored[1]) for s in statuses]
     yield catalogue.LAYER_NONFINITE, [float(s.nonfinite - s.restored[2]) for s in statuses]
+    yield catalogue.LAYER_FAILURES, [float(s.failed_windows) for s in statuses]
     yield catalogue.LAYER_BASELINE_FROZEN, [float(s.baseline_frozen) for s in statuses]
     yield catalogue.LAYER_BASELINE_REQUESTS, [float(s.baseline_requests) for s in statuses]
     yield catalogue.LAYER_BASELINE_WINDOWS, [float(s.baseline_windows) for s in statuses]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import structlog
 
 from sidecar.config import ScreenConfig, SpikeConfig, StatisticsConfig
 from sidecar.detect import ScreenPolicy, SpikePolicy, Transition
@@ -120,7 +121,7 @@ class Monitor:
         self._unmatched: tuple[FeatureSelector, ...] | None = None
         self._order: tuple[LayerKey, ...] | None = None
         self._followed = 0  # features whose activations are added up
-        self._window_ends = now + statistics.window_seconds
+        self._window_began = now
         self._retired: list[Event] = []
 
     # -- what the hooks send ----------------------------------------------------------------
@@ -229,24 +230,35 @@ class Monitor:
         A clock that jumps back does not stall detection: the window then ends at once. One that
         jumps ahead closes one window, not the many it skipped.
         """
-        length = self._settings.window_seconds
         with self._lock:
-            if self._window_ends - length <= now < self._window_ends:
+            began = self._window_began
+            if began <= now < began + self._settings.window_seconds:
                 return ()
-            self._window_ends = now + length
+            self._window_began = now
             keys, flagged = tuple(self._layers), self._tested()
             events, self._retired = self._retired, []
         for key in keys:  # readers get their turn in between
             with self._lock:
                 if key in self._layers:  # it may have had to give way
-                    counts = self._bank_of(key).close(key, now)
-                    events += self._close(key, counts, now, flagged)
+                    self._close_alone(key, began, now, flagged, events)
         return tuple(events)
 
-    def _close(
-        self, key: LayerKey, counts: WindowCounts, now: float, flagged: int
-    ) -> Iterator[Event]:
-        layer = self._layers[key]
+    def _close_alone(
+        self, key: LayerKey, began: float, now: float, flagged: int, events: list[Event]
+    ) -> None:
+        """Close a layer's window and add what changed; if that fails, the other layers go on."""
+        layer, failed = self._layers[key], False
+        try:
+            events.extend(self._close(key, began, now, flagged))
+        except Exception:  # noqa: BLE001 - rule 1: one broken layer must not stop the others
+            failed = True
+            layer.failed_windows += 1
+            if not layer.failing:  # once, not in every window
+                structlog.get_logger().exception("layer_failed", layer=str(key))
+        layer.failing = failed
+
+    def _close(self, key: LayerKey, began: float, now: float, flagged: int) -> Iterator[Event]:
+        layer, counts = self._layers[key], self._bank_of(key).close(key, now)
         layer.nonfinite += counts.nonfinite
         if counts.watched is not None:
             followed = np.arange(len(layer.activations.keys))
@@ -262,11 +274,11 @@ class Monitor:
             self._on_window(record_of(subject, counts, layer.levels.plain, now, flagged))
         if self._frozen(key):
             return
-        # A clock that was put back must not put off the baseline until it has caught up.
-        layer.baseline_started = min(layer.baseline_started, now)
-        if self._has_learned(layer, now, 1.0):
+        if layer.baseline_started:
+            layer.learn(began, now, self._settings.window_seconds)
+        if self._has_learned(layer, 1.0):
             yield self._freeze(key, now, "learned")
-        elif self._has_learned(layer, now, _PLACING):
+        elif self._has_learned(layer, _PLACING):
             self._place_thresholds(key)
 
     def _judge(self, key: LayerKey, counts: WindowCounts, now: float) -> Iterator[Event]:
@@ -285,12 +297,11 @@ class Monitor:
             what = "feature_drifting" if drifted.drifting else "feature_settled"
             yield Event(now, what, str(layer.watch.keys[drifted.index]), drifted.reason)
 
-    def _has_learned(self, layer: MonitoredLayer, now: float, share: float) -> bool:
+    def _has_learned(self, layer: MonitoredLayer, share: float) -> bool:
         """Whether a layer has learned this share of what its baseline needs."""
-        age = now - layer.baseline_started if layer.baseline_started else 0.0
         return (
             layer.baseline_requests >= share * self._settings.baseline_min_requests
-            and age >= share * self._settings.baseline_min_seconds
+            and layer.learned_seconds >= share * self._settings.baseline_min_seconds
         )
 
     def _place_thresholds(self, key: LayerKey) -> None:
@@ -458,6 +469,8 @@ class Monitor:
         self._bank_of(key).freeze(key)
         self._set_thresholds(key)
         layer = self._layers[key]
+        layer.learn(self._window_began, now, self._settings.window_seconds)
+        layer.baseline_started = max(now - layer.learned_seconds, 0.0)  # by the clock as it is now
         layer.baseline_frozen_at, layer.baseline_origin = now, how
         requests = layer.baseline_requests
         return Event(now, "baseline_frozen", str(key), f"{how}, {requests} requests")
@@ -472,7 +485,8 @@ class Monitor:
                 if layer.baseline_digest:
                     detail += f", baseline {layer.baseline_digest[:DIGEST_SHOWN]}"
                 self._bank_of(key).reset(key)
-                layer.baseline_requests, layer.baseline_started = 0, now
+                layer.baseline_requests = 0
+                layer.baseline_started, layer.learned_seconds = now, 0.0
                 layer.baseline_digest, layer.relearns = "", True
                 layer.baseline_frozen_at = (
                     0.0  # what is being stored of the old one names it no more
@@ -566,6 +580,7 @@ class Monitor:
             layer = self._layers[facts.layer]
             ended = tuple(self._lose_baseline(facts.layer, now, self._tested()))
             layer.baseline_requests, layer.baseline_started = facts.requests, facts.started
+            layer.learned_seconds = max(facts.frozen - facts.started, 0.0)
             layer.baseline_frozen_at, layer.baseline_digest = facts.frozen, digest
             layer.baseline_origin, layer.relearns = "imported", False
             self._set_thresholds(facts.layer)
@@ -650,6 +665,7 @@ class Monitor:
             restored=layer.restored,
             detail=self._bank_of(key).detail(key),
             memory_bytes=self._bank_of(key).layer_bytes(key),
+            failed_windows=layer.failed_windows,
             screened_features=layer.screening.judged,
             significant_features=layer.screening.significant,
             shifted=layer.screening.shifted,

@@ -177,6 +177,7 @@ class LayerStatus:
         baseline_min_requests: Requests after which a baseline that learns may freeze by itself.
         baseline_min_seconds: Seconds that must have passed as well.
         anomalies: The unflagged features that the screen finds, the most telling first; few.
+        failed_windows: Windows that could not be closed since the daemon started: nothing was judged in them.
     """
 
     key: LayerKey
@@ -199,6 +200,7 @@ class LayerStatus:
     baseline_min_requests: int = 0
     baseline_min_seconds: float = 0.0
     anomalies: tuple[Anomaly, ...] = ()
+    failed_windows: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ class BaselineFacts:
         width: Its features.
         requests: Requests it was learned from.
         windows: Closed windows in which exceedances were counted against its thresholds.
-        started: Unix seconds of the first sample.
+        started: Unix seconds of the first sample, had it learned without a break since.
         frozen: Unix seconds at which it was frozen.
     """
 
