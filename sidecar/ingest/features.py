@@ -1,14 +1,15 @@
 """``FeatureService``: reads features and steers what is watched."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 
-from sidecar.errors import InvalidInput, MessageTooLarge
+from sidecar.errors import InvalidInput, MessageTooLarge, Overloaded
 from sidecar.features import FeatureKey, LayerKey, revision_matches
 from sidecar.ingest import answers
-from sidecar.monitor import FeatureStatus, Flag, Operations
+from sidecar.monitor import BaselineVersion, FeatureStatus, Flag, Operations
 from sidecar.wire.v1 import features_pb2, features_pb2_grpc
 
 PAGE_DEFAULT, PAGE_LIMIT = 100, 500
@@ -24,6 +25,10 @@ TOKEN_LIMIT = 18
 IMPORT_LIMIT_BYTES = 512 << 20
 """Largest baseline file: a layer of a million features has some 400 MB."""
 
+IMPORT_SECONDS = 300.0
+"""Time for a baseline file to arrive, as long as `sidecar baseline import` waits: others are turned away
+meanwhile."""
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -33,6 +38,7 @@ class FeatureServicer(features_pb2_grpc.FeatureServiceServicer):
     def __init__(self, operations: Operations) -> None:
         """Serve over ``operations``."""
         self._operations = operations
+        self._importing = False  # of the event loop alone, so without a lock
 
     async def ListFeatures(  # noqa: N802 - named by the protocol
         self, request: features_pb2.ListFeaturesRequest, context: Context
@@ -98,18 +104,27 @@ class FeatureServicer(features_pb2_grpc.FeatureServiceServicer):
         request_iterator: AsyncIterator[features_pb2.ImportBaselineRequest],
         context: Context,
     ) -> features_pb2.ImportBaselineResponse:
-        """Compare a layer with an exported baseline from now on."""
-        content = bytearray()
-        async for part in request_iterator:
-            content += part.chunk
-            if len(content) > IMPORT_LIMIT_BYTES:
-                error = MessageTooLarge(
-                    f"baseline file has more than {IMPORT_LIMIT_BYTES} bytes: use one that `sidecar "
-                    "baseline export` wrote"
-                )
-                await answers.abort(context, error)
-        found = await answers.answer(context, self._operations.import_baseline, bytes(content))
+        """Compare a layer with an exported baseline from now on; one call at a time, see ``_whole``."""
+        if self._importing:
+            error = Overloaded("another baseline is being imported: try again when that has ended")
+            await answers.abort(context, error)
+        self._importing, work = True, None
+        try:
+            content = await _whole(request_iterator, context)
+            call = asyncio.to_thread(self._operations.import_baseline, content)
+            work = asyncio.create_task(call)
+            work.add_done_callback(self._imported)
+        finally:
+            if work is None:
+                self._importing = False
+        # A caller who goes away leaves the work behind, and its memory: nobody else begins before it ends.
+        found = await answers.settled(context, asyncio.shield(work))
         return features_pb2.ImportBaselineResponse(baseline=answers.baseline(found))
+
+    def _imported(self, work: "asyncio.Task[BaselineVersion]") -> None:
+        self._importing = False
+        if not work.cancelled():
+            work.exception()  # who called was told, or is gone
 
     async def GetEvidence(  # noqa: N802 - named by the protocol
         self, request: features_pb2.GetEvidenceRequest, context: Context
@@ -231,3 +246,29 @@ def _offset(token: str) -> int:
     if token and not (token.isascii() and token.isdigit() and len(token) <= TOKEN_LIMIT):
         raise InvalidInput(f"page_token {token[:40]!r} is not one this service gave out")
     return int(token or 0)
+
+
+async def _whole(
+    parts: AsyncIterator[features_pb2.ImportBaselineRequest], context: Context
+) -> bytes:
+    """Return a file that comes in parts; it is held in memory, so it has a limit and a time."""
+    content = bytearray()
+    try:
+        async with asyncio.timeout(IMPORT_SECONDS):
+            async for part in parts:
+                content += part.chunk
+                if len(content) > IMPORT_LIMIT_BYTES:
+                    break
+    except TimeoutError:
+        late = Overloaded(
+            f"baseline file did not arrive within {IMPORT_SECONDS:g} s: send it again over a faster "
+            "connection"
+        )
+        await answers.abort(context, late)
+    if len(content) > IMPORT_LIMIT_BYTES:
+        error = MessageTooLarge(
+            f"baseline file has more than {IMPORT_LIMIT_BYTES} bytes: use one that `sidecar baseline "
+            "export` wrote"
+        )
+        await answers.abort(context, error)
+    return bytes(content)

@@ -1,10 +1,8 @@
 """Baselines with versions: stored when they freeze, exported, imported, shared by replicas."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-
-import structlog
 
 from sidecar.errors import (
     BaselineMismatch,
@@ -18,6 +16,7 @@ from sidecar.errors import (
 )
 from sidecar.features import Capture, LayerKey
 from sidecar.monitor.monitor import Monitor
+from sidecar.monitor.shared import SharedFile, SharedFolder
 from sidecar.monitor.views import Event
 from sidecar.store import (
     BaselineFacts,
@@ -26,9 +25,6 @@ from sidecar.store import (
     pack_baseline,
     unpack_baseline,
 )
-
-SUFFIX = ".baseline"
-"""Of the files that a folder of shared baselines is searched for."""
 
 DAY_HOURS = 24.0
 """Traffic repeats daily: what was learned on less calls the other hours' traffic unusual."""
@@ -77,15 +73,15 @@ class Baselines:
             record: Takes audit entries.
         """
         self._monitor, self._store, self._record = monitor, store, record
-        self._shared, self._quantile = shared, quantile
-        self._tried: set[LayerKey] = set()
+        self._shared, self._quantile = SharedFolder(shared), quantile
+        self._tried: dict[LayerKey, SharedFile] = {}
         self._known = 0
-        self._files: dict[LayerKey, Path] | None = None
 
     def keep(self, now: float) -> None:
         """Store baselines that have frozen since, and give shared ones to layers that still learn.
 
-        Call it often; it does nothing where nothing has changed.
+        Call it often; it does nothing where nothing has changed. The shared folder is looked at for as
+        long as a layer learns, see ``SharedFolder``.
 
         Raises:
             StorageError: The disk refuses a version; it is tried again next time.
@@ -96,11 +92,7 @@ class Baselines:
                 self._store_one(layer, now)
             except StorageError as error:  # one that is too great must not keep out the others
                 failed = error
-        learning = set(self._monitor.learning_layers())
-        self._tried &= learning  # a layer that comes back after it had to give way is tried again
-        for layer in sorted(learning - self._tried):
-            self._adopt_shared(layer, now)
-            self._tried.add(layer)
+        self._give_shared(now)
         layers = self._monitor.select()
         if len(layers) != self._known:  # only a new layer can push an old revision's out
             self._known = len(layers)
@@ -115,15 +107,22 @@ class Baselines:
             stored = self._store.add(pack_baseline(facts, statistics), how, now)
             self._monitor.name_baseline(layer, stored.digest, facts.frozen)
 
-    def _adopt_shared(self, layer: LayerKey, now: float) -> None:
-        """Give a layer the shared baseline that was made for it, if there is one."""
-        if self._files is None:
-            self._files = dict(_index(self._shared))
-        path = self._files.get(layer)
-        if path is None:
-            return
+    def _give_shared(self, now: float) -> None:
+        """Give the layers that still learn what the folder has for them, each file once."""
+        learning = set(self._monitor.learning_layers())
+        # A layer that comes back after it had to give way is tried again.
+        self._tried = {layer: file for layer, file in self._tried.items() if layer in learning}
+        if learning:
+            self._shared.look(now)
+        for layer in sorted(learning):
+            file = self._shared.file_for(layer)
+            if file is not None and self._tried.get(layer) != file:
+                self._adopt_shared(layer, file.path, now)
+                self._tried[layer] = file
+
+    def _adopt_shared(self, layer: LayerKey, path: Path, now: float) -> None:
         try:
-            self._adopt(path.read_bytes(), f"from {path.name}", now)
+            self._adopt(path.read_bytes(), f"from {path.name}", now, learning=True)
         except DiskFull:
             raise  # no verdict on the file: it is tried again
         except (SidecarError, OSError) as error:
@@ -160,14 +159,18 @@ class Baselines:
         except CorruptState as error:  # the sender's file is damaged, and nothing of ours
             raise InvalidInput(error.message) from error
 
-    def _adopt(self, content: bytes, how: str, now: float) -> BaselineVersion:
+    def _adopt(
+        self, content: bytes, how: str, now: float, *, learning: bool = False
+    ) -> BaselineVersion:
         facts, statistics = unpack_baseline(content)
         self._check(facts)
         stored = self._store.add(
             content, "imported", now, self._monitor.baseline_digests().get(facts.layer, "")
         )
         try:
-            events = self._monitor.adopt_baseline(facts, statistics, stored.digest, how, now)
+            events = self._monitor.adopt_baseline(
+                facts, statistics, stored.digest, how, now, learning=learning
+            )
         except LayerConflict as error:
             raise BaselineMismatch(error.message) from error
         self._record(events)
@@ -230,17 +233,6 @@ def cautions(facts: BaselineFacts, quantile: float) -> tuple[str, ...]:
             "second half: alerts come later than they could"
         )
     return tuple(found)
-
-
-def _index(folder: Path | None) -> Iterator[tuple[LayerKey, Path]]:
-    """Return which layer each readable file of a folder is for; the last by name counts."""
-    if folder is None:
-        return
-    for path in sorted(folder.glob(f"*{SUFFIX}")):
-        try:
-            yield unpack_baseline(path.read_bytes())[0].layer, path
-        except (CorruptState, OSError) as error:
-            structlog.get_logger().warning("baseline_unreadable", path=str(path), error=str(error))
 
 
 def _differences(theirs: Capture, mine: Capture) -> str:

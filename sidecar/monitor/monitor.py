@@ -520,11 +520,10 @@ class Monitor:
     def learning_layers(self) -> tuple[LayerKey, ...]:
         """Return the dense layers that learn a baseline and would take a shared one instead."""
         with self._lock:
-            return tuple(
-                key
-                for key in self._bank.layers()
-                if not self._bank.frozen(key) and not self._layers[key].relearns
-            )
+            return tuple(key for key in self._bank.layers() if self._would_share(key))
+
+    def _would_share(self, key: LayerKey) -> bool:
+        return not self._bank.frozen(key) and not self._layers[key].relearns
 
     def baseline(self, layer: LayerKey) -> tuple[BaselineFacts, bytes, str] | None:
         """Return the facts, statistics and origin of a layer's frozen baseline; None without one."""
@@ -564,19 +563,40 @@ class Monitor:
             }
 
     def adopt_baseline(
-        self, facts: BaselineFacts, statistics: bytes, digest: str, how: str, now: float
+        self,
+        facts: BaselineFacts,
+        statistics: bytes,
+        digest: str,
+        how: str,
+        now: float,
+        *,
+        learning: bool = False,
     ) -> tuple[Event, ...]:
         """Compare a registered dense layer with a baseline that was learned elsewhere.
 
         Its windows and history start anew, on the bins of that baseline, and so do its detectors.
 
+        Args:
+            facts: What it was learned on.
+            statistics: As ``baseline`` returns them.
+            digest: Under which it is stored.
+            how: How it came here, in words.
+            now: Unix seconds.
+            learning: Whether only a layer may have it that is among the ``learning_layers``.
+
         Raises:
             UnknownLayer: It was never registered, or is sparse.
             CorruptState: The statistics cannot be read.
-            LayerConflict: They are of another width or other bins.
+            LayerConflict: They are of another width or other bins, or the layer is not learning.
         """
         with self._lock:
-            self._bank.adopt(facts.layer, statistics)
+            read = self._bank.reader(facts.layer)
+        # Seconds of work for the widest layers, so not under the lock.
+        found = read(statistics)
+        with self._lock:
+            if learning and not self._would_share(facts.layer):
+                raise LayerConflict(f"layer {facts.layer} does not learn any more, or its own only")
+            self._bank.adopt(facts.layer, found)
             layer = self._layers[facts.layer]
             ended = tuple(self._lose_baseline(facts.layer, now, self._tested()))
             layer.baseline_requests, layer.baseline_started = facts.requests, facts.started

@@ -1,8 +1,9 @@
 """The bank: the distributions of every feature of every registered layer."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -378,7 +379,20 @@ class Bank:
             )
         return found
 
-    def adopt(self, layer: LayerKey, payload: bytes) -> None:
+    def reader(self, layer: LayerKey) -> Callable[[bytes], Baseline]:
+        """Return what turns ``baseline(...).encode()`` of any bank into a baseline of a layer.
+
+        Reading takes longer than all else and touches nothing of the bank, so it may be done in any
+        thread and while others write. It raises CorruptState where the bytes are not what ``baseline``
+        makes, and LayerConflict where they are of a layer of another width, or in other bins.
+
+        Raises:
+            UnknownLayer: The layer was never registered.
+        """
+        known = self._layers[layer]
+        return partial(Baseline.decode, width=known.width, binning=known.binning)
+
+    def adopt(self, layer: LayerKey, found: Baseline) -> None:
         """Continue a layer with a baseline from elsewhere, as if it had been learned here.
 
         Its bins lie where the baseline's do, so that from now on its windows and history merge to the
@@ -387,14 +401,13 @@ class Bank:
 
         Args:
             layer: A registered layer.
-            payload: What ``baseline(...).encode()`` returned, here or in another bank.
+            found: What its ``reader`` returned; nothing else may refer to it afterwards.
 
         Raises:
             UnknownLayer: The layer was never registered.
-            CorruptState: The bytes are not what ``baseline`` makes.
-            LayerConflict: They are of a layer of another width, or in other bins.
+            LayerConflict: It was registered with another width or detail since that was read.
         """
-        self._layers[layer] = self._layers[layer].adopting(payload)
+        self._layers[layer] = self._layers[layer].adopting(found)
 
     def encode(self) -> bytes:
         """Return the whole bank as bytes for ``decode``: windows, baselines, history, watches."""

@@ -1,7 +1,6 @@
 """A layer's frozen baseline as bytes: what another replica, or this one later, can be compared with."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
@@ -88,7 +87,7 @@ class Baseline:
                 raise CorruptState(
                     f"baseline has version {header['version']!r}, and this sidecar reads {_VERSION}"
                 )
-            _check_fits(header, width, binning)
+            check_fits(header["width"], Binning(**header["binning"]), width, binning)
             grid = take_grid(arrays, "", binning, width)
             tally = take_counters(arrays, "", header["span"], width, binning.bins)
             if not tally.requests:
@@ -101,17 +100,21 @@ class Baseline:
             return cls(grid, tally, expected)
 
 
-def _check_fits(header: dict[str, Any], width: int, binning: Binning) -> None:
-    if header["width"] != width:
+def check_fits(found: int, found_binning: Binning, width: int, binning: Binning) -> None:
+    """Refuse a baseline of ``found`` features and bins for a layer of others.
+
+    Raises:
+        LayerConflict: They differ.
+    """
+    if found != width:
         raise LayerConflict(
-            f"the baseline is of {header['width']!r} features and the layer has {width}: it is of "
-            "another layer or model"
+            f"the baseline is of {found!r} features and the layer has {width}: it is of another layer "
+            "or model"
         )
-    found = Binning(**header["binning"])
-    if found != binning:
+    if found_binning != binning:
         raise LayerConflict(
-            f"the baseline was counted with {found} and the layer is with {binning}: use the same "
-            "statistics.mantissa_bits, and as much memory for the layer"
+            f"the baseline was counted with {found_binning} and the layer is with {binning}: use the "
+            "same statistics.mantissa_bits, and as much memory for the layer"
         )
 
 

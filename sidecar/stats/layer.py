@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.features import Slice
-from sidecar.stats.baseline import Baseline
+from sidecar.stats.baseline import Baseline, check_fits
 from sidecar.stats.batch import Batch, Rounding
 from sidecar.stats.binning import Binning
 from sidecar.stats.budget import Budget, Detail
@@ -98,9 +98,8 @@ class Layer:
         """Return what was seen; during warm-up, of all or some features on provisional bins."""
         if isinstance(self._seen, Epoch):
             return self._seen
-        binning = self.detail.binning(self._settings.binning)
         return self._seen.replay(
-            binning, self._settings.history_seconds, kernels, self.detail, features
+            self.binning, self._settings.history_seconds, kernels, self.detail, features
         )
 
     def snapshot(
@@ -203,15 +202,18 @@ class Layer:
             return None
         return Baseline(self._seen.grid, self._seen.baseline, self.expectation)
 
-    def adopting(self, payload: bytes) -> "Layer":
+    @property
+    def binning(self) -> Binning:
+        """How finely its baseline is counted."""
+        return self.detail.binning(self._settings.binning)
+
+    def adopting(self, found: Baseline) -> "Layer":
         """Return a layer like this one that has seen nothing but a baseline.
 
         Raises:
-            CorruptState: The bytes are no baseline.
             LayerConflict: It does not fit the layer.
         """
-        binning = self.detail.binning(self._settings.binning)
-        found = Baseline.decode(payload, self.width, binning)
+        check_fits(len(found.grid.centre), found.grid.binning, self.width, self.binning)
         layer = Layer(self.width, self.detail, self._settings)
         seconds = self._settings.history_seconds
         layer._seen = Epoch.adopting(

@@ -52,6 +52,11 @@ def learned_bank(*, screened: bool = True, **changed: Any) -> Bank:
     return bank
 
 
+def adopt(bank: Bank, layer: LayerKey, payload: bytes) -> None:
+    """Read a baseline for a layer of a bank, and continue the layer with it."""
+    bank.adopt(layer, bank.reader(layer)(payload))
+
+
 def same(a: Distribution, b: Distribution) -> bool:
     """Whether two distributions are equal in every bit."""
     return all(
@@ -69,7 +74,7 @@ def test_an_adopted_baseline_is_the_one_that_was_taken_along(screened: bool) -> 
     feed(found, np.ones((5, WIDTH)))
     found.close(LAYER, 2.0)
 
-    found.adopt(LAYER, bank.baseline(LAYER).encode())
+    adopt(found, LAYER, bank.baseline(LAYER).encode())
 
     assert found.frozen(LAYER)
     assert same(bank.snapshot(LAYER, Period.BASELINE), found.snapshot(LAYER, Period.BASELINE))
@@ -88,7 +93,7 @@ def test_an_adopted_baseline_is_the_one_that_was_taken_along(screened: bool) -> 
 def test_what_comes_after_is_compared_with_the_adopted_baseline() -> None:
     """Every feature with its threshold, in the first window already; the baseline stays as it is."""
     found = empty_bank()
-    found.adopt(LAYER, learned_bank().baseline(LAYER).encode())
+    adopt(found, LAYER, learned_bank().baseline(LAYER).encode())
     before = found.baseline(LAYER).encode()
 
     feed(found, np.full((8, WIDTH), 1e6))
@@ -106,7 +111,7 @@ def test_replicas_on_one_baseline_merge_to_the_bit(ratio: float) -> None:
     payload = learned_bank(budget=budget).baseline(LAYER).encode()
     replicas = [empty_bank(budget=budget, kernels=one) for one in (NUMPY, compiled(), NUMPY)]
     for bank in replicas:
-        bank.adopt(LAYER, payload)
+        adopt(bank, LAYER, payload)
     rng = np.random.default_rng(1)
 
     for at in range(6):
@@ -142,7 +147,7 @@ def test_a_layer_nobody_registered_has_none_and_takes_none() -> None:
     with pytest.raises(UnknownLayer):
         bank.baseline(stranger).encode()
     with pytest.raises(UnknownLayer):
-        bank.adopt(stranger, bank.baseline(LAYER).encode())
+        adopt(bank, stranger, bank.baseline(LAYER).encode())
 
 
 @pytest.mark.parametrize(
@@ -160,9 +165,20 @@ def test_a_baseline_of_another_layer_is_a_conflict(changed: dict[str, Any], matc
     before = bank.encode()
 
     with pytest.raises(LayerConflict, match=match):
-        bank.adopt(LAYER, learned_bank().baseline(LAYER).encode())
+        adopt(bank, LAYER, learned_bank().baseline(LAYER).encode())
 
     assert before == bank.encode()
+
+
+def test_a_baseline_that_was_read_for_a_layer_fits_no_other() -> None:
+    """A layer may be registered anew, with another width, while its baseline is read."""
+    bank = learned_bank()
+    found = bank.reader(LAYER)(bank.baseline(LAYER).encode())
+
+    with pytest.raises(LayerConflict, match="3 features and the layer has 4"):
+        empty_bank(WIDTH + 1).adopt(LAYER, found)
+    with pytest.raises(LayerConflict, match="mantissa_bits"):
+        empty_bank(binning=Binning(5)).adopt(LAYER, found)
 
 
 GOOD = learned_bank().baseline(LAYER).encode()
@@ -178,7 +194,7 @@ def test_broken_baselines_are_corrupt_and_nothing_else(garbage: bytes, keep: int
     for payload in (garbage, GOOD[:keep], GOOD[:keep] + garbage, GOOD + b"x"):
         if payload != GOOD:
             with pytest.raises(CorruptState):
-                bank.adopt(LAYER, payload)
+                adopt(bank, LAYER, payload)
 
     assert before == bank.encode()
 
@@ -243,7 +259,7 @@ def test_a_hostile_baseline_is_corrupt_or_sound(data: st.DataObject) -> None:
     bank = empty_bank()
 
     try:
-        bank.adopt(LAYER, hostile(data))
+        adopt(bank, LAYER, hostile(data))
     except (CorruptState, LayerConflict):
         assert not bank.frozen(LAYER)
         return
@@ -264,7 +280,7 @@ def test_a_hostile_baseline_is_corrupt_or_sound(data: st.DataObject) -> None:
         assert seen.rank(np.zeros(WIDTH)).shape == (WIDTH,)
     assert not np.isnan(bank.baseline_rate(LAYER, 0.999))
     assert bank.encode() == Bank.decode(bank.encode(), Binning(), **SETTINGS).encode()
-    empty_bank().adopt(LAYER, bank.baseline(LAYER).encode())
+    adopt(empty_bank(), LAYER, bank.baseline(LAYER).encode())
 
 
 def test_a_baseline_that_promises_gigabytes_is_refused_unread() -> None:
@@ -273,7 +289,7 @@ def test_a_baseline_that_promises_gigabytes_is_refused_unread() -> None:
     bomb = pack(b"base", {"version": 1, "width": WIDTH}, arrays)
 
     with pytest.raises(CorruptState, match="need at most"):
-        empty_bank().adopt(LAYER, bomb)
+        adopt(empty_bank(), LAYER, bomb)
 
 
 @pytest.mark.parametrize("kernels", [NUMPY, compiled()], ids=lambda one: one.name)
