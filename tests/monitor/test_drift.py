@@ -120,6 +120,19 @@ def test_a_new_baseline_forgets_the_old_ones_hours(traffic: Traffic) -> None:
     assert found.drift_js < 0.08
 
 
+def test_a_flag_that_does_not_ask_for_it_any_more_ends_it(traffic: Traffic) -> None:
+    """Else it would drift for good: nothing is compared any more."""
+    traffic.hours(6, shift=0.8)
+    flags = {one: Flag(detectors=(Detector.CONDITIONS,)) for one in FLAGS}
+
+    told = traffic.monitor.set_flags(flags, traffic.now)
+
+    subject = str(LAYER.feature(1))
+    settled = [e.detail for e in told if (e.what, e.subject) == ("feature_settled", subject)]
+    assert ["no longer watched for it"] == settled
+    assert not traffic.monitor.feature(LAYER.feature(1)).drifting
+
+
 def baseline(seed: int) -> Distribution:
     """Return a frozen baseline of the layer's features, another one for each seed."""
     bank = Bank(
