@@ -5,6 +5,7 @@ webhook through the job queue to the worker; a recipe that can be built can be m
 have equal content keys, and an answer once made is found again by its key.
 """
 
+from sidecar.recipes.comparison import Comparison
 from sidecar.recipes.content import RECIPES, content_key, recipe_like, recipe_of
 from sidecar.recipes.dataset import Dataset
 from sidecar.recipes.examples import Examples
@@ -15,6 +16,7 @@ from sidecar.recipes.targets import PICTURE_KINDS, Side, Target, Term
 __all__ = [
     "PICTURE_KINDS",
     "RECIPES",
+    "Comparison",
     "Dataset",
     "Examples",
     "Maximisation",

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from sidecar.errors import UnsupportedTarget
+from sidecar.recipes.comparison import Comparison
 from sidecar.recipes.examples import Examples
 from sidecar.recipes.maximisation import Maximisation
 from sidecar.recipes.recipe import Recipe
 from sidecar.recipes.targets import Target
 
-RECIPES: Mapping[str, type[Recipe]] = {kind.method: kind for kind in (Maximisation, Examples)}
+RECIPES: Mapping[str, type[Recipe]] = {
+    kind.method: kind for kind in (Maximisation, Examples, Comparison)
+}
 """The kinds of recipe by the name of their method."""
 
 

@@ -86,6 +86,11 @@ class Recipe:
         """Names of the datasets that are looked at; each is an input ``dataset:NAME``."""
         return ()
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of other models that are looked at; each is an input ``model:NAME``."""
+        return ()
+
     def values(self) -> dict[str, Any]:
         """Return every value by name, and the method's."""
         return {"method": self.method, **asdict(self)}

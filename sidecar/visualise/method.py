@@ -35,11 +35,24 @@ class Materials:
         images: Pictures that the recipe looks at, by the digest of their artifact; RGB, shape
             ``(height, width, 3)``.
         datasets: What the recipe looks through, by name.
+        models: Other models that it looks at, by name.
     """
 
     typical: TypicalRange | None = None
     images: Mapping[str, NDArray[np.uint8]] = field(default_factory=lambda: MappingProxyType({}))
     datasets: Mapping[str, Dataset] = field(default_factory=lambda: MappingProxyType({}))
+
+    models: Mapping[str, ImageModel] = field(default_factory=lambda: MappingProxyType({}))
+
+    def model(self, name: str) -> ImageModel:
+        """Return another model that the recipe looks at.
+
+        Raises:
+            UnsupportedTarget: It was not handed over.
+        """
+        if name not in self.models:
+            raise UnsupportedTarget(f"model {name!r} was not handed over: name one under models")
+        return self.models[name]
 
     def dataset(self, name: str) -> Dataset:
         """Return a dataset that the recipe looks through.

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 
 from sidecar.errors import UnsupportedTarget
 from sidecar.recipes import Recipe
+from sidecar.visualise.comparison import RevisionComparison
 from sidecar.visualise.examples import DatasetExamples
 from sidecar.visualise.images import ActivationMaximisation
 from sidecar.visualise.method import AnyMethod
 
 METHODS: Mapping[type[Recipe], AnyMethod] = {
-    method.recipe: method for method in (ActivationMaximisation(), DatasetExamples())
+    method.recipe: method
+    for method in (ActivationMaximisation(), DatasetExamples(), RevisionComparison())
 }
 """Every method, by its kind of recipe."""
 
