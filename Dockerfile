@@ -14,7 +14,7 @@ COPY sidecar sidecar
 RUN /opt/sidecar/bin/pip install --no-cache-dir --constraint constraints.txt ".[daemon]"
 
 FROM build AS build-worker
-RUN /opt/sidecar/bin/pip install --no-cache-dir --constraint constraints.txt ".[worker]"
+RUN /opt/sidecar/bin/pip install --no-cache-dir --constraint constraints.txt ".[worker,cpu]"
 
 FROM python:3.11-slim-bookworm AS runtime
 RUN groupadd --gid 10001 sidecar \

@@ -160,6 +160,47 @@ def test_labels_that_are_no_list_of_names_are_refused(tmp_path: Path, text: str)
         load(write(tmp_path, "models: [{name: m, labels: labels.json}]"))
 
 
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("factory: 'a.b:c', onnx: m.onnx", "factory 'a.b:c' and onnx .*m.onnx' are two models"),
+        ("weights: m.onnx", "weights .*m.onnx' are loaded into what a factory returns"),
+        ("onnx: gone.onnx", "models.0.onnx: .*gone.onnx does not exist"),
+        ("factory: 'a:b', gradients: false", "gradients: false is for onnx models"),
+        ("onnx: m.onnx, digest: 4f", "models.0.digest: '4f' is no sha256"),
+        ("input: {height: 224}", "height and width come together"),
+        ("input: {size: 224, height: 224, width: 192}", "size is of a square input"),
+        ("input: {range: [0, 255]}", r"range \[0, 255\] needs mean and std in its units"),
+        ("input: {range: [-1, 1]}", r"\[-1, 1\] is neither \[0, 1\] nor \[0, 255\]"),
+        ("input: {channels: grb}", "models.0.input.channels: .*'rgb' or 'bgr'"),
+        ("input: {layout: chw}", "models.0.input.layout: .*'nchw' or 'nhwc'"),
+    ],
+)
+def test_a_model_that_contradicts_itself_is_refused_by_field_and_value(
+    tmp_path: Path, model: str, words: str
+) -> None:
+    """The keys of models, and of what images they take."""
+    (tmp_path / "m.onnx").write_bytes(b"?")
+
+    with pytest.raises(ConfigError, match=words):
+        load(write(tmp_path, f"models: [{{name: m, {model}}}]"))
+
+
+def test_an_onnx_model_is_found_beside_the_file_and_can_be_loaded(tmp_path: Path) -> None:
+    """A relative path, a shape that is not square, and the units of bytes."""
+    (tmp_path / "m.onnx").write_bytes(b"?")
+    text = (
+        "models: [{name: m, onnx: m.onnx, gradients: false, input: {height: 192, width: 256, range: "
+        "[0, 255], mean: [104, 117, 123], std: [1, 1, 1], channels: bgr, layout: nhwc}}, {name: n}]"
+    )
+
+    found = load(write(tmp_path, text)).models
+
+    assert tmp_path / "m.onnx" == found[0].onnx
+    assert [0, 255] == found[0].input.range
+    assert (True, False) == (found[0].is_loadable, found[1].is_loadable)
+
+
 def test_a_feature_that_is_flagged_twice_is_named(tmp_path: Path) -> None:
     """Only one of the two names and owners could be told; the two spellings are one feature."""
     flags = "flags: [{feature: m/a/channel/1}, {feature: m/a/channel/1;max}]"

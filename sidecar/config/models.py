@@ -3,18 +3,20 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from sidecar.config.values import (
     Count,
     Positive,
     Section,
+    check_digest,
     check_factory,
     check_file,
     check_folder,
     check_labels,
     check_model_name,
     check_no_doubles,
+    check_range,
     check_recipe,
     check_selector,
     check_slice,
@@ -27,11 +29,22 @@ class InputConfig(Section):
     size: Annotated[int, Field(ge=8, le=2048)] = Field(
         default=224, description="Side of the square input in pixels."
     )
+    height: Annotated[int, Field(ge=8, le=2048)] | None = Field(
+        default=None,
+        description="Rows of an input that is not square, with width; pictures are stretched to it.",
+    )
+    width: Annotated[int, Field(ge=8, le=2048)] | None = Field(
+        default=None, description="Columns of an input that is not square, with height."
+    )
+    range: Annotated[list[int], AfterValidator(check_range)] = Field(
+        default=[0, 1],
+        description="What black and white are before the mean is subtracted: [0, 1] or [0, 255].",
+    )
     mean: list[float] = Field(
         default=[0.485, 0.456, 0.406],
         min_length=3,
         max_length=3,
-        description="Subtracted from each colour, in units of the 0 to 1 range.",
+        description="Subtracted from each colour, in units of range and the order of channels.",
     )
     std: list[Positive] = Field(
         default=[0.229, 0.224, 0.225],
@@ -39,6 +52,25 @@ class InputConfig(Section):
         max_length=3,
         description="Divides each colour after the mean is subtracted.",
     )
+    channels: Literal["rgb", "bgr"] = Field(default="rgb", description="Order of the colours.")
+    layout: Literal["nchw", "nhwc"] = Field(
+        default="nchw",
+        description="Order of the axes: batch, colours, rows, columns, or colours last.",
+    )
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "InputConfig":
+        given = self.model_fields_set
+        if (self.height is None) != (self.width is None):
+            raise ValueError("height and width come together: name both, or size alone")
+        if self.height is not None and "size" in given:
+            raise ValueError("size is of a square input: remove it, or height and width")
+        if self.range != [0, 1] and not {"mean", "std"} <= given:
+            raise ValueError(
+                f"range {self.range} needs mean and std in its units, such as mean [127, 127, "
+                "127] and std [128, 128, 128]"
+            )
+        return self
 
 
 class ModelConfig(Section):
@@ -55,10 +87,42 @@ class ModelConfig(Section):
         default=None,
         description="safetensors or torch state-dict file, loaded into what the factory returns.",
     )
+    onnx: Annotated[Path, AfterValidator(check_file)] | None = Field(
+        default=None, description="ONNX file, in place of factory and weights."
+    )
+    gradients: bool = Field(
+        default=True,
+        description="Whether an ONNX model is converted to torch, for methods that need gradients; false: it "
+        "only runs forward, in ONNX Runtime.",
+    )
+    digest: Annotated[str, AfterValidator(check_digest)] = Field(
+        default="",
+        description="sha256 that the model must have when it is loaded: of the weights, as in a feature's "
+        "revision, or of the ONNX file. Empty: any.",
+    )
     labels: Annotated[Path, AfterValidator(check_labels)] | None = Field(
         default=None, description="JSON list of class names, in the order of the logits."
     )
     input: InputConfig = Field(default_factory=InputConfig, description="What images it takes.")
+
+    @property
+    def is_loadable(self) -> bool:
+        """Whether there is something that a worker can load, beside a name to watch."""
+        return self.factory is not None or self.onnx is not None
+
+    @model_validator(mode="after")
+    def _is_one_model(self) -> "ModelConfig":
+        if self.onnx is not None and self.factory is not None:
+            raise ValueError(
+                f"factory {self.factory!r} and onnx {str(self.onnx)!r} are two models: name one of them"
+            )
+        if self.weights is not None and self.factory is None:
+            raise ValueError(
+                f"weights {str(self.weights)!r} are loaded into what a factory returns: name the factory"
+            )
+        if self.onnx is None and not self.gradients:
+            raise ValueError("gradients: false is for onnx models: remove it")
+        return self
 
 
 class DatasetConfig(Section):

@@ -142,7 +142,7 @@ def _absolute(document: dict[Any, Any], base: Path) -> dict[Any, Any]:
         found["state_dir"] = resolve(found["state_dir"])
     if isinstance(found.get("models"), list):
         found["models"] = [
-            {k: resolve(v) if k in ("weights", "labels") else v for k, v in model.items()}
+            {k: resolve(v) if k in ("weights", "onnx", "labels") else v for k, v in model.items()}
             if isinstance(model, dict)
             else model
             for model in found["models"]

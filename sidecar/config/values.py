@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from sidecar.errors import SidecarError
-from sidecar.features import FeatureSelector, Slice, check_name
+from sidecar.features import FeatureSelector, Slice, check_name, is_digest
 from sidecar.recipes import recipe_of
 
 _ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9_.\-]+|\[[0-9a-fA-F:]+\]):(?P<port>\d{1,5})")
@@ -106,6 +106,20 @@ def check_factory(value: str) -> str:
     """Return text of the form ``package.module:function``, or raise ``ValueError``."""
     if not _FACTORY.fullmatch(value):
         raise ValueError(f"{value!r} is not 'package.module:function'")
+    return value
+
+
+def check_digest(value: str) -> str:
+    """Check a sha256 that may be left out."""
+    if value and not is_digest(value):
+        raise ValueError(f"{value!r} is no sha256: need 64 hexadecimal digits in lower case")
+    return value
+
+
+def check_range(value: list[int]) -> list[int]:
+    """Check what black and white are."""
+    if value not in ([0, 1], [0, 255]):
+        raise ValueError(f"{value} is neither [0, 1] nor [0, 255]")
     return value
 
 

@@ -104,15 +104,17 @@ def child_spec(
 
     Raises:
         UnknownModel: The model is not configured.
-        ModelLoadFailed: It is, but without a factory, so there is nothing to look into.
+        ModelLoadFailed: It is, but without factory or ONNX file, so there is nothing to look into.
         UnknownArtifact: The recipe looks at an image that is not in the store.
     """
     name = job.request.targets[0].feature.layer.model
     model = models(name)
     if model is None:
         raise UnknownModel(f"model {name!r} is not in the configuration: add it under models")
-    if model.factory is None:
-        raise ModelLoadFailed(f"model {name!r} has no factory: name one to have pictures made")
+    if not model.is_loadable:
+        raise ModelLoadFailed(
+            f"model {name!r} has neither factory nor onnx: name one to have pictures made"
+        )
     typical = "typical" in job.request.recipe.inputs
     targets = tuple(assignment.missing.values())
     names = {str(target.feature) for target in targets}
@@ -124,7 +126,7 @@ def child_spec(
         parent_pid=os.getpid(),
         targets=targets,
         recipe=job.request.recipe,
-        model=_model_spec(model, model.factory),
+        model=_model_spec(model),
         device=config.device,
         live=live if typical else {name: _without_ranges(c) for name, c in live.items()},
         images={digest: str(artifacts.open(digest)[0]) for digest in job.request.recipe.images},
@@ -132,16 +134,24 @@ def child_spec(
     )
 
 
-def _model_spec(model: ModelConfig, factory: str) -> ModelSpec:
+def _model_spec(model: ModelConfig) -> ModelSpec:
     red, green, blue = model.input.mean
     reds, greens, blues = model.input.std
     return ModelSpec(
         name=model.name,
-        factory=factory,
+        factory=model.factory or "",
         weights=str(model.weights.resolve()) if model.weights else "",
-        input_size=model.input.size,
+        input_size=max(model.input.height or 0, model.input.width or 0) or model.input.size,
         mean=(red, green, blue),
         std=(reds, greens, blues),
+        onnx=str(model.onnx.resolve()) if model.onnx else "",
+        gradients=model.gradients,
+        digest=model.digest,
+        height=model.input.height or 0,
+        width=model.input.width or 0,
+        top=float(model.input.range[1]),
+        channels=model.input.channels,
+        layout=model.input.layout,
     )
 
 

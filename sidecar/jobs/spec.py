@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,11 +67,19 @@ class ModelSpec:
 
     Attributes:
         name: Registry name.
-        factory: ``package.module:function``.
+        factory: ``package.module:function``; empty where ``onnx`` is the model.
         weights: Path of the weights file; empty where the factory loads its own.
-        input_size: Side of the square input in pixels.
-        mean: Colour means.
+        input_size: Side in pixels of the square pictures it is given; the longer one of its input.
+        mean: Colour means, in units of ``top``.
         std: Colour standard deviations.
+        onnx: Path of the ONNX file; empty where there is a factory.
+        gradients: Whether an ONNX file is converted to torch.
+        digest: sha256 that the configuration promises; empty: none.
+        height: Rows of its input in pixels; 0: ``input_size``.
+        width: Columns; 0: ``input_size``.
+        top: What white is: 1 or 255.
+        channels: ``rgb`` or ``bgr``.
+        layout: ``nchw`` or ``nhwc``.
     """
 
     name: str
@@ -80,6 +88,14 @@ class ModelSpec:
     input_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    onnx: str = ""
+    gradients: bool = True
+    digest: str = ""
+    height: int = 0
+    width: int = 0
+    top: float = 1.0
+    channels: Literal["rgb", "bgr"] = "rgb"
+    layout: Literal["nchw", "nhwc"] = "nchw"
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ import numpy as np
 from sidecar import __version__
 from sidecar.errors import (
     CorruptState,
+    DigestMismatch,
     DiskFull,
     SidecarError,
     UnsupportedTarget,
@@ -46,7 +47,13 @@ from sidecar.jobs.spec import (
 from sidecar.recipes import content_key
 
 if TYPE_CHECKING:
-    from sidecar.visualise import ImageModel, Materials, Picture, Progress, TypicalRange
+    from sidecar.visualise import (
+        Materials,
+        Picture,
+        Progress,
+        TypicalRange,
+        VisionModel,
+    )
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _PR_SET_NO_NEW_PRIVS = 38
@@ -99,18 +106,14 @@ def _work(spec: JobSpec, folder: Path, announce: Callable[[Event], None]) -> Non
     """Make the pictures of a job, and lay them and their manifests into its folder."""
     started = time.time()
     announce(ProgressEvent(0, 0, "importing torch"))
-    from sidecar.visualise import load_model, method_for  # noqa: PLC0415 - torch, seconds
+    from sidecar.visualise import method_for, with_gradients  # noqa: PLC0415 - torch, seconds
 
     announce(ProgressEvent(0, 0, f"loading {spec.model.name}"))
-    model = load_model(
-        spec.model.factory,
-        Path(spec.model.weights) if spec.model.weights else None,
-        input_size=spec.model.input_size,
-        mean=spec.model.mean,
-        std=spec.model.std,
-        device=spec.device,
-        expected_digest=_expected_digest(spec),
-    )
+    began = time.monotonic()
+    loaded = _load(spec)  # once: all targets of a job are of one model and revision
+    load_seconds = time.monotonic() - began
+    announce(ProgressEvent(0, 0, f"loaded {spec.model.name} in {load_seconds:.2f} s"))
+    model = with_gradients(loaded, spec.recipe.method)
     method, materials = method_for(spec.recipe), _materials(spec)
     cost = method.plan(model, spec.targets, spec.recipe, materials)
     announce(ProgressEvent(0, 0, f"making pictures: {cost.forwards} passes"))
@@ -122,7 +125,7 @@ def _work(spec: JobSpec, folder: Path, announce: Callable[[Event], None]) -> Non
         on_progress=_Reporter(folder, announce),
         cancelled=_listen_for_cancel(),
     )
-    facts = _common_facts(spec, model, started)
+    facts = _common_facts(spec, model, started) | {"model_load_seconds": load_seconds}
     for index, picture in enumerate(pictures):
         png = picture.png()
         names = (f"picture-{index}.png", f"manifest-{index}.json")
@@ -155,6 +158,43 @@ class _Reporter:
         old.unlink(missing_ok=True)
 
 
+def _load(spec: JobSpec) -> "VisionModel":
+    """Load the model of a job, and hold it against the revision and the configured digest."""
+    from sidecar.visualise import InputForm, load_model, load_onnx  # noqa: PLC0415 - torch, loaded by now
+
+    wanted = spec.model
+    height, width = wanted.height or wanted.input_size, wanted.width or wanted.input_size
+    form = InputForm(height, width, wanted.top, wanted.channels, wanted.layout)
+    expected = _expected_digest(spec)
+    if wanted.onnx:
+        model: VisionModel = load_onnx(
+            Path(wanted.onnx),
+            form=form,
+            mean=wanted.mean,
+            std=wanted.std,
+            device=spec.device,
+            expected_digest=expected,
+            gradients=wanted.gradients,
+        )
+    else:
+        model = load_model(
+            wanted.factory,
+            Path(wanted.weights) if wanted.weights else None,
+            input_size=wanted.input_size,
+            mean=wanted.mean,
+            std=wanted.std,
+            device=spec.device,
+            expected_digest=expected or wanted.digest,
+            form=form,
+        )
+    if wanted.digest and model.digest != wanted.digest:
+        raise DigestMismatch(
+            f"model {wanted.name} has digest {model.digest}, but models[].digest says {wanted.digest}: mend "
+            "either"
+        )
+    return model
+
+
 def _expected_digest(spec: JobSpec) -> str:
     """Return the digest the targets' revision promises; empty where it is a name somebody chose."""
     revision = spec.targets[0].feature.layer.revision
@@ -183,7 +223,7 @@ def _typical_range(spec: JobSpec) -> "TypicalRange | None":
     return TypicalRange(low, high)
 
 
-def _common_facts(spec: JobSpec, model: "ImageModel", started: float) -> dict[str, Any]:
+def _common_facts(spec: JobSpec, model: "VisionModel", started: float) -> dict[str, Any]:
     import torch  # noqa: PLC0415 - loaded by now
 
     device = model.device
@@ -193,14 +233,19 @@ def _common_facts(spec: JobSpec, model: "ImageModel", started: float) -> dict[st
         "model": {
             "name": spec.model.name,
             "digest": model.digest,
-            "digest_verified": bool(_expected_digest(spec)),
+            "digest_verified": bool(_expected_digest(spec) or spec.model.digest),
             "factory": spec.model.factory,
         },
-        "weights_file": _weights_file(spec.model.weights),
+        "weights_file": _weights_file(spec.model.onnx or spec.model.weights),
         "input": {
             "size": spec.model.input_size,
             "mean": spec.model.mean,
             "std": spec.model.std,
+            "height": spec.model.height or spec.model.input_size,
+            "width": spec.model.width or spec.model.input_size,
+            "range": [0, spec.model.top],
+            "channels": spec.model.channels,
+            "layout": spec.model.layout,
         },
         "method": {"name": spec.recipe.method, "version": spec.recipe.version},
         "recipe": spec.recipe.values(),

@@ -535,10 +535,10 @@ class Operations:
             raise UnsupportedTarget(f"job names {len(owners)} model revisions: make one job each")
         name, _ = owners.pop()
         model = self._config.model(name)
-        if model is None or model.factory is None:
+        if model is None or not model.is_loadable:
             raise UnsupportedTarget(
                 f"model {name!r} has no factory in the configuration, so no picture of it can be "
-                "made: set models.factory"
+                "made: set models.factory or models.onnx"
             )
         layers = {target.feature.layer for target in request.targets}
         learned = {status.key for status in self._monitor.layers() if status.baseline_frozen}
@@ -615,7 +615,7 @@ class Operations:
     def portrait_of(self, key: FeatureKey, idempotency_key: str, detail: str) -> Job | None:
         """Ask for a feature's portrait because it fires; None where none can be made."""
         model = self._config.model(key.layer.model)
-        possible = key.layer.kind in PICTURE_KINDS and model is not None and model.factory
+        possible = key.layer.kind in PICTURE_KINDS and model is not None and model.is_loadable
         if not self._config.alerts.portrait_on_firing or not possible:
             return None
         request = JobRequest(

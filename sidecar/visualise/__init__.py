@@ -3,29 +3,37 @@
 The room promises: a request is checked before any work is done on it (``plan``); equal requests give
 equal pictures; a picture is of the weights whose digest it carries; every number beside it is in the
 view in which the unit is watched live; a unit that cannot be stirred is refused, never painted as
-noise; the model is left without hooks, whatever happened. Only the worker imports this room: it
+noise; the model is left without hooks, whatever happened; a model file is looked through before anything
+loads it, and a converted graph is compared with the original before it is used. Only the worker imports this room: it
 needs torch.
 """
 
 from sidecar.visualise.images import maximise, plan
-from sidecar.visualise.loading import ImageModel, load_model
+from sidecar.visualise.loading import load_model, load_onnx
 from sidecar.visualise.method import Checkpoint, Materials, Method
 from sidecar.visualise.methods import METHODS, method_for
+from sidecar.visualise.model import ImageModel, InputForm, VisionModel, with_gradients
+from sidecar.visualise.onnx_forward import ForwardModel
 from sidecar.visualise.pictures import Cost, Picture, Progress, TypicalRange, read_image
 
 __all__ = [
     "METHODS",
     "Checkpoint",
     "Cost",
+    "ForwardModel",
     "ImageModel",
+    "InputForm",
     "Materials",
     "Method",
     "Picture",
     "Progress",
     "TypicalRange",
+    "VisionModel",
     "load_model",
+    "load_onnx",
     "maximise",
     "method_for",
     "plan",
     "read_image",
+    "with_gradients",
 ]

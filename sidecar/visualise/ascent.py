@@ -15,7 +15,7 @@ from sidecar.errors import NonFiniteActivation, SilentFeature
 from sidecar.recipes import Maximisation, Target
 from sidecar.visualise.adam import Adam
 from sidecar.visualise.augmentation import cut_crops, draw_crop, generator_for, resize_whole
-from sidecar.visualise.loading import ImageModel
+from sidecar.visualise.model import ImageModel
 from sidecar.visualise.parametrisation import frequency_scale, random_spectrum, render
 from sidecar.visualise.pictures import Picture
 from sidecar.visualise.priors import TypicalRangePrior, total_variation

@@ -11,7 +11,7 @@ from PIL import Image
 
 from sidecar.errors import UnsupportedTarget
 from sidecar.recipes import Dataset
-from sidecar.visualise.loading import ImageModel
+from sidecar.visualise.model import ImageModel
 from sidecar.visualise.pictures import read_image
 
 

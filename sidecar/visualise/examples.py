@@ -14,8 +14,8 @@ from sidecar.features import FeatureKind, LayerKey
 from sidecar.recipes import Dataset, Examples, Side, Target
 from sidecar.visualise.ascent import pass_images
 from sidecar.visualise.datasets import batches, colours, read_square
-from sidecar.visualise.loading import ImageModel
 from sidecar.visualise.method import Checkpoint, Materials
+from sidecar.visualise.model import ImageModel
 from sidecar.visualise.pictures import Cost, Picture, Progress
 from sidecar.visualise.sheets import Tile, draw_sheet
 from sidecar.visualise.units import Dry, Site, Units, check_targets, dry_run, forward_to

@@ -14,8 +14,8 @@ from sidecar.errors import JobCancelled, UnsupportedTarget
 from sidecar.features import LayerKey
 from sidecar.recipes import Maximisation, Target
 from sidecar.visualise.ascent import MEASURING_CROPS, Ascent, pass_images
-from sidecar.visualise.loading import ImageModel
 from sidecar.visualise.method import Checkpoint, Materials
+from sidecar.visualise.model import ImageModel
 from sidecar.visualise.pictures import Cost, Picture, Progress, TypicalRange
 from sidecar.visualise.priors import TypicalRangePrior
 from sidecar.visualise.units import Dry, check_targets, dry_run

@@ -1,9 +1,8 @@
-"""Loads the operator's model without ever unpickling anything but tensors."""
+"""Loads the operator's model without ever unpickling anything but tensors, or running a file's code."""
 
 import importlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,42 +10,20 @@ import torch
 from torch import nn
 
 from sidecar.errors import DigestMismatch, ModelLoadFailed
+from sidecar.visualise.model import ImageModel, InputForm
+from sidecar.visualise.onnx_files import check_input, read_onnx
+from sidecar.visualise.onnx_forward import ForwardModel, open_forward
+from sidecar.visualise.onnx_torch import check_parity, convert
+from sidecar.visualise.weight_files import scan_weights
 from sidecar.weights import module_digest
+
+_PLAIN = InputForm()
 
 _SERVED_DTYPES = (torch.bfloat16, torch.float16)
 """Precisions a server may have cast a checkpoint to; its revision is then that of the cast weights."""
 
 _PICKLE_MARKS = ("weights_only", "Unsupported global", "Unsupported operand", "persistent_load")
 """What torch's refusals of pickled code have in common; its own advice is to switch safety off."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageModel:
-    """A model ready to be looked into: evaluation mode, parameters frozen, weights known.
-
-    Attributes:
-        module: Takes normalised images, shape ``(n, 3, input_size, input_size)``; in float32.
-        digest: sha256 of its weights, see ``sidecar.weights``.
-        input_size: Side of the square input in pixels.
-        mean: Subtracted from each colour, in units of the 0 to 1 range.
-        std: Divides each colour after that.
-        device: Where the module lives.
-    """
-
-    module: nn.Module
-    digest: str
-    input_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    device: torch.device
-
-    def normalise(self, images: torch.Tensor) -> torch.Tensor:
-        """Turn colours from 0 to 1, shape ``(n, 3, h, w)``, into what the module takes."""
-        mean, std = (
-            torch.tensor(values, dtype=images.dtype, device=images.device)[:, None, None]
-            for values in (self.mean, self.std)
-        )
-        return (images - mean) / std
 
 
 def load_model(
@@ -58,6 +35,7 @@ def load_model(
     std: tuple[float, float, float],
     device: str = "auto",
     expected_digest: str = "",
+    form: InputForm = _PLAIN,
 ) -> ImageModel:
     """Build the operator's model, load its weights, and make sure they are the ones asked for.
 
@@ -68,11 +46,12 @@ def load_model(
         factory: ``package.module:function``; called without arguments, returns a torch module.
         weights: State dict loaded strictly into it; None where the factory loads its own.
         input_size: Side of the square input in pixels.
-        mean: Colour means in units of the 0 to 1 range.
+        mean: Colour means in units of ``form.top``.
         std: Colour standard deviations.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
         expected_digest: sha256 the weights must have as they are or cast to bfloat16 or float16, as
             servers do; they then have the values of that cast. Empty: any.
+        form: What else the module wants of its input.
 
     Raises:
         ModelLoadFailed: The factory cannot be imported or fails, the file cannot be read, is a
@@ -101,7 +80,51 @@ def load_model(
         module = module.float().eval().requires_grad_(requires_grad=False).to(place)
     except RuntimeError as error:
         raise ModelLoadFailed(f"model {factory} does not fit on {place}: {error}") from error
-    return ImageModel(module, digest, input_size, mean, std, place)
+    return ImageModel(module, digest, input_size, mean, std, place, form)
+
+
+def load_onnx(
+    path: Path,
+    *,
+    form: InputForm,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    device: str = "auto",
+    expected_digest: str = "",
+    gradients: bool = True,
+) -> ImageModel | ForwardModel:
+    """Read an ONNX model, and make sure it is the one asked for and computes what it should.
+
+    Args:
+        path: The file; weights beside it are read if they lie in the same folder.
+        form: How it wants its images; with height and width.
+        mean: Subtracted from each colour, in units of ``form.top``.
+        std: Divides each colour after that.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        expected_digest: sha256 the file must have; empty: any.
+        gradients: Convert it to torch, and compare that with ONNX Runtime at every value before use; else
+            run it forward in ONNX Runtime.
+
+    Raises:
+        ModelLoadFailed: As ``read_onnx``; its input has another shape; it cannot be converted, or its
+            conversion computes something else; or it does not run on the device.
+        DigestMismatch: It is another file.
+    """
+    side = max(form.height, form.width)
+    _refuse_odd_input(min(form.height, form.width), mean, std)
+    file = read_onnx(path)
+    if expected_digest and file.digest != expected_digest:
+        raise DigestMismatch(
+            f"onnx {path} has digest {file.digest}, but {expected_digest} was asked for: point the model's "
+            "onnx at that revision"
+        )
+    check_input(file, form.height, form.width, form.layout)
+    if not gradients:
+        return open_forward(file, mean, std, form, device)
+    module, sites = convert(file)
+    check_parity(file, module, form, mean, std)
+    place = _device(device)
+    return ImageModel(module.to(place), file.digest, side, mean, std, place, form, sites)
 
 
 def _served_dtype(module: nn.Module, digest: str) -> torch.dtype | None:
@@ -147,6 +170,7 @@ def _import(factory: str, path: str, name: str) -> Callable[[], Any]:
 
 
 def _read(weights: Path) -> Mapping[str, torch.Tensor]:
+    scan_weights(weights)
     try:
         document = _parse(weights)
     except ModelLoadFailed:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sidecar.errors import UnsupportedTarget
 from sidecar.recipes import Dataset, Recipe, Target
-from sidecar.visualise.loading import ImageModel
+from sidecar.visualise.model import ImageModel
 from sidecar.visualise.pictures import Cost, Picture, Progress, TypicalRange
 
 _Kind = TypeVar("_Kind", bound=Recipe)

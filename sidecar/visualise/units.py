@@ -5,29 +5,22 @@ that nobody else can mistake for one of theirs.
 """
 
 import contextlib
-import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from sidecar.errors import UnknownFeature, UnknownLayer, UnsupportedTarget
+from sidecar.errors import UnknownFeature, UnsupportedTarget
 from sidecar.features import FeatureKind, LayerKey, View
 from sidecar.recipes import Target
-from sidecar.visualise.loading import ImageModel
+from sidecar.visualise.model import ImageModel, Reached, VisionModel, as_maps, never_ran
 
 _OVER_POSITIONS = frozenset({View.MAX, View.MEAN})
 """Views that turn a map of several positions into one number."""
 
 _OF_ONE_NUMBER = frozenset(View) - {View.ENTROPY}
 """Views of a unit with one position; over a single number max and mean are the number itself."""
-
-
-class _Reached(BaseException):  # not an Exception, so that no model's own except clause swallows it
-    def __init__(self, output: object) -> None:
-        super().__init__()
-        self.output = output
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,38 +122,9 @@ class Units:
         return self.all_values(maps).gather(1, self.indices[:, None])[:, 0]
 
 
-def forward_to(model: ImageModel, path: str, images: torch.Tensor) -> torch.Tensor:
-    """Return a layer's output and run nothing above the layer.
-
-    The hook this needs is gone when the call returns or raises.
-
-    Args:
-        model: The model.
-        path: Module path of the layer.
-        images: Colours, shape ``(n, 3, input_size, input_size)``.
-
-    Returns:
-        Shape ``(n, width, rows, columns)``, float32; a vector output has one row and column.
-
-    Raises:
-        UnknownLayer: There is no such module, or the forward pass never runs it.
-        UnsupportedTarget: Its output is not a tensor of 2 or 4 dimensions.
-    """
-
-    def stop(_module: nn.Module, _inputs: object, output: object) -> None:
-        raise _Reached(output)
-
-    # On CUDA half precision is twice as fast and the noise of the recipe is far above its rounding.
-    fast = model.device.type == "cuda" and torch.is_grad_enabled()
-    handle = find_layer(model, path).register_forward_hook(stop)
-    try:
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=fast):
-            model.module(model.normalise(images))
-    except _Reached as reached:
-        return _as_maps(path, reached.output, len(images))
-    finally:
-        handle.remove()
-    raise _never_ran(path)
+def forward_to(model: VisionModel, path: str, images: torch.Tensor) -> torch.Tensor:
+    """Return a layer's output and run nothing above the layer, see ``VisionModel.maps``."""
+    return model.maps(path, images)
 
 
 def dry_run(model: ImageModel, paths: Sequence[str]) -> Dry:
@@ -184,7 +148,7 @@ def dry_run(model: ImageModel, paths: Sequence[str]) -> Dry:
     with _watching(model, paths, sites), torch.autograd.graph.saved_tensors_hooks(keep, _same):
         try:
             model.module(model.normalise(grey.requires_grad_()))
-        except _Reached:
+        except Reached:
             pass
         except UnsupportedTarget:
             raise
@@ -195,7 +159,7 @@ def dry_run(model: ImageModel, paths: Sequence[str]) -> Dry:
             ) from error
     for path in paths:
         if path not in sites:
-            raise _never_ran(path)
+            raise never_ran(path)
     return Dry(sites, sum(saved.values()))
 
 
@@ -250,20 +214,8 @@ def check_target(target: Target, site: Site) -> None:
 
 
 def find_layer(model: ImageModel, path: str) -> nn.Module:
-    """Return the module at a path.
-
-    Raises:
-        UnknownLayer: There is none; the message suggests the most similar paths.
-    """
-    try:
-        return model.module.get_submodule(path)
-    except AttributeError as error:
-        names = [name for name, _ in model.module.named_modules()]
-        near = difflib.get_close_matches(path, names, 3)
-        hint = (
-            f"did you mean {', '.join(near)}?" if near else f"for example {', '.join(names[1:4])}"
-        )
-        raise UnknownLayer(f"the model has no layer {path}: {hint}") from error
+    """Return the module of a layer, see ``ImageModel.find``."""
+    return model.find(path)
 
 
 @contextlib.contextmanager
@@ -273,31 +225,13 @@ def _watching(model: ImageModel, paths: Sequence[str], sites: dict[str, Site]) -
         for path in paths:
 
             def note(_m: nn.Module, _i: object, output: object, path: str = path) -> None:
-                _, *shape = _as_maps(path, output, 1).shape
+                _, *shape = as_maps(path, output, 1).shape
                 sites.setdefault(path, Site(*shape))
                 if len(sites) == len(set(paths)):
-                    raise _Reached(None)
+                    raise Reached(None)
 
             stack.callback(find_layer(model, path).register_forward_hook(note).remove)
         yield
-
-
-def _as_maps(path: str, output: object, images: int) -> torch.Tensor:
-    if not isinstance(output, torch.Tensor):
-        raise UnsupportedTarget(
-            f"layer {path} returns {type(output).__name__}, need a tensor: name a module inside it"
-        )
-    shape = tuple(output.shape)
-    if len(shape) not in (2, 4) or shape[0] != images or 0 in shape:
-        raise UnsupportedTarget(
-            f"layer {path} returns shape {shape} for {images} image(s): need (n, channels, rows, "
-            "columns) or (n, units)"
-        )
-    return output.float().reshape(*shape, *(1,) * (4 - len(shape)))  # (n, width, rows, columns)
-
-
-def _never_ran(path: str) -> UnknownLayer:
-    return UnknownLayer(f"layer {path} exists, but the model's forward pass never runs it")
 
 
 def _same(tensor: torch.Tensor) -> torch.Tensor:

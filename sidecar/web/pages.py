@@ -325,7 +325,7 @@ def remaining(found: Job, now: float) -> str:
 
 
 ADVICE = {
-    "SC801": "Check models.factory, models.weights and jobs.python_path of the model in the configuration.",
+    "SC801": "Check models.factory, models.weights, models.onnx and jobs.python_path of the model in the configuration.",
     "SC802": "The server runs other weights than the configuration names. Point models.weights at the weights the server loaded.",
     "SC803": "Try another seed, or another unit: a picture of a unit without gradient would be noise.",
     "SC804": "Ask for fewer steps or a smaller canvas, or raise jobs.time_limit_seconds.",

@@ -352,7 +352,7 @@ def test_misconfigured_models_fail_in_words(bench: Bench) -> None:
     watched = bench.ended(bench.submit("watched", 1))
 
     assert ("SC401", "SC801") == (unknown.error_code, watched.error_code)
-    assert "'watched' has no factory" in watched.error
+    assert "'watched' has neither factory nor onnx" in watched.error
 
 
 def test_a_context_that_fails_fails_the_job_alone(bench: Bench) -> None:

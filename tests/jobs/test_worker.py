@@ -164,9 +164,17 @@ def test_pictures_come_with_all_that_made_them(desk: Desk, digest: str, tmp_path
         assert (24, 0.02, 0.8, 1.1) == tuple(
             facts["recipe"][name] for name in ("steps", "noise", "zoom_min", "decay")
         )
-        assert {"size": 32, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]} == facts[
-            "input"
-        ]
+        assert {
+            "size": 32,
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+            "height": 32,
+            "width": 32,
+            "range": [0, 1.0],
+            "channels": "rgb",
+            "layout": "nchw",
+        } == facts["input"]
+        assert 0 < facts["model_load_seconds"] < facts["duration_seconds"]
         assert {
             "sidecar": sidecar.__version__,
             "torch": torch.__version__,
@@ -185,6 +193,22 @@ def test_pictures_come_with_all_that_made_them(desk: Desk, digest: str, tmp_path
     assert above["ratio_to_max"] > 1
     assert 0 <= within["percentile"] < 1
     assert ("baseline", 1000) == (within["window"], within["count"])
+
+
+def test_a_job_loads_its_model_once_whatever_its_targets(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Targets of two layers share what one call of the factory returned."""
+    log = tmp_path / "loads"
+    monkeypatch.setenv("SIDECAR_TEST_LOADS", str(log))
+    desk = Desk(bench)
+    desk.factory = "make_noted"
+    recipe = Maximisation(steps=8, canvas=32)
+
+    done = desk.run(target("v1", 3), target("v1", 1, "6", "logit"), recipe=recipe)
+
+    assert (JobState.DONE, "") == (done.state, done.error)
+    assert "loaded\n" == log.read_text()
 
 
 def test_the_same_request_makes_the_same_picture(desk: Desk, digest: str) -> None:

@@ -27,6 +27,13 @@ def make() -> nn.Module:
     return module
 
 
+def make_noted() -> nn.Module:
+    """Return the network, and add a line to a file for each time it was made."""
+    with open(os.environ["SIDECAR_TEST_LOADS"], "a", encoding="utf-8") as log:  # noqa: PTH123 - appends
+        log.write("loaded\n")
+    return make()
+
+
 def silent() -> nn.Module:
     """Return the network with a second layer that nothing can stir."""
     module = make()
