@@ -1,5 +1,7 @@
 """Crafted model files through the real child: the job fails in words, and the runner works on."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -125,6 +127,10 @@ def test_a_graph_becomes_a_picture_and_its_manifest_says_of_which_file(
     done = shelf.run(layer="block.out", onnx=path)
 
     assert (JobState.DONE, "") == (done.state, done.error)
+    facts = json.loads(shelf.bench.artifacts.get(done.portraits[0].manifest_digest))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert {"name": "m.onnx", "sha256": digest} == facts["weights_file"]
+    assert digest == facts["model"]["digest"]
 
 
 def test_a_model_that_only_runs_forward_is_refused_a_gradient_method(
