@@ -7,12 +7,13 @@ whatever a model does in there harms that one job only. ``sidecar.jobs.worker`` 
 """
 
 from sidecar.jobs.datasets import Datasets
-from sidecar.jobs.protocol import Job, JobRequest, JobState, Portrait
+from sidecar.jobs.protocol import Cause, Job, JobRequest, JobState, Portrait
 from sidecar.jobs.queue import JobQueue
 from sidecar.jobs.runner import Runner
 from sidecar.jobs.spec import LiveContext
 
 __all__ = [
+    "Cause",
     "Datasets",
     "Job",
     "JobQueue",

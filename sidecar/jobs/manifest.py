@@ -1,9 +1,11 @@
 """The manifest of a picture: everything needed to trace it and to make it again.
 
-Schema 1, a JSON object without NaN or infinities (they are null):
+Schema 2, a JSON object without NaN or infinities (they are null). ``manifest-2.schema.json`` beside
+this file says the same for machines; ``manifest-1.schema.json`` is what earlier releases wrote, which
+stays readable.
 
 ===================  ============================================================================
-``schema``           1; raised when a key changes its meaning
+``schema``           2; raised when a key changes its meaning
 ``feature``          text form of the feature key; ``layer``, ``kind``, ``unit``, ``view``, ``scope``
                      and ``position`` (row and column, or null) are its parts; ``side`` and ``terms``
                      (feature and weight) say what of it is shown
@@ -13,19 +15,29 @@ Schema 1, a JSON object without NaN or infinities (they are null):
 ``input``            ``size``, ``mean``, ``std`` of the images the model takes
 ``method``           ``name`` and ``version``
 ``recipe``           every value by name; ``seed`` again at the top
+``inputs``           what was given beside model and recipe: ``kind`` (``artifact``, ``dataset`` or
+                     ``typical_range``), ``name`` and ``digest`` of each
 ``typical_digest``   sha256 of the typical ranges used, or empty
 ``content_key``      sha256 of the request; equal requests have equal keys
-``code``             versions of ``sidecar``, ``torch``, ``numpy``, ``python``
-``device``           where it ran: ``type`` and ``name``
+``code``             versions of ``sidecar``, its ``commit``, ``python``, ``torch``, ``numpy``,
+                     ``pillow``, ``safetensors``, ``onnxruntime``; null: not installed or unknown
+``device``           where it ran: ``type``, ``name``, ``threads``, ``cuda`` (``runtime``, ``cudnn``,
+                     ``capability``, or null) and ``flags``, the switches of determinism
 ``activation``       ``plain`` (the whole picture, resized to the network's input), ``augmented``
                      (mean over fresh augmentations of the recipe), ``augmented_spread`` (their
                      standard deviation), ``start`` (the random start, seen whole), all in ``view``
 ``history``          ``step`` and ``activation`` lists of at most 64 points, as seen through the crops
 ``live``             the plain activation beside live traffic, see ``live_facts``, or null
 ``findings``         what the method has to say beside that, by name
+``reliability``      ``verdict``, ``reasons`` and ``measures``; null until somebody checked it
 ``picture``          ``sha256``, ``bytes``, ``width``, ``height``, ``media_type``
 ``job``              ``id``, ``attempt``, ``origin``
+``parents``          ``alert`` (``fingerprint`` and ``started``, or null) and ``evidence``, the id of
+                     the record that says why the feature fired, or null
+``reproduces``       sha256 of the manifest whose picture was made again, or null
 ``started``          when the attempt began, ISO 8601 UTC; ``duration_seconds`` since then
+``timings``          ``load_seconds``, ``plan_seconds``, ``optimise_seconds``, ``measure_seconds`` of
+                     the attempt, which its pictures share
 ===================  ============================================================================
 """
 
@@ -37,9 +49,10 @@ from typing import Any
 
 import numpy as np
 
+from sidecar.jobs.protocol import Cause
 from sidecar.jobs.spec import LiveContext
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the manifest."""
 
 HISTORY_LIMIT = 64
@@ -60,6 +73,12 @@ def _strict(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def parents(cause: Cause) -> dict[str, Any]:
+    """Return what led to a picture: the alert and the evidence, null where there is none."""
+    alert = {"fingerprint": cause.alert, "started": iso_time(cause.alert_started)}
+    return {"alert": alert if cause.alert else None, "evidence": cause.evidence or None}
 
 
 def thin_history(history: Sequence[float]) -> dict[str, list[float]]:

@@ -26,6 +26,24 @@ class JobState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Cause:
+    """Why a picture was asked for, so that it can be traced to that.
+
+    Attributes:
+        alert: Fingerprint of the alert, or ``direct`` where the daemon itself asked; empty: none.
+        alert_started: Unix seconds at which that alert began; 0: none.
+        evidence: Id of the evidence record of the feature at that time, or empty.
+        reproduces: sha256 of the manifest whose picture is made again, or empty. Such a job is
+            never answered from the store, and its picture never becomes the feature's answer.
+    """
+
+    alert: str = ""
+    alert_started: float = 0.0
+    evidence: str = ""
+    reproduces: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class JobRequest:
     """What somebody asked for.
 
@@ -35,6 +53,7 @@ class JobRequest:
         origin: What asked: ``cli``, ``console``, ``api`` or ``alert``.
         idempotency_key: Two requests with the same non-empty key are one job.
         time_limit_seconds: Wall time; 0 takes the configured limit.
+        cause: What led to it.
     """
 
     targets: tuple[Target, ...]
@@ -42,6 +61,7 @@ class JobRequest:
     origin: str = "cli"
     idempotency_key: str = ""
     time_limit_seconds: float = 0.0
+    cause: Cause = field(default_factory=Cause)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.errors import CorruptState, SidecarError
-from sidecar.jobs.protocol import JobRequest
+from sidecar.jobs.protocol import Cause, JobRequest
 from sidecar.recipes import Dataset, Recipe, Target, recipe_of
 
 
@@ -114,6 +114,7 @@ class JobSpec:
         live: Live distributions by text form of the feature; targets may be missing.
         images: Paths of the artifacts that the recipe looks at, by their digests.
         datasets: What it looks through, by name.
+        cause: What led to the job.
     """
 
     job_id: str
@@ -127,6 +128,7 @@ class JobSpec:
     live: Mapping[str, LiveContext] = field(default_factory=dict)
     images: Mapping[str, str] = field(default_factory=dict)
     datasets: Mapping[str, Dataset] = field(default_factory=dict)
+    cause: Cause = field(default_factory=Cause)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +219,7 @@ def encode_spec(spec: JobSpec) -> bytes:
         "live": {feature: _live_document(live) for feature, live in spec.live.items()},
         "images": dict(spec.images),
         "datasets": [one.document() for one in spec.datasets.values()],
+        "cause": asdict(spec.cause),
     }
     return json.dumps(document).encode() + b"\n"
 
@@ -237,6 +240,7 @@ def decode_spec(line: bytes) -> JobSpec:
             model=ModelSpec(**model),
             live={feature: _live(live) for feature, live in document.pop("live").items()},
             datasets={one["name"]: Dataset.of(one) for one in document.pop("datasets")},
+            cause=Cause(**document.pop("cause")),
             **document,
         )
     except (ValueError, KeyError, TypeError, AttributeError, SidecarError) as error:
@@ -252,6 +256,7 @@ def encode_request(request: JobRequest) -> str:
             "origin": request.origin,
             "idempotency_key": request.idempotency_key,
             "time_limit_seconds": request.time_limit_seconds,
+            "cause": asdict(request.cause),
         }
     )
 
@@ -267,6 +272,7 @@ def decode_request(text: str) -> JobRequest:
         return JobRequest(
             targets=tuple(Target.of(target) for target in document.pop("targets")),
             recipe=recipe_of(document.pop("recipe")),
+            cause=Cause(**document.pop("cause", {})),  # requests of earlier releases have none
             **document,
         )
     except (ValueError, KeyError, TypeError, AttributeError, SidecarError) as error:

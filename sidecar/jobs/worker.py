@@ -9,7 +9,6 @@ import ctypes
 import errno
 import hashlib
 import os
-import platform
 import signal
 import sys
 import threading
@@ -20,9 +19,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from sidecar import __version__
 from sidecar.errors import (
     CorruptState,
     DigestMismatch,
@@ -32,7 +28,15 @@ from sidecar.errors import (
     WorkerCrashed,
 )
 from sidecar.features import is_digest
-from sidecar.jobs.manifest import SCHEMA, encode_manifest, iso_time, live_facts, thin_history
+from sidecar.jobs.manifest import (
+    SCHEMA,
+    encode_manifest,
+    iso_time,
+    live_facts,
+    parents,
+    thin_history,
+)
+from sidecar.jobs.provenance import Phases, code_facts, device_facts
 from sidecar.jobs.spec import (
     DoneEvent,
     Event,
@@ -104,7 +108,8 @@ def _run(spec: JobSpec, descriptor: int) -> None:
 
 def _work(spec: JobSpec, folder: Path, announce: Callable[[Event], None]) -> None:
     """Make the pictures of a job, and lay them and their manifests into its folder."""
-    started = time.time()
+    started, phases = time.time(), Phases()
+    phases.enter("load")
     announce(ProgressEvent(0, 0, "importing torch"))
     from sidecar.visualise import method_for, with_gradients  # noqa: PLC0415 - torch, seconds
 
@@ -114,23 +119,27 @@ def _work(spec: JobSpec, folder: Path, announce: Callable[[Event], None]) -> Non
     load_seconds = time.monotonic() - began
     announce(ProgressEvent(0, 0, f"loaded {spec.model.name} in {load_seconds:.2f} s"))
     model = with_gradients(loaded, spec.recipe.method)
+    phases.enter("plan")
     method, materials = method_for(spec.recipe), _materials(spec)
     cost = method.plan(model, spec.targets, spec.recipe, materials)
     announce(ProgressEvent(0, 0, f"making pictures: {cost.forwards} passes"))
+    phases.enter("optimise")
     pictures = method.run(
         model,
         spec.targets,
         spec.recipe,
         materials,
-        on_progress=_Reporter(folder, announce),
+        on_progress=_Reporter(folder, announce, phases),
         cancelled=_listen_for_cancel(),
     )
+    phases.enter("")
     facts = _common_facts(spec, model, started) | {"model_load_seconds": load_seconds}
     for index, picture in enumerate(pictures):
         png = picture.png()
         names = (f"picture-{index}.png", f"manifest-{index}.json")
         (folder / names[0]).write_bytes(png)
         manifest = {**facts, **_picture_facts(spec, picture, png)}
+        manifest["timings"] = phases.seconds()
         manifest["duration_seconds"] = time.time() - started
         (folder / names[1]).write_bytes(encode_manifest(manifest))
         announce(ResultEvent(index, *names))
@@ -139,12 +148,15 @@ def _work(spec: JobSpec, folder: Path, announce: Callable[[Event], None]) -> Non
 class _Reporter:
     """Turns progress of the optimiser into events and intermediate pictures."""
 
-    def __init__(self, folder: Path, announce: Callable[[Event], None]) -> None:
+    def __init__(self, folder: Path, announce: Callable[[Event], None], phases: Phases) -> None:
         self._folder = folder
         self._announce = announce
+        self._phases = phases
         self._count = 0
 
     def __call__(self, progress: "Progress") -> None:
+        # What follows the last step is measuring.
+        self._phases.enter("measure" if progress.step == progress.steps else "optimise")
         shown = ", ".join(f"{progress.activations[index]:.3g}" for index in progress.shown)
         message = f"step {progress.step} of {progress.steps}, activation {shown}"
         self._announce(ProgressEvent(progress.step, progress.steps, message))
@@ -224,10 +236,6 @@ def _typical_range(spec: JobSpec) -> "TypicalRange | None":
 
 
 def _common_facts(spec: JobSpec, model: "VisionModel", started: float) -> dict[str, Any]:
-    import torch  # noqa: PLC0415 - loaded by now
-
-    device = model.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
         "schema": SCHEMA,
         "model": {
@@ -250,14 +258,12 @@ def _common_facts(spec: JobSpec, model: "VisionModel", started: float) -> dict[s
         "method": {"name": spec.recipe.method, "version": spec.recipe.version},
         "recipe": spec.recipe.values(),
         "seed": spec.recipe.seed,
-        "code": {
-            "sidecar": __version__,
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        },
-        "device": {"type": device.type, "name": name or platform.machine()},
+        "code": code_facts(),
+        "device": device_facts(model.device),
         "job": {"id": spec.job_id, "attempt": spec.attempt, "origin": spec.origin},
+        "parents": parents(spec.cause),
+        "reproduces": spec.cause.reproduces or None,
+        "reliability": None,
         "started": iso_time(started),
     }
 
@@ -286,6 +292,7 @@ def _picture_facts(spec: JobSpec, picture: "Picture", png: bytes) -> dict[str, A
         "side": target.side.value,
         "terms": [[str(term.feature), term.weight] for term in target.terms],
         "typical_digest": picture.inputs.get("typical", ""),
+        "inputs": _inputs(str(layer), picture),
         "content_key": content_key(target, spec.recipe, picture.inputs),
         "activation": {
             "view": layer.view.value,
@@ -305,6 +312,19 @@ def _picture_facts(spec: JobSpec, picture: "Picture", png: bytes) -> dict[str, A
             "media_type": "image/png",
         },
     }
+
+
+def _inputs(layer: str, picture: "Picture") -> list[dict[str, str]]:
+    """Return what was given beside model and recipe."""
+    found = [
+        {"kind": "artifact", "name": "image", "digest": digest} for digest in picture.recipe.images
+    ]
+    for name, digest in picture.inputs.items():
+        kind, _, what = name.partition(":")
+        if kind == "typical":
+            kind, what = "typical_range", layer
+        found.append({"kind": kind, "name": what, "digest": digest})
+    return found
 
 
 def _bind_to_daemon() -> None:

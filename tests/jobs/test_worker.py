@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,10 @@ from sidecar.config import DatasetConfig, InputConfig, JobsConfig, ModelConfig
 from sidecar.features import FeatureKey
 from sidecar.jobs import Datasets, Job, JobRequest, JobState, LiveContext, Runner
 from sidecar.jobs.child import Child
+from sidecar.jobs.provenance import PHASES
 from sidecar.jobs.runner import WORKER_COMMAND
 from sidecar.jobs.spec import JobSpec, ModelSpec, encode_spec
+from sidecar.jobs.verification import verify
 from sidecar.recipes import Examples, Maximisation, Recipe, Target, content_key
 from sidecar.visualise import TypicalRange
 from sidecar.weights import module_digest
@@ -130,7 +133,7 @@ def test_pictures_come_with_all_that_made_them(desk: Desk, digest: str, tmp_path
         assert key == portrait.content_key == facts["content_key"]
         assert key == image.text["sidecar.content_key"]  # type: ignore[attr-defined]  # PNG has it
         expected = {
-            "schema": 1,
+            "schema": 2,
             "feature": str(wanted.feature),
             "layer": wanted.feature.layer.layer,
             "kind": wanted.feature.layer.kind.value,
@@ -152,6 +155,10 @@ def test_pictures_come_with_all_that_made_them(desk: Desk, digest: str, tmp_path
                 "sha256": hashlib.sha256(desk.weights.read_bytes()).hexdigest(),
             },
             "job": {"id": done.id, "attempt": 1, "origin": "console"},
+            "inputs": [],
+            "parents": {"alert": None, "evidence": None},
+            "reproduces": None,
+            "reliability": None,
             "picture": {
                 "sha256": portrait.picture_digest,
                 "bytes": len(png),
@@ -175,14 +182,25 @@ def test_pictures_come_with_all_that_made_them(desk: Desk, digest: str, tmp_path
             "layout": "nchw",
         } == facts["input"]
         assert 0 < facts["model_load_seconds"] < facts["duration_seconds"]
-        assert {
+        versions = {
             "sidecar": sidecar.__version__,
             "torch": torch.__version__,
             "numpy": np.__version__,
             "python": ".".join(map(str, sys.version_info[:3])),
-        } == facts["code"]
-        assert "cpu" == facts["device"]["type"]
+            "pillow": metadata.version("pillow"),
+            "safetensors": metadata.version("safetensors"),
+        }
+        assert versions == {name: facts["code"][name] for name in versions}
+        assert ("cpu", 1, None) == tuple(
+            facts["device"][name] for name in ("type", "threads", "cuda")
+        )
         assert facts["device"]["name"]
+        assert facts["device"]["flags"]["cudnn_benchmark"] is False
+        assert {f"{phase}_seconds" for phase in PHASES} == set(facts["timings"])
+        assert all(seconds > 0 for seconds in facts["timings"].values())
+        assert sum(facts["timings"].values()) <= facts["duration_seconds"]
+        found = verify(portrait.manifest_digest, desk.bench.artifacts.get)
+        assert found.ok, found.findings
         assert facts["activation"]["plain"] > facts["activation"]["start"]
         assert list(range(1, 25)) == facts["history"]["step"]
         assert 24 == len(facts["history"]["activation"])
@@ -326,6 +344,7 @@ PARENT = """
 import os, sys, time
 from pathlib import Path
 from sidecar.jobs.child import Child
+from sidecar.jobs.provenance import PHASES
 from sidecar.jobs.runner import WORKER_COMMAND
 from sidecar.jobs.spec import JobSpec, ModelSpec, encode_spec
 from sidecar.features import FeatureKey
