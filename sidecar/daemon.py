@@ -27,7 +27,7 @@ from sidecar.compilation import Compilation, Loops, load_compiled
 from sidecar.config import SidecarConfig
 from sidecar.errors import ConfigError, SidecarError
 from sidecar.ingest import Destination, GrpcServer, LaneServer, Ledger, Pipeline
-from sidecar.jobs import Datasets, JobQueue, JobState, Runner
+from sidecar.jobs import ArtifactIndex, Datasets, JobQueue, JobState, Runner
 from sidecar.memory import give_back
 from sidecar.metrics import (
     Collector,
@@ -55,6 +55,8 @@ from sidecar.store import (
     Recorder,
     RecorderCounts,
     Recordings,
+    References,
+    RemoteShelf,
     Snapshots,
     secret_key,
 )
@@ -72,6 +74,9 @@ DRAIN_SECONDS = 5.0
 COLLECT_SECONDS = 60.0
 """How often the artifact store is brought below its limit, and unused memory given back."""
 
+SECONDS_A_DAY = 86_400.0
+"""The unit of store.artifact_max_age_days."""
+
 PATIENCE_SECONDS = 5.0
 """Pause of a duty after the disk refused it: asking faster would only fill the log."""
 
@@ -82,6 +87,7 @@ class Storage:
     Attributes:
         artifacts: Pictures, manifests and baselines by sha256.
         baselines: Versions of baselines.
+        references: Which artifacts must stay, and why.
         catalogue: Flags and audit log.
         database: The SQLite file behind the catalogue, the evidence and the job table.
         evidence: Why features fired.
@@ -107,8 +113,11 @@ class Storage:
             self.catalogue = Catalogue(self.database)
             self.evidence = EvidenceStore(self.database, config.evidence.limit_bytes)
             self.evidence_key = secret_key(root / "evidence.key")
-            self.artifacts = ArtifactStore(root / "artifacts", config.store.artifact_limit_bytes)
-            self.baselines = BaselineStore(self.database, self.artifacts)
+            self.artifacts = ArtifactStore(_place(config), config.store.artifact_limit_bytes)
+            self.references = References(self.database)
+            self.baselines = BaselineStore(
+                self.database, self.artifacts, keep=self.references.digests
+            )
             self.snapshots = Snapshots(root / "snapshots", "monitor")
             self.recorder = _recorder(config)
             self._open = undo.pop_all()
@@ -116,6 +125,14 @@ class Storage:
     def close(self) -> None:
         """Close the database, and let another daemon have the folder; again does nothing."""
         self._open.close()
+
+
+def _place(config: SidecarConfig) -> Path | RemoteShelf:
+    """Return where artifacts are kept."""
+    wanted, root = config.store, config.state_dir
+    if "://" not in wanted.artifacts:
+        return Path(wanted.artifacts or root / "artifacts")
+    return RemoteShelf(wanted.artifacts, root / "artifact-cache", wanted.artifact_cache_bytes)
 
 
 def _recorder(config: SidecarConfig) -> Recorder | None:
@@ -213,6 +230,8 @@ class Daemon:
             lease_seconds=config.jobs.lease_seconds,
             attempt_limit=config.jobs.attempt_limit,
         )
+        self.index = ArtifactIndex(self.storage.database)
+        age = config.store.artifact_max_age_days
         self.runner = Runner(
             self.queue,
             self.storage.artifacts,
@@ -220,9 +239,12 @@ class Daemon:
             config.jobs,
             config.state_dir / "scratch",
             partial(live_contexts, self.monitor),
-            keep=self.storage.baselines.digests,
+            self.index,
+            self.storage.references,
+            max_age_seconds=age * SECONDS_A_DAY if age is not None else None,
             datasets=Datasets(config.datasets),
         )
+        self.storage.references.also(self.queue.kept_digests)
         self.operations = Operations(
             config,
             monitor=self.monitor,
@@ -232,6 +254,8 @@ class Daemon:
             queue=self.queue,
             runner=self.runner,
             baselines=self.storage.baselines,
+            index=self.index,
+            references=self.storage.references,
             clock=clock,
         )
         self.pipeline = Pipeline(
@@ -404,7 +428,7 @@ class Daemon:
             if self.storage.recorder is not None:
                 self._tried("recording_failed", self.storage.recorder.drain)
             if not collect_at - COLLECT_SECONDS <= now < collect_at:
-                self._tried("artifact_collection_failed", self.runner.collect)
+                self._tried("artifact_collection_failed", self.operations.pictures.collect)
                 self._tried("evidence_not_expired", self.operations.expire_evidence)
                 self._tried("memory_not_given_back", give_back)
                 self._tried("flags_not_checked", self.operations.warn_unmatched)
@@ -515,6 +539,8 @@ class _Source:
         recorded = storage.recorder.counts() if storage.recorder else RecorderCounts()
         return StorageCounts(
             artifact_bytes=storage.artifacts.used_bytes,
+            artifacts=storage.artifacts.number,
+            artifacts_removed=storage.artifacts.removed,
             artifact_limit_bytes=config.store.artifact_limit_bytes,
             snapshot_at=storage.snapshot_at,
             snapshot_interval_seconds=config.store.snapshot_seconds,

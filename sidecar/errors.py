@@ -39,7 +39,8 @@
     │   └── LimitReached
     ├── StorageError            the operator mends the disk
     │   ├── DiskFull
-    │   └── CorruptState
+    │   ├── CorruptState
+    │   └── StoreUnreachable
     └── JobError                a visualisation job ended without a result
         ├── ModelLoadFailed
         ├── DigestMismatch
@@ -345,6 +346,13 @@ class CorruptState(StorageError):
 
     code = "SC702"
     reason = "corrupt_state"
+
+
+class StoreUnreachable(StorageError):
+    """The artifact store is on another machine and does not answer; the same may succeed later."""
+
+    code = "SC703"
+    reason = "store_unreachable"
 
 
 class JobError(SidecarError):

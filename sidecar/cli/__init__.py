@@ -22,7 +22,7 @@ _COMMANDS = {
     "layer": ("sidecar.cli.layers", "List and describe layers, and what stands out in them."),
     "baseline": ("sidecar.cli.baselines", "Freeze, relearn, list, export and import baselines."),
     "job": ("sidecar.cli.jobs", "Run, list, watch and cancel visualisation jobs."),
-    "artifact": ("sidecar.cli.artifacts", "Fetch pictures and manifests."),
+    "artifact": ("sidecar.cli.artifacts", "List, check, reproduce, export and keep pictures."),
     "replay": ("sidecar.cli.replay", "Say what a policy would have fired on."),
     "calibrate": ("sidecar.cli.calibrate", "Say how often a policy is wrong on recorded traffic."),
     "rules": ("sidecar.cli.rules", "Render, check and test alert rules."),

@@ -67,11 +67,12 @@ def channel(address: str) -> Iterator[grpc.Channel]:
 
 def print_json(message: Message | Sequence[Message]) -> None:
     """Print one message, or a list of them, as JSON with every field."""
-    found = _plain(message) if isinstance(message, Message) else [_plain(m) for m in message]
+    found = plain(message) if isinstance(message, Message) else [plain(m) for m in message]
     click.echo(json.dumps(found, indent=2))
 
 
-def _plain(message: Message) -> dict[str, Any]:
+def plain(message: Message) -> dict[str, Any]:
+    """Return a message as JSON values, with every field."""
     found: dict[str, Any] = MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )

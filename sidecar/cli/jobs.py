@@ -31,7 +31,7 @@ def job() -> None:
 )
 @click.option("--time-limit", default=0.0, help="Seconds; 0 takes the configured limit.")
 @click.option("--key", default="", help="Idempotency key: the same key is the same job.")
-@click.option("--watch/--no-watch", "follow", default=True, help="Wait and show progress.")
+@click.option("--watch/--no-watch", "wait", default=True, help="Wait and show progress.")
 @with_daemon
 def run(
     *,
@@ -39,7 +39,7 @@ def run(
     settings: tuple[str, ...],
     time_limit: float,
     key: str,
-    follow: bool,
+    wait: bool,
     address: str,
     output: str,
 ) -> None:
@@ -53,8 +53,8 @@ def run(
     with channel(address) as opened:
         stub = jobs_pb2_grpc.JobServiceStub(opened)
         found = stub.SubmitJob(request, timeout=TIMEOUT_SECONDS).job
-        if follow:
-            found = _follow(stub, found.id)
+        if wait:
+            found = follow(stub, found.id)
     _finish(found, output)
 
 
@@ -69,7 +69,7 @@ def _setting(text: str) -> tuple[str, float | int | str]:
     return name, int(number) if number.is_integer() and "." not in value else number
 
 
-def _follow(stub: jobs_pb2_grpc.JobServiceStub, job_id: str) -> jobs_pb2.Job:
+def follow(stub: jobs_pb2_grpc.JobServiceStub, job_id: str) -> jobs_pb2.Job:
     """Show progress on stderr until the job has ended; return how it ended."""
     found = jobs_pb2.Job()
     for change in stub.WatchJob(jobs_pb2.WatchJobRequest(id=job_id)):
@@ -158,7 +158,7 @@ def get(job_id: str, address: str, output: str) -> None:
 def watch(job_id: str, address: str, output: str) -> None:
     """Follow a job until it has ended; exit 1 if it failed."""
     with channel(address) as opened:
-        found = _follow(jobs_pb2_grpc.JobServiceStub(opened), job_id)
+        found = follow(jobs_pb2_grpc.JobServiceStub(opened), job_id)
     _finish(found, output)
 
 

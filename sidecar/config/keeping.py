@@ -5,7 +5,14 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from sidecar.config.values import Bytes, Positive, Section, check_folder, check_no_doubles
+from sidecar.config.values import (
+    Bytes,
+    Positive,
+    Section,
+    check_folder,
+    check_no_doubles,
+    check_place,
+)
 
 _LEAST_RECORDING = 1 << 16  # a few windows of a thousand flagged features
 
@@ -13,8 +20,24 @@ _LEAST_RECORDING = 1 << 16  # a few windows of a thousand flagged features
 class StoreConfig(Section):
     """What is kept on disk."""
 
+    artifacts: Annotated[str, AfterValidator(check_place)] = Field(
+        default="",
+        description="Folder of pictures, manifests and baselines, or the fsspec URL of an object "
+        "store, such as s3://bucket/prefix; of one daemon alone. Credentials come from the environment. "
+        "Default: artifacts in state_dir.",
+    )
     artifact_limit_bytes: Bytes = Field(
         default=4 << 30, description="Artifacts beyond which the oldest unreferenced are removed."
+    )
+    artifact_max_age_days: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="Age since it was last stored at which an unreferenced artifact is removed, "
+        "however much room there is. Default: never.",
+    )
+    artifact_cache_bytes: Bytes = Field(
+        default=256 << 20,
+        description="Most bytes of artifacts from an object store that are kept in state_dir to be "
+        "read again.",
     )
     snapshot_seconds: Positive = Field(
         default=30.0, description="Interval of state snapshots: the most that kill -9 can lose."

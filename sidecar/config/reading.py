@@ -147,9 +147,20 @@ def _absolute(document: dict[Any, Any], base: Path) -> dict[Any, Any]:
             else model
             for model in found["models"]
         ]
+    if isinstance(found.get("datasets"), list):
+        found["datasets"] = [
+            {k: resolve(v) if k == "folder" else v for k, v in one.items()}
+            if isinstance(one, dict)
+            else one
+            for one in found["datasets"]
+        ]
     store = found.get("store")
     if isinstance(store, dict) and "shared_baselines" in store:
-        found["store"] = {**store, "shared_baselines": resolve(store["shared_baselines"])}
+        store = {**store, "shared_baselines": resolve(store["shared_baselines"])}
+    if isinstance(store, dict):
+        place = store.get("artifacts")
+        local = isinstance(place, str) and place and "://" not in place
+        found["store"] = {**store, "artifacts": resolve(place)} if local else store
     jobs = found.get("jobs")
     if isinstance(jobs, dict) and isinstance(jobs.get("python_path"), list):
         found["jobs"] = {**jobs, "python_path": [resolve(p) for p in jobs["python_path"]]}

@@ -74,6 +74,19 @@ def check_folder(value: Path) -> Path:
     return value
 
 
+def check_place(value: str) -> str:
+    """Return where artifacts are kept: a folder, or a URL without secrets in it."""
+    protocol, slashes, rest = value.partition("://")
+    if slashes and not (protocol.isalnum() and rest.strip("/")):
+        raise ValueError(f"{value!r} is no URL such as s3://bucket/prefix")
+    if slashes and "@" in rest:
+        raise ValueError(
+            f"the {protocol} URL holds a user or a password: leave them out, and give credentials "
+            "by the environment"
+        )
+    return value
+
+
 def check_file(value: Path) -> Path:
     """Return a path that is a file, or raise ``ValueError``."""
     if not value.is_file():

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
@@ -13,7 +13,7 @@ import structlog
 from sidecar.detect import State
 from sidecar.errors import SidecarError
 from sidecar.features import FeatureKind, Scope, View
-from sidecar.jobs import Job, JobState
+from sidecar.jobs import Fate, Job, JobState, MadePicture
 from sidecar.monitor import (
     Anomaly,
     BaselineVersion,
@@ -25,6 +25,7 @@ from sidecar.monitor import (
     Window,
     alerts_of,
 )
+from sidecar.store import Reference
 from sidecar.wire.v1 import features_pb2, ingest_pb2, jobs_pb2
 
 P = ParamSpec("P")
@@ -321,6 +322,33 @@ def job(found: Job) -> jobs_pb2.Job:
 def _known(value: float) -> float | None:
     """Return a number, or None where it is not known: the field is then absent."""
     return None if math.isnan(value) else value
+
+
+def stored(found: MadePicture, references: Sequence[Reference] = ()) -> jobs_pb2.StoredArtifact:
+    """Return a made picture as its message."""
+    return jobs_pb2.StoredArtifact(
+        picture_digest=found.picture_digest,
+        manifest_digest=found.manifest_digest,
+        content_key=found.content_key,
+        feature=found.feature,
+        method=found.method,
+        job_id=found.job_id,
+        origin=found.origin,
+        reproduces=found.reproduces,
+        created_unix_seconds=found.created,
+        references=sorted({f"{one.kind} {one.owner} {one.note}".strip() for one in references}),
+    )
+
+
+def fate(found: Fate) -> jobs_pb2.ArtifactFate:
+    """Return what becomes of an artifact as its message."""
+    return jobs_pb2.ArtifactFate(
+        digest=found.digest,
+        size_bytes=found.size,
+        modified_unix_seconds=found.modified,
+        reason=found.reason,
+        why=found.why,
+    )
 
 
 def _number(value: float) -> float:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ import grpc
 
 from sidecar.errors import InvalidInput, LimitReached, UnknownArtifact
 from sidecar.ingest import answers
-from sidecar.jobs import Job, JobRequest
+from sidecar.jobs import Fate, Job, JobRequest, MadePicture
 from sidecar.monitor import Operations
 from sidecar.recipes import Recipe, Target
 from sidecar.wire.v1 import jobs_pb2, jobs_pb2_grpc
@@ -21,6 +21,9 @@ CHUNK_BYTES = 256 << 10
 
 PAGE_DEFAULT, PAGE_LIMIT = 50, 200
 """Jobs in a page."""
+
+NOTE_LIMIT = 200
+"""Characters of the note of a pin."""
 
 WATCH_SECONDS = 5.0
 """Longest silence of a watch; a dead client is noticed this late at most."""
@@ -122,7 +125,74 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         except FileNotFoundError as error:
             raise UnknownArtifact(f"artifact {digest[:80]!r} was just removed") from error
 
+    async def ListArtifacts(  # noqa: N802 - named by the protocol
+        self, request: jobs_pb2.ListArtifactsRequest, context: Context
+    ) -> jobs_pb2.ListArtifactsResponse:
+        """Return one page of pictures, newest first."""
+        size = min(request.page_size or PAGE_DEFAULT, PAGE_LIMIT)
+        found = await answers.answer(context, self._list, request, size)
+        return jobs_pb2.ListArtifactsResponse(
+            artifacts=[answers.stored(one) for one in found],
+            next_page_token=found[-1].manifest_digest if len(found) == size else "",
+        )
+
+    def _list(self, request: jobs_pb2.ListArtifactsRequest, size: int) -> Sequence[MadePicture]:
+        feature = str(self._operations.resolve(request.feature)) if request.feature else ""
+        return self._operations.pictures.list(
+            feature=feature,
+            model=request.model,
+            revision=request.revision,
+            method=request.method,
+            limit=size,
+            before=request.page_token,
+        )
+
+    async def FindArtifact(  # noqa: N802 - named by the protocol
+        self, request: jobs_pb2.FindArtifactRequest, context: Context
+    ) -> jobs_pb2.FindArtifactResponse:
+        """Return the picture that a digest names, and who refers to it."""
+        found = await answers.answer(context, self._find, request.digest)
+        return jobs_pb2.FindArtifactResponse(artifact=found)
+
+    def _find(self, digest: str) -> jobs_pb2.StoredArtifact:
+        pictures = self._operations.pictures
+        found = pictures.find(digest)
+        return answers.stored(found, pictures.references(found))
+
+    async def PinArtifact(  # noqa: N802 - named by the protocol
+        self, request: jobs_pb2.PinArtifactRequest, context: Context
+    ) -> jobs_pb2.PinArtifactResponse:
+        """Keep a picture and its manifest, or let them go with the others again."""
+        found = await answers.answer(context, self._pin, request)
+        return jobs_pb2.PinArtifactResponse(artifact=answers.stored(found))
+
+    def _pin(self, request: jobs_pb2.PinArtifactRequest) -> MadePicture:
+        if len(request.note) > NOTE_LIMIT or not request.note.isprintable():
+            raise InvalidInput(f"note: use at most {NOTE_LIMIT} printable characters")
+        if request.pinned:
+            return self._operations.pictures.pin(request.digest, request.note)
+        return self._operations.pictures.unpin(request.digest)
+
+    async def CollectArtifacts(  # noqa: N802 - named by the protocol
+        self, request: jobs_pb2.CollectArtifactsRequest, context: Context
+    ) -> AsyncIterator[jobs_pb2.CollectArtifactsResponse]:
+        """Yield what becomes of every artifact, after what goes was removed."""
+        found = await answers.answer(context, self._collect, dry_run=request.dry_run)
+        for start in range(0, len(found), PAGE_LIMIT):
+            page = [answers.fate(one) for one in found[start : start + PAGE_LIMIT]]
+            yield jobs_pb2.CollectArtifactsResponse(fates=page)
+
+    def _collect(self, *, dry_run: bool) -> Sequence[Fate]:
+        found = self._operations.pictures.fates()
+        if not dry_run:
+            self._operations.pictures.collect()
+        return found
+
     def _submit(self, request: jobs_pb2.SubmitJobRequest) -> Job:
+        if request.reproduces:
+            if request.features or request.recipe_json:
+                raise InvalidInput("reproduces names all there is: leave features and recipe out")
+            return self._operations.reproduce(request.reproduces, request.time_limit_seconds)
         targets = tuple(Target(self._operations.resolve(text)) for text in request.features)
         recipe = self._recipe(request.recipe_json)
         return self._operations.submit(

@@ -6,20 +6,36 @@ never outlives the daemon, its time limit or its cancellation by more than two s
 whatever a model does in there harms that one job only. ``sidecar.jobs.worker`` is the child's side.
 """
 
+from sidecar.jobs.comparison import Comparison, compare
 from sidecar.jobs.datasets import Datasets
+from sidecar.jobs.fates import Fate
+from sidecar.jobs.index import ArtifactIndex, MadePicture
+from sidecar.jobs.manifest import artifact_inputs
 from sidecar.jobs.protocol import Cause, Job, JobRequest, JobState, Portrait
 from sidecar.jobs.queue import JobQueue
 from sidecar.jobs.runner import Runner
 from sidecar.jobs.spec import LiveContext
+from sidecar.jobs.verification import Finding, Verification, parse_manifest, request_of, verify
 
 __all__ = [
+    "ArtifactIndex",
     "Cause",
+    "Comparison",
     "Datasets",
+    "Fate",
+    "Finding",
     "Job",
     "JobQueue",
     "JobRequest",
     "JobState",
     "LiveContext",
+    "MadePicture",
     "Portrait",
     "Runner",
+    "Verification",
+    "artifact_inputs",
+    "compare",
+    "parse_manifest",
+    "request_of",
+    "verify",
 ]

@@ -81,6 +81,13 @@ def parents(cause: Cause) -> dict[str, Any]:
     return {"alert": alert if cause.alert else None, "evidence": cause.evidence or None}
 
 
+def artifact_inputs(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the sha256 of every artifact that a picture was made from."""
+    given = facts.get("inputs")
+    ones = [one for one in given if isinstance(one, dict)] if isinstance(given, list) else []
+    return tuple(str(one.get("digest")) for one in ones if one.get("kind") == "artifact")
+
+
 def thin_history(history: Sequence[float]) -> dict[str, list[float]]:
     """Return at most ``HISTORY_LIMIT`` evenly spread points, the first and the last among them.
 

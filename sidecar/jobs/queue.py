@@ -81,6 +81,11 @@ class JobQueue:
         self.lease_seconds = lease_seconds
         database.migrate("jobs", schema.TABLES)
 
+    @property
+    def database(self) -> Database:
+        """The database that the jobs are in."""
+        return self._database
+
     def submit(self, request: JobRequest, now: float) -> Job:
         """Accept a job; it is on the disk when this returns.
 
@@ -212,8 +217,18 @@ class JobQueue:
         portraits: Sequence[Portrait],
         from_cache: bool,
         now: float,
+        *,
+        remember: bool = True,
     ) -> bool:
         """Record the job as done, with what it made, in one transaction.
+
+        Args:
+            job_id: Which job.
+            owner: Who ran it.
+            portraits: What it made.
+            from_cache: Whether everything was there before.
+            now: Unix seconds.
+            remember: Whether equal requests are answered with it from now on.
 
         Returns:
             False where the owner does not hold the job any more; then nothing was recorded.
@@ -223,7 +238,7 @@ class JobQueue:
             cursor.execute(schema.COMPLETE, values)
             rows = cursor.fetchall()
             if rows:
-                _insert_portraits(cursor, rows[0]["sequence"], portraits)
+                _insert_portraits(cursor, rows[0]["sequence"], portraits, remember=remember)
         self._announce()
         return bool(rows)
 
@@ -479,9 +494,13 @@ def _held(cursor: sqlite3.Cursor, job_id: str, owner: str) -> sqlite3.Row | None
     return row
 
 
-def _insert_portraits(cursor: sqlite3.Cursor, sequence: int, portraits: Sequence[Portrait]) -> None:
+def _insert_portraits(
+    cursor: sqlite3.Cursor, sequence: int, portraits: Sequence[Portrait], *, remember: bool
+) -> None:
     rows = [(sequence, position, *astuple(p)) for position, p in enumerate(portraits)]
     cursor.executemany("INSERT INTO job_portraits VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+    if not remember:
+        return
     cursor.executemany(
         "INSERT OR REPLACE INTO portraits "
         "(feature, content_key, picture_digest, manifest_digest, created) VALUES (?, ?, ?, ?, ?)",

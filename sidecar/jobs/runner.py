@@ -1,5 +1,6 @@
 """Runs the jobs of a queue, each in a process of its own, and puts what they make into the store."""
 
+import json
 import os
 import shutil
 import sys
@@ -8,11 +9,19 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from sidecar.config import JobsConfig
-from sidecar.errors import CorruptState, DiskFull, JobError, SidecarError, WorkerCrashed
+from sidecar.errors import (
+    CorruptState,
+    DiskFull,
+    JobError,
+    SidecarError,
+    StoreUnreachable,
+    WorkerCrashed,
+)
 from sidecar.jobs.assignment import (
     Assignment,
     ContextLookup,
@@ -23,12 +32,15 @@ from sidecar.jobs.assignment import (
 )
 from sidecar.jobs.child import Child
 from sidecar.jobs.datasets import Datasets
+from sidecar.jobs.fates import Fate, fates
+from sidecar.jobs.index import ArtifactIndex, MadePicture
+from sidecar.jobs.manifest import artifact_inputs
 from sidecar.jobs.owner import is_dead, is_stale_scratch, make_scratch, owner_name
 from sidecar.jobs.protocol import Job, Portrait
 from sidecar.jobs.queue import JobQueue
 from sidecar.jobs.spec import JobSpec, encode_spec
 from sidecar.jobs.supervision import Ending, Lease, Outcome, Supervisor
-from sidecar.store import Artifact, ArtifactStore
+from sidecar.store import Artifact, ArtifactStore, OwnerKind, References
 
 _log = structlog.get_logger(__name__)
 
@@ -55,11 +67,13 @@ class Runner:
         jobs_config: JobsConfig,
         scratch: Path,
         context: ContextLookup,
+        index: ArtifactIndex | None = None,
+        references: References | None = None,
         *,
+        max_age_seconds: float | None = None,
         command: Sequence[str] = WORKER_COMMAND,
         clock: Callable[[], float] = time.time,
         env: Mapping[str, str] | None = None,
-        keep: Callable[[], AbstractSet[str]] = frozenset,
         datasets: Datasets | None = None,
     ) -> None:
         """Prepare; nothing runs before ``start``.
@@ -71,10 +85,12 @@ class Runner:
             jobs_config: Concurrency, time limit, device, threads, import paths.
             scratch: Folder for what children write; each attempt has its own in it.
             context: Live distributions of a request's targets.
+            index: Where made pictures are listed; None makes one in the queue's database.
+            references: Which artifacts must stay; None as above.
+            max_age_seconds: Age at which an unreferenced artifact goes; None: never.
             command: The child's programme and arguments.
             clock: Unix seconds.
             env: Environment of children; None takes this process's.
-            keep: Returns digests of artifacts that others refer to, and that are never collected.
             datasets: Folders of images that recipes look through; None: there are none.
         """
         self._datasets = datasets or Datasets()
@@ -86,7 +102,9 @@ class Runner:
         self._context = context
         self._command = tuple(command)
         self._clock = clock
-        self._keep = keep
+        self._index = index or ArtifactIndex(queue.database)
+        self._references = references or References(queue.database)
+        self._max_age_seconds = max_age_seconds
         self._env = child_environment(jobs_config, os.environ if env is None else env)
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -147,9 +165,10 @@ class Runner:
         return self._queue.wait_change(job_id, seen, timeout)
 
     def collect(self) -> int:
-        """Bring the store within its limit, without touching what a job is storing right now.
+        """Bring the store within its limits, without touching what a job is storing right now.
 
-        The newest answer of every feature stays; answers whose artifacts go are forgotten.
+        The newest answer of every feature and whatever is referred to stay; answers whose artifacts
+        go are forgotten.
 
         Returns:
             How many artifacts were removed.
@@ -158,9 +177,34 @@ class Runner:
             StorageError: The store or the database cannot be written.
         """
         with self._storing:
-            removed = self._artifacts.collect(self._queue.kept_digests() | self._keep())
-            self._queue.forget(removed)
+            removed = self._artifacts.collect(self._kept(), before=self._oldest())
+            self._forget(removed)
         return len(removed)
+
+    def fates(self) -> Sequence[Fate]:
+        """Say of every artifact, the oldest first, whether ``collect`` would remove it, and why.
+
+        Raises:
+            StorageError: The store or the database cannot be read.
+        """
+        with self._storing:
+            removals = self._artifacts.plan(self._kept(), before=self._oldest())
+            entries = self._artifacts.entries()
+        return fates(entries, removals, self._references.of(), self._queue.kept_digests())
+
+    def _kept(self) -> AbstractSet[str]:
+        return self._references.digests() | self._queue.kept_digests()
+
+    def _oldest(self) -> float:
+        return 0.0 if self._max_age_seconds is None else self._clock() - self._max_age_seconds
+
+    def _forget(self, removed: Sequence[str]) -> None:
+        """Drop what is known of artifacts that are gone, and what they referred to."""
+        if removed:
+            self._queue.forget(removed)
+            self._index.forget(removed)
+            for digest in removed:
+                self._references.release(OwnerKind.INPUT, digest)
 
     def _sweep(self) -> None:
         """Remove the scratch folders of processes that are no more."""
@@ -190,7 +234,9 @@ class Runner:
         try:
             outcome = self._attempt(job, lease)
         except SidecarError as error:
-            outcome = _failed(error.code, error.message)
+            # Nothing was recorded: a store on another machine may answer the next attempt.
+            retry = isinstance(error, StoreUnreachable)
+            outcome = _failed(error.code, error.message, retry=retry)
         except Exception as error:
             log.exception("job_attempt_failed")
             outcome = _failed(JobError.code, f"the runner failed: {error!r}")
@@ -216,7 +262,7 @@ class Runner:
         live = self._context(job.request)
         assignment = assign(job.request, self._queue, self._artifacts, live, self._datasets)
         if not assignment.missing:
-            return self._complete(assignment, {}, lease)
+            return self._complete(job, assignment, {}, lease)
         spec = child_spec(job, assignment, self._models, self._config, self._artifacts)
         folder = make_scratch(self._scratch, job.id, job.attempts)
         try:
@@ -226,8 +272,8 @@ class Runner:
             if outcome.ending is not Ending.MADE:
                 return outcome
             with self._storing:  # what was stored must not be collected before it is recorded
-                made = self._store(assignment, outcome, folder)
-                return self._complete(assignment, made, lease)
+                made = self._store(job, assignment, outcome, folder)
+                return self._complete(job, assignment, made, lease)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -245,7 +291,7 @@ class Runner:
             child.close()
 
     def _store(
-        self, assignment: Assignment, outcome: Outcome, folder: Path
+        self, job: Job, assignment: Assignment, outcome: Outcome, folder: Path
     ) -> Mapping[str, Portrait]:
         made: dict[str, Portrait] = {}
         for index, (key, target) in enumerate(assignment.missing.items()):
@@ -262,25 +308,46 @@ class Runner:
             made[key] = Portrait(
                 str(target.feature), key, stored.digest, noted.digest, self._clock()
             )
+            self._note(made[key], job, manifest)
         return made
+
+    def _note(self, portrait: Portrait, job: Job, manifest: Path) -> None:
+        """List a stored picture, and hold the artifacts it was made from."""
+        facts = _read_facts(manifest)
+        self._index.add(MadePicture.of(portrait, job, facts))
+        inputs = artifact_inputs(facts)
+        if inputs:
+            digest, now = portrait.manifest_digest, self._clock()
+            self._references.hold(OwnerKind.INPUT, digest, inputs, now, portrait.feature)
 
     def _put(self, path: Path, media_type: str, keep: AbstractSet[str]) -> Artifact:
         try:
             return self._artifacts.put(path, media_type)
         except DiskFull:
             # Older answers make room; what this job is about to be answered with stays.
-            keep = keep | self._queue.kept_digests() | self._keep()
-            removed = self._artifacts.collect(keep, path.stat().st_size)
-            self._queue.forget(removed)
+            removed = self._artifacts.collect(keep | self._kept(), path.stat().st_size)
+            self._forget(removed)
             return self._artifacts.put(path, media_type)
 
     def _complete(
-        self, assignment: Assignment, made: Mapping[str, Portrait], lease: Lease
+        self, job: Job, assignment: Assignment, made: Mapping[str, Portrait], lease: Lease
     ) -> Outcome:
-        known = {**assignment.cached, **made}
+        known, cause = {**assignment.cached, **made}, job.request.cause
         portraits = [known[key] for key in assignment.keys]
         cached = not assignment.missing
-        done = self._queue.complete(lease.job_id, lease.owner, portraits, cached, lease.now())
+        if cause.alert:  # what an open alert shows stays, whatever is made of the feature later
+            owner = f"{cause.alert}:{cause.alert_started:.3f}"
+            for one in portraits:
+                held = (one.picture_digest, one.manifest_digest)
+                self._references.hold(OwnerKind.ALERT, owner, held, lease.now(), one.feature)
+        done = self._queue.complete(
+            lease.job_id,
+            lease.owner,
+            portraits,
+            cached,
+            lease.now(),
+            remember=not cause.reproduces,
+        )
         return Outcome(Ending.MADE if done else Ending.LOST)
 
 
@@ -288,8 +355,17 @@ def _digests(portraits: Iterable[Portrait]) -> set[str]:
     return {d for p in portraits for d in (p.picture_digest, p.manifest_digest)}
 
 
-def _failed(code: str, error: str) -> Outcome:
-    return Outcome(Ending.FAILED, code=code, error=error)
+def _failed(code: str, error: str, *, retry: bool = False) -> Outcome:
+    return Outcome(Ending.FAILED, code=code, error=error, retry=retry)
+
+
+def _read_facts(manifest: Path) -> Mapping[str, Any]:
+    """Return a manifest as the child wrote it; nothing where that is no JSON object."""
+    try:
+        facts = json.loads(manifest.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def _read_picture(path: Path) -> bytes:

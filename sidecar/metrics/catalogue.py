@@ -462,11 +462,18 @@ JOB_RUNS = _counter(
 JOB_SECONDS = _counter(
     "sidecar_job_run_seconds_total", "seconds", "Time those jobs took from start to end."
 )
-ARTIFACT_BYTES = _gauge("sidecar_artifact_bytes", "bytes", "Artifacts on disk.")
+ARTIFACT_BYTES = _gauge("sidecar_artifact_bytes", "bytes", "Artifacts stored.")
+ARTIFACTS = _gauge("sidecar_artifacts", "artifacts", "How many artifacts are stored.")
+ARTIFACTS_REMOVED = _counter(
+    "sidecar_artifacts_removed_total",
+    "artifacts",
+    "Unreferenced artifacts that were removed: for lack of room, bytes, or for their age.",
+    "reason",
+)
 ARTIFACT_LIMIT = _gauge(
     "sidecar_artifact_limit_bytes",
     "bytes",
-    "Artifacts that may be on disk; beyond it the oldest unreferenced ones are removed.",
+    "Artifacts that may be stored; beyond it the oldest unreferenced ones are removed.",
 )
 SNAPSHOT_TIMESTAMP = _gauge(
     "sidecar_snapshot_timestamp_seconds",

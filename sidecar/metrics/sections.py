@@ -55,6 +55,7 @@ _HOOK_DROPS = (
     "error",
 )
 
+_REMOVALS = ("bytes", "age")
 _RECORDING_DROPS = ("backlog", "disk", "error")
 
 _JOB_STATES = ("queued", "running", "done", "failed", "cancelled")
@@ -246,6 +247,8 @@ def job_rows(counts: JobCounts) -> Iterator[Row]:
 def storage_rows(counts: StorageCounts) -> Iterator[Row]:
     """Yield how the state directory stands."""
     yield catalogue.ARTIFACT_BYTES, (), counts.artifact_bytes
+    yield catalogue.ARTIFACTS, (), counts.artifacts
+    yield from _by_reason(catalogue.ARTIFACTS_REMOVED, counts.artifacts_removed, _REMOVALS)
     yield catalogue.ARTIFACT_LIMIT, (), counts.artifact_limit_bytes
     yield catalogue.SNAPSHOT_TIMESTAMP, (), counts.snapshot_at
     yield catalogue.SNAPSHOT_INTERVAL, (), counts.snapshot_interval_seconds

@@ -55,7 +55,9 @@ class StorageCounts:
     """How the state directory stands.
 
     Attributes:
-        artifact_bytes: Bytes of artifacts on disk.
+        artifact_bytes: Bytes of artifacts stored.
+        artifacts: How many they are.
+        artifacts_removed: Those removed since the daemon started, by reason: ``bytes`` or ``age``.
         artifact_limit_bytes: Bytes of artifacts that may be on disk.
         snapshot_at: Unix seconds of the newest snapshot that was written whole; 0: none yet.
         snapshot_interval_seconds: Configured interval of snapshots.
@@ -69,6 +71,8 @@ class StorageCounts:
     """
 
     artifact_bytes: int = 0
+    artifacts: int = 0
+    artifacts_removed: Mapping[str, int] = field(default_factory=dict)
     artifact_limit_bytes: int = 0
     snapshot_at: float = 0.0
     snapshot_interval_seconds: float = 0.0

@@ -13,6 +13,7 @@ from sidecar.monitor.evidence import EvidenceBook, EvidenceCounts
 from sidecar.monitor.live import live_contexts
 from sidecar.monitor.monitor import Monitor
 from sidecar.monitor.operations import Operations
+from sidecar.monitor.pictures import Pictures
 from sidecar.monitor.record import EvidenceRecord, EvidenceRow, Exposure
 from sidecar.monitor.unmatched import UnmatchedFlag, explain
 from sidecar.monitor.views import (
@@ -44,6 +45,7 @@ __all__ = [
     "LayerStatus",
     "Monitor",
     "Operations",
+    "Pictures",
     "UnmatchedFlag",
     "Window",
     "alerts_of",

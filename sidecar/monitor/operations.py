@@ -29,9 +29,10 @@ from sidecar.errors import (
     UnsupportedTarget,
 )
 from sidecar.features import FeatureKey, FeatureSelector, LayerKey, Slice, revision_matches
-from sidecar.jobs import Job, JobQueue, JobRequest, Portrait, Runner
+from sidecar.jobs import ArtifactIndex, Cause, Job, JobQueue, JobRequest, Portrait, Runner
 from sidecar.monitor.baselines import Baselines, BaselineVersion
 from sidecar.monitor.monitor import Monitor
+from sidecar.monitor.pictures import Pictures
 from sidecar.monitor.record import EvidenceRecord, exposure_of
 from sidecar.monitor.unmatched import UnmatchedFlag, explain
 from sidecar.monitor.views import (
@@ -43,7 +44,7 @@ from sidecar.monitor.views import (
     Window,
 )
 from sidecar.recipes import PICTURE_KINDS, Recipe, Target, recipe_like, recipe_of
-from sidecar.store import ArtifactStore, BaselineStore, Catalogue, EvidenceStore
+from sidecar.store import ArtifactStore, BaselineStore, Catalogue, EvidenceStore, References
 
 PORTRAIT_LIMIT = 20
 """Portraits of one feature that are listed; older ones stay in the store until it is full."""
@@ -84,6 +85,9 @@ class Operations:
 
     Every method may be called from any thread, may block on the disk, and raises nothing but
     ``SidecarError``.
+
+    Attributes:
+        pictures: What may be asked about made pictures.
     """
 
     def __init__(  # noqa: PLR0913 - the composition root names each
@@ -97,6 +101,8 @@ class Operations:
         queue: JobQueue,
         runner: Runner,
         baselines: BaselineStore,
+        index: ArtifactIndex,
+        references: References,
         clock: Callable[[], float],
     ) -> None:
         """Join the parts; flags of the configuration and the catalogue take effect.
@@ -123,6 +129,15 @@ class Operations:
             shared=config.store.shared_baselines,
             quantile=config.spike.quantile,
             record=self.record,
+        )
+        self.pictures = Pictures(
+            monitor,
+            artifacts=artifacts,
+            index=index,
+            references=references,
+            runner=runner,
+            record=self.record,
+            clock=clock,
         )
         self._apply_flags()
         self._forget_evidence()
@@ -548,6 +563,16 @@ class Operations:
                 "'sidecar baseline freeze'"
             )
 
+    def reproduce(self, digest: str, time_limit_seconds: float = 0.0) -> Job:
+        """Queue a job that makes a picture again, whatever is in the store; the original stays.
+
+        Raises:
+            UnknownArtifact: No picture or manifest is listed under the digest.
+            Conflict: It cannot be made again, see ``Pictures.reproduction``.
+        """
+        request = self.pictures.reproduction(digest)
+        return self.submit(replace(request, time_limit_seconds=time_limit_seconds))
+
     def jobs(self, key: FeatureKey | None, limit: int, before: str = "") -> Sequence[Job]:
         """Return the newest jobs, newest first, of one feature or of all, older than ``before``."""
         if key is None:
@@ -610,9 +635,12 @@ class Operations:
         values = [labels[name] for name in _ALERT_LABELS]
         key = self.resolve("{}@{}/{}/{}/{}".format(*values))
         detail = annotations.get("summary", "")
-        return self.portrait_of(key, f"alert:{fingerprint}:{started:.3f}", detail)
+        cause = Cause(alert=fingerprint, alert_started=started)
+        return self.portrait_of(key, f"alert:{fingerprint}:{started:.3f}", detail, cause)
 
-    def portrait_of(self, key: FeatureKey, idempotency_key: str, detail: str) -> Job | None:
+    def portrait_of(
+        self, key: FeatureKey, idempotency_key: str, detail: str, cause: Cause
+    ) -> Job | None:
         """Ask for a feature's portrait because it fires; None where none can be made."""
         model = self._config.model(key.layer.model)
         possible = key.layer.kind in PICTURE_KINDS and model is not None and model.is_loadable
@@ -623,6 +651,7 @@ class Operations:
             self.default_recipe(),
             origin="alert",
             idempotency_key=idempotency_key,
+            cause=replace(cause, evidence=self._monitor.feature(key).evidence_id),
         )
         self._check(request)
         now = self._clock()
@@ -637,7 +666,9 @@ class Operations:
             return
         try:
             key = FeatureKey.parse(event.subject)
-            self.portrait_of(key, f"direct:{event.subject}:{event.at:.3f}", event.detail)
+            cause = Cause(alert="direct", alert_started=event.at)
+            name = f"direct:{event.subject}:{event.at:.3f}"
+            self.portrait_of(key, name, event.detail, cause)
         except SidecarError as error:
             log = structlog.get_logger()
             log.warning("portrait_refused", subject=event.subject, error=str(error))

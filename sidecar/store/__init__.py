@@ -6,7 +6,7 @@ stops a start. A full disk is a ``DiskFull`` for the caller; nothing that was th
 Recordings promise less, for they are written all the time: see ``Recordings``.
 """
 
-from sidecar.store.artifacts import Artifact, ArtifactStore
+from sidecar.store.artifacts import REMOVED_FOR, Artifact, ArtifactStore, Removal
 from sidecar.store.baselines import (
     BaselineFacts,
     BaselineStore,
@@ -25,22 +25,34 @@ from sidecar.store.recordings import (
     find_segments,
     read_recordings,
 )
+from sidecar.store.references import OwnerKind, Reference, References
+from sidecar.store.remote import RemoteShelf
+from sidecar.store.shelf import Entry, LocalShelf, Shelf
 from sidecar.store.snapshots import Snapshots
 from sidecar.store.windows import Screened, Subject, WindowRecord
 
 __all__ = [
+    "REMOVED_FOR",
     "Artifact",
     "ArtifactStore",
     "BaselineFacts",
     "BaselineStore",
     "Catalogue",
     "Database",
+    "Entry",
     "EvidenceStore",
+    "LocalShelf",
+    "OwnerKind",
     "ReadCounts",
     "Recorder",
     "RecorderCounts",
     "Recordings",
+    "Reference",
+    "References",
+    "RemoteShelf",
+    "Removal",
     "Screened",
+    "Shelf",
     "Snapshots",
     "StoredBaseline",
     "Subject",

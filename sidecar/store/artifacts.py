@@ -1,11 +1,9 @@
-"""Pictures and manifests as files that are named by their content."""
+"""Pictures and manifests as contents that are named by their sha256, within limits."""
 
 import hashlib
-import os
-import re
 import threading
-import uuid
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,26 +11,18 @@ from pathlib import Path
 import structlog
 
 from sidecar.errors import CorruptState, DiskFull, InvalidName, StorageError, UnknownArtifact
-from sidecar.store.files import (
-    rename_synced,
-    set_aside,
-    storage_errors,
-    sync_folder,
-    write_synced,
-)
+from sidecar.store.files import storage_errors
+from sidecar.store.shelf import DIGEST, MEDIA_TYPE, Entry, LocalShelf, Shelf, measure
 
 _log = structlog.get_logger(__name__)
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-_MEDIA_TYPE = re.compile(r"[a-z]+/[a-z0-9][a-z0-9.+\-]{0,80}")
-_UNKNOWN_TYPE = "application/octet-stream"
-_CHUNK_BYTES = 1 << 20
-_TYPE_SUFFIX = ".type"
+REMOVED_FOR = ("bytes", "age")
+"""Why artifacts are removed: there is no room for them, or they are too old."""
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """One stored file.
+    """One stored content.
 
     Attributes:
         digest: sha256 of its content in hexadecimal; its name.
@@ -45,34 +35,49 @@ class Artifact:
     media_type: str
 
 
-class ArtifactStore:
-    """Files by sha256 in a two-level tree, bounded in bytes.
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """One artifact that a collection removes.
 
-    No string of a user becomes part of a path: whatever is not 64 hexadecimal digits is unknown.
-    Safe to use from several threads; one process owns the folder.
+    Attributes:
+        entry: Which.
+        reason: One of ``REMOVED_FOR``.
     """
 
-    def __init__(self, root: Path, limit_bytes: int) -> None:
-        """Count what is there, and remove what interrupted writes left.
+    entry: Entry
+    reason: str
+
+
+class ArtifactStore:
+    """Contents by sha256 on a shelf, bounded in bytes.
+
+    No string of a user becomes part of a path: whatever is not 64 hexadecimal digits is unknown.
+    Safe to use from several threads; one process owns the shelf.
+
+    Attributes:
+        quarantined: Damaged contents that were set aside since it was opened.
+    """
+
+    def __init__(self, place: Path | Shelf, limit_bytes: int) -> None:
+        """Count what is there.
 
         Args:
-            root: The folder; made where it is missing.
+            place: A shelf, or the folder of a local one; made where it is missing.
             limit_bytes: Most bytes of content; beyond it ``put`` refuses, see ``collect``.
 
         Raises:
             StorageError: The folder cannot be made or read.
         """
-        self._root = root
+        self._shelf: Shelf = LocalShelf(place) if isinstance(place, Path) else place
         self._limit_bytes = limit_bytes
-        self._incoming = root / "incoming"
         self._guard = threading.Lock()
         self._verified: dict[str, tuple[int, int]] = {}
+        self._removed = Counter(dict.fromkeys(REMOVED_FOR, 0))
         self.quarantined = 0
-        with storage_errors(f"use {root}"):
-            self._incoming.mkdir(parents=True, exist_ok=True)
-            for orphan in self._incoming.iterdir():
-                orphan.unlink(missing_ok=True)
-            self._used_bytes = sum(stat.st_size for _, stat in self._files())
+        self._count(tuple(self._shelf.entries()))
+
+    def _count(self, entries: tuple[Entry, ...]) -> None:
+        self._number, self._used_bytes = len(entries), sum(one.size for one in entries)
 
     @property
     def used_bytes(self) -> int:
@@ -80,12 +85,22 @@ class ArtifactStore:
         return self._used_bytes
 
     @property
+    def number(self) -> int:
+        """How many artifacts are stored."""
+        return self._number
+
+    @property
     def limit_bytes(self) -> int:
         """Most bytes of content that may be stored."""
         return self._limit_bytes
 
+    @property
+    def removed(self) -> Mapping[str, int]:
+        """How many artifacts were removed since it was opened, by reason."""
+        return dict(self._removed)
+
     def put(self, data: bytes | Path, media_type: str) -> Artifact:
-        """Store content and return its name; it is on the disk when this returns.
+        """Store content and return its name; it is safe when this returns.
 
         Storing the same content again changes nothing but its age for ``collect``; the media type
         of the first time stands.
@@ -96,39 +111,30 @@ class ArtifactStore:
 
         Raises:
             DiskFull: The disk is full, or the store would exceed its limit: ``collect`` first.
+            StoreUnreachable: The store is elsewhere and does not answer; nothing was stored.
             StorageError: The folder cannot be written, or the file not read.
             InvalidName: The media type is none.
         """
-        if not _MEDIA_TYPE.fullmatch(media_type):
+        if not MEDIA_TYPE.fullmatch(media_type):
             raise InvalidName(f"media type {media_type[:80]!r} is not of the form 'image/png'")
-        with self._guard, storage_errors(f"store an artifact in {self._root}"):
-            digest, size = _measure(data)
-            path = self._path(digest)
-            if not (path.is_file() and path.stat().st_size == size):
+        with self._guard, storage_errors(f"store an artifact in {self._shelf}"):
+            digest, size = measure(data)
+            known = self._shelf.find(digest)
+            if known is not None and known.size == size:
+                self._shelf.touch(digest, data)
+            else:
                 self._write(data, digest, size, media_type)
-            os.utime(path)
-            return Artifact(digest, size, self._media_type(path))
+            return Artifact(digest, size, self._shelf.media_type(digest))
 
     def _write(self, data: bytes | Path, digest: str, size: int, media_type: str) -> None:
         if self._used_bytes + size > self._limit_bytes:
             raise DiskFull(
-                f"{size} bytes do not fit into {self._root}: {self._used_bytes} of "
+                f"{size} bytes do not fit into {self._shelf}: {self._used_bytes} of "
                 f"{self._limit_bytes} are used; raise store.artifact_limit_bytes"
             )
-        path = self._path(digest)
-        for folder in (path.parent.parent, path.parent):
-            if not folder.is_dir():
-                folder.mkdir()
-                sync_folder(folder.parent)
-        # The type goes first, so that content is never there without it.
-        self._place((media_type.encode(),), path.with_name(digest + _TYPE_SUFFIX))
-        self._place(_chunks(data), path)
+        self._shelf.write(digest, data, media_type)
         self._used_bytes += size
-
-    def _place(self, chunks: Iterator[bytes] | tuple[bytes, ...], path: Path) -> None:
-        temporary = self._incoming / uuid.uuid4().hex
-        write_synced(temporary, chunks)
-        rename_synced(temporary, path)
+        self._number += 1
 
     def get(self, digest: str) -> bytes:
         """Return the content of an artifact, checked against its name.
@@ -136,12 +142,16 @@ class ArtifactStore:
         Raises:
             UnknownArtifact: There is none of this name.
             CorruptState: The disk changed it; it is set aside, so that it can be made again.
+            StoreUnreachable: The store is elsewhere and does not answer.
         """
-        path = self._known(digest)
+        self._check_known(digest)
         with storage_errors(f"read artifact {digest}"):
-            content = path.read_bytes()
+            try:
+                content = self._shelf.path(digest).read_bytes()
+            except FileNotFoundError as error:
+                raise UnknownArtifact(f"artifact {digest} was just removed") from error
         if hashlib.sha256(content).hexdigest() != digest:
-            raise self._quarantine(path)
+            raise self._quarantine(digest)
         return content
 
     def open(self, digest: str) -> tuple[Path, str]:
@@ -153,99 +163,92 @@ class ArtifactStore:
         Raises:
             UnknownArtifact: There is none of this name.
             CorruptState: The disk changed it; it is set aside, so that it can be made again.
+            StoreUnreachable: The store is elsewhere and does not answer.
         """
-        path = self._known(digest)
+        self._check_known(digest)
         try:
+            path = self._shelf.path(digest)
             stat = path.stat()
             seen = stat.st_size, stat.st_mtime_ns
             if self._verified.get(digest) != seen:
-                if _measure(path)[0] != digest:
-                    raise self._quarantine(path)
+                if measure(path)[0] != digest:
+                    raise self._quarantine(digest)
                 self._verified[digest] = seen
         except FileNotFoundError as error:
             raise UnknownArtifact(f"artifact {digest} was just removed") from error
         except OSError as error:
             raise StorageError(f"cannot read artifact {digest}: {error.strerror}") from error
-        return path, self._media_type(path)
+        return path, self._shelf.media_type(digest)
 
-    def _known(self, digest: str) -> Path:
+    def _check_known(self, digest: str) -> None:
         if not self.has(digest):
             raise UnknownArtifact(f"no artifact {digest[:80]!r}: use the 64 digits of a picture")
-        return self._path(digest)
 
     def has(self, digest: str) -> bool:
         """Return whether an artifact of this name is stored."""
-        return bool(_DIGEST.fullmatch(digest)) and self._path(digest).is_file()
+        return bool(DIGEST.fullmatch(digest)) and self._shelf.find(digest) is not None
 
-    def collect(self, keep: AbstractSet[str], room_bytes: int = 0) -> tuple[str, ...]:
-        """Remove the oldest artifacts that nobody refers to until the store is within its limit.
+    def entries(self) -> tuple[Entry, ...]:
+        """Return everything that is stored, the oldest first."""
+        found = self._shelf.entries()
+        return tuple(sorted(found, key=lambda entry: (entry.modified, entry.digest)))
+
+    def plan(
+        self, keep: AbstractSet[str], room_bytes: int = 0, *, before: float = 0.0
+    ) -> tuple[Removal, ...]:
+        """Return what ``collect`` would remove, in its order, and why; nothing is removed."""
+        return self._plan(self.entries(), keep, room_bytes, before)
+
+    def _plan(
+        self, entries: tuple[Entry, ...], keep: AbstractSet[str], room_bytes: int, before: float
+    ) -> tuple[Removal, ...]:
+        over = sum(entry.size for entry in entries) + room_bytes - self._limit_bytes
+        removals = []
+        for entry in entries:
+            aged = entry.modified < before
+            if entry.digest in keep or not (aged or over > 0):
+                continue
+            over -= entry.size
+            removals.append(Removal(entry, "age" if aged else "bytes"))
+        return tuple(removals)
+
+    def collect(
+        self, keep: AbstractSet[str], room_bytes: int = 0, *, before: float = 0.0
+    ) -> tuple[str, ...]:
+        """Remove artifacts that nobody refers to: those too old, and the oldest beyond the limit.
 
         Args:
             keep: Digests that must stay.
             room_bytes: Bytes that shall fit in afterwards.
+            before: Unix seconds; what was last stored earlier goes, however much room there is.
 
         Returns:
-            The digests removed; empty where the store is within its limit already.
+            The digests removed; empty where the store is within its limits already.
 
         Raises:
             StorageError: The folder cannot be read or written.
         """
-        removed = []
-        with self._guard, storage_errors(f"collect artifacts in {self._root}"):
-            files = sorted(self._files(), key=lambda found: found[1].st_mtime_ns)
-            used = sum(stat.st_size for _, stat in files)
-            for path, stat in files:
-                if used + room_bytes <= self._limit_bytes:
-                    break
-                if path.name not in keep:
-                    path.unlink(missing_ok=True)
-                    path.with_name(path.name + _TYPE_SUFFIX).unlink(missing_ok=True)
-                    self._verified.pop(path.name, None)
-                    used -= stat.st_size
-                    removed.append(path.name)
-            self._used_bytes = used
-        if removed:
-            _log.info("artifacts_collected", removed=len(removed), used_bytes=used)
-        return tuple(removed)
+        with self._guard:
+            entries = self.entries()
+            self._count(entries)
+            removals = self._plan(entries, keep, room_bytes, before)
+            for removal in removals:
+                self._shelf.delete(removal.entry.digest)
+                self._verified.pop(removal.entry.digest, None)
+                self._used_bytes -= removal.entry.size
+                self._number -= 1
+                self._removed[removal.reason] += 1
+        if removals:
+            _log.info("artifacts_collected", removed=len(removals), used_bytes=self._used_bytes)
+        return tuple(removal.entry.digest for removal in removals)
 
-    def _path(self, digest: str) -> Path:
-        return self._root / digest[:2] / digest[2:4] / digest
-
-    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        for path in self._root.glob("??/??/*"):
-            if _DIGEST.fullmatch(path.name):
-                yield path, path.stat()
-
-    def _media_type(self, path: Path) -> str:
-        try:
-            text = path.with_name(path.name + _TYPE_SUFFIX).read_text("ascii", "replace")
-        except OSError:
-            return _UNKNOWN_TYPE
-        return text if _MEDIA_TYPE.fullmatch(text) else _UNKNOWN_TYPE
-
-    def _quarantine(self, path: Path) -> CorruptState:
-        with self._guard, storage_errors(f"set {path} aside"):
-            size = path.stat().st_size
-            kept = set_aside(path)
-            self._used_bytes -= size
-            self.quarantined += 1
-        _log.error("artifact_quarantined", path=str(path), kept=str(kept))
-        return CorruptState(f"artifact {path.name} does not match its name: ask for it anew")
-
-
-def _measure(data: bytes | Path) -> tuple[str, int]:
-    digest = hashlib.sha256()
-    size = 0
-    for chunk in _chunks(data):
-        digest.update(chunk)
-        size += len(chunk)
-    return digest.hexdigest(), size
-
-
-def _chunks(data: bytes | Path) -> Iterator[bytes]:
-    if isinstance(data, bytes):
-        yield data
-        return
-    with data.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            yield chunk
+    def _quarantine(self, digest: str) -> CorruptState:
+        with self._guard:
+            known = self._shelf.find(digest)
+            if known is not None:
+                kept = self._shelf.set_aside(digest)
+                self._used_bytes -= known.size
+                self._number -= 1
+                self.quarantined += 1
+                _log.error("artifact_quarantined", digest=digest, kept=kept)
+        return CorruptState(f"artifact {digest} does not match its name: ask for it anew")

@@ -12,6 +12,7 @@ from sidecar.errors import CorruptState, DiskFull, InvalidName, UnknownBaseline
 from sidecar.features import Capture, FeatureKey, LayerKey
 from sidecar.store.artifacts import ArtifactStore
 from sidecar.store.database import Database
+from sidecar.store.references import References
 
 MEDIA_TYPE = "application/vnd.sidecar.baseline"
 """Of a baseline in the artifact store and on the wire."""
@@ -44,6 +45,15 @@ _TABLES = (
         UNIQUE (layer, digest)
     )""",
     "CREATE INDEX baselines_by_layer ON baselines (layer, sequence)",
+    # A version refers to its file for as long as it is listed, whoever lists or forgets it.
+    """INSERT OR IGNORE INTO artifact_references (digest, kind, owner, note, since)
+        SELECT digest, 'baseline', layer, origin, stored FROM baselines""",
+    """CREATE TRIGGER baselines_refer AFTER INSERT ON baselines
+        BEGIN INSERT OR REPLACE INTO artifact_references (digest, kind, owner, note, since)
+            VALUES (NEW.digest, 'baseline', NEW.layer, NEW.origin, NEW.stored); END""",
+    """CREATE TRIGGER baselines_let_go AFTER DELETE ON baselines
+        BEGIN DELETE FROM artifact_references
+            WHERE digest = OLD.digest AND kind = 'baseline' AND owner = OLD.layer; END""",
 )
 
 
@@ -190,6 +200,7 @@ class BaselineStore:
             StorageError: The database cannot be written, or is of a newer release.
         """
         self._database, self._artifacts, self._keep = database, artifacts, keep
+        References(database)  # whose table the triggers write to
         database.migrate("baselines", _TABLES)
 
     def add(self, content: bytes, origin: str, now: float, in_force: str = "") -> StoredBaseline:

@@ -143,10 +143,15 @@ class SubmitJobRequest(google.protobuf.message.Message):
     RECIPE_JSON_FIELD_NUMBER: builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: builtins.int
     TIME_LIMIT_SECONDS_FIELD_NUMBER: builtins.int
+    REPRODUCES_FIELD_NUMBER: builtins.int
     recipe_json: builtins.str
     """Recipe values that differ from the default, as a JSON object."""
     idempotency_key: builtins.str
     time_limit_seconds: builtins.float
+    reproduces: builtins.str
+    """Digest of a picture or manifest that is made again, to be compared; then features and recipe are
+    empty. Such a job is never answered from the store.
+    """
     @property
     def features(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     def __init__(
@@ -156,8 +161,9 @@ class SubmitJobRequest(google.protobuf.message.Message):
         recipe_json: builtins.str = ...,
         idempotency_key: builtins.str = ...,
         time_limit_seconds: builtins.float = ...,
+        reproduces: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["features", b"features", "idempotency_key", b"idempotency_key", "recipe_json", b"recipe_json", "time_limit_seconds", b"time_limit_seconds"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["features", b"features", "idempotency_key", b"idempotency_key", "recipe_json", b"recipe_json", "reproduces", b"reproduces", "time_limit_seconds", b"time_limit_seconds"]) -> None: ...
 
 global___SubmitJobRequest = SubmitJobRequest
 
@@ -348,3 +354,238 @@ class GetArtifactResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["chunk", b"chunk", "media_type", b"media_type"]) -> None: ...
 
 global___GetArtifactResponse = GetArtifactResponse
+
+@typing.final
+class StoredArtifact(google.protobuf.message.Message):
+    """A picture in the store, with its manifest."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PICTURE_DIGEST_FIELD_NUMBER: builtins.int
+    MANIFEST_DIGEST_FIELD_NUMBER: builtins.int
+    CONTENT_KEY_FIELD_NUMBER: builtins.int
+    FEATURE_FIELD_NUMBER: builtins.int
+    METHOD_FIELD_NUMBER: builtins.int
+    JOB_ID_FIELD_NUMBER: builtins.int
+    ORIGIN_FIELD_NUMBER: builtins.int
+    REPRODUCES_FIELD_NUMBER: builtins.int
+    CREATED_UNIX_SECONDS_FIELD_NUMBER: builtins.int
+    REFERENCES_FIELD_NUMBER: builtins.int
+    picture_digest: builtins.str
+    manifest_digest: builtins.str
+    content_key: builtins.str
+    feature: builtins.str
+    method: builtins.str
+    job_id: builtins.str
+    """The job that made it; empty where that is not known any more."""
+    origin: builtins.str
+    reproduces: builtins.str
+    """Digest of the manifest whose picture it makes again, or empty."""
+    created_unix_seconds: builtins.float
+    @property
+    def references(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Who refers to it, in words; only FindArtifact fills it."""
+
+    def __init__(
+        self,
+        *,
+        picture_digest: builtins.str = ...,
+        manifest_digest: builtins.str = ...,
+        content_key: builtins.str = ...,
+        feature: builtins.str = ...,
+        method: builtins.str = ...,
+        job_id: builtins.str = ...,
+        origin: builtins.str = ...,
+        reproduces: builtins.str = ...,
+        created_unix_seconds: builtins.float = ...,
+        references: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["content_key", b"content_key", "created_unix_seconds", b"created_unix_seconds", "feature", b"feature", "job_id", b"job_id", "manifest_digest", b"manifest_digest", "method", b"method", "origin", b"origin", "picture_digest", b"picture_digest", "references", b"references", "reproduces", b"reproduces"]) -> None: ...
+
+global___StoredArtifact = StoredArtifact
+
+@typing.final
+class ListArtifactsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FEATURE_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    REVISION_FIELD_NUMBER: builtins.int
+    METHOD_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    feature: builtins.str
+    """Only of this feature, model, revision (a prefix) or method; empty: of all."""
+    model: builtins.str
+    revision: builtins.str
+    method: builtins.str
+    page_size: builtins.int
+    page_token: builtins.str
+    def __init__(
+        self,
+        *,
+        feature: builtins.str = ...,
+        model: builtins.str = ...,
+        revision: builtins.str = ...,
+        method: builtins.str = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["feature", b"feature", "method", b"method", "model", b"model", "page_size", b"page_size", "page_token", b"page_token", "revision", b"revision"]) -> None: ...
+
+global___ListArtifactsRequest = ListArtifactsRequest
+
+@typing.final
+class ListArtifactsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ARTIFACTS_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    next_page_token: builtins.str
+    @property
+    def artifacts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___StoredArtifact]:
+        """The newest first."""
+
+    def __init__(
+        self,
+        *,
+        artifacts: collections.abc.Iterable[global___StoredArtifact] | None = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artifacts", b"artifacts", "next_page_token", b"next_page_token"]) -> None: ...
+
+global___ListArtifactsResponse = ListArtifactsResponse
+
+@typing.final
+class FindArtifactRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: builtins.int
+    digest: builtins.str
+    """sha256 of the picture or of its manifest."""
+    def __init__(
+        self,
+        *,
+        digest: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest"]) -> None: ...
+
+global___FindArtifactRequest = FindArtifactRequest
+
+@typing.final
+class FindArtifactResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ARTIFACT_FIELD_NUMBER: builtins.int
+    @property
+    def artifact(self) -> global___StoredArtifact: ...
+    def __init__(
+        self,
+        *,
+        artifact: global___StoredArtifact | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["artifact", b"artifact"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["artifact", b"artifact"]) -> None: ...
+
+global___FindArtifactResponse = FindArtifactResponse
+
+@typing.final
+class PinArtifactRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: builtins.int
+    PINNED_FIELD_NUMBER: builtins.int
+    NOTE_FIELD_NUMBER: builtins.int
+    digest: builtins.str
+    pinned: builtins.bool
+    """Pin or, where this is false, unpin."""
+    note: builtins.str
+    """Who wants it kept, and why."""
+    def __init__(
+        self,
+        *,
+        digest: builtins.str = ...,
+        pinned: builtins.bool = ...,
+        note: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "note", b"note", "pinned", b"pinned"]) -> None: ...
+
+global___PinArtifactRequest = PinArtifactRequest
+
+@typing.final
+class PinArtifactResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ARTIFACT_FIELD_NUMBER: builtins.int
+    @property
+    def artifact(self) -> global___StoredArtifact: ...
+    def __init__(
+        self,
+        *,
+        artifact: global___StoredArtifact | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["artifact", b"artifact"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["artifact", b"artifact"]) -> None: ...
+
+global___PinArtifactResponse = PinArtifactResponse
+
+@typing.final
+class CollectArtifactsRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DRY_RUN_FIELD_NUMBER: builtins.int
+    dry_run: builtins.bool
+    """Say what would go, and remove nothing."""
+    def __init__(
+        self,
+        *,
+        dry_run: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["dry_run", b"dry_run"]) -> None: ...
+
+global___CollectArtifactsRequest = CollectArtifactsRequest
+
+@typing.final
+class CollectArtifactsResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    FATES_FIELD_NUMBER: builtins.int
+    @property
+    def fates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___ArtifactFate]: ...
+    def __init__(
+        self,
+        *,
+        fates: collections.abc.Iterable[global___ArtifactFate] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["fates", b"fates"]) -> None: ...
+
+global___CollectArtifactsResponse = CollectArtifactsResponse
+
+@typing.final
+class ArtifactFate(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    MODIFIED_UNIX_SECONDS_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    WHY_FIELD_NUMBER: builtins.int
+    digest: builtins.str
+    size_bytes: builtins.int
+    modified_unix_seconds: builtins.float
+    reason: builtins.str
+    """bytes or age where it goes; empty where it stays."""
+    why: builtins.str
+    """Why it goes, or why it stays."""
+    def __init__(
+        self,
+        *,
+        digest: builtins.str = ...,
+        size_bytes: builtins.int = ...,
+        modified_unix_seconds: builtins.float = ...,
+        reason: builtins.str = ...,
+        why: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "modified_unix_seconds", b"modified_unix_seconds", "reason", b"reason", "size_bytes", b"size_bytes", "why", b"why"]) -> None: ...
+
+global___ArtifactFate = ArtifactFate

@@ -70,6 +70,26 @@ class JobServiceStub(object):
                 request_serializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.GetArtifactRequest.SerializeToString,
                 response_deserializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.GetArtifactResponse.FromString,
                 _registered_method=True)
+        self.ListArtifacts = channel.unary_unary(
+                '/sidecar.wire.v1.JobService/ListArtifacts',
+                request_serializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.ListArtifactsRequest.SerializeToString,
+                response_deserializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.ListArtifactsResponse.FromString,
+                _registered_method=True)
+        self.FindArtifact = channel.unary_unary(
+                '/sidecar.wire.v1.JobService/FindArtifact',
+                request_serializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.FindArtifactRequest.SerializeToString,
+                response_deserializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.FindArtifactResponse.FromString,
+                _registered_method=True)
+        self.PinArtifact = channel.unary_unary(
+                '/sidecar.wire.v1.JobService/PinArtifact',
+                request_serializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.PinArtifactRequest.SerializeToString,
+                response_deserializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.PinArtifactResponse.FromString,
+                _registered_method=True)
+        self.CollectArtifacts = channel.unary_stream(
+                '/sidecar.wire.v1.JobService/CollectArtifacts',
+                request_serializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.CollectArtifactsRequest.SerializeToString,
+                response_deserializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.CollectArtifactsResponse.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer(object):
@@ -113,6 +133,32 @@ class JobServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListArtifacts(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FindArtifact(self, request, context):
+        """Finds a picture by its own digest or by that of its manifest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PinArtifact(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CollectArtifacts(self, request, context):
+        """Says of every artifact what becomes of it, the oldest first, and removes those that go.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -145,6 +191,26 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.GetArtifact,
                     request_deserializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.GetArtifactRequest.FromString,
                     response_serializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.GetArtifactResponse.SerializeToString,
+            ),
+            'ListArtifacts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListArtifacts,
+                    request_deserializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.ListArtifactsRequest.FromString,
+                    response_serializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.ListArtifactsResponse.SerializeToString,
+            ),
+            'FindArtifact': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindArtifact,
+                    request_deserializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.FindArtifactRequest.FromString,
+                    response_serializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.FindArtifactResponse.SerializeToString,
+            ),
+            'PinArtifact': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinArtifact,
+                    request_deserializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.PinArtifactRequest.FromString,
+                    response_serializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.PinArtifactResponse.SerializeToString,
+            ),
+            'CollectArtifacts': grpc.unary_stream_rpc_method_handler(
+                    servicer.CollectArtifacts,
+                    request_deserializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.CollectArtifactsRequest.FromString,
+                    response_serializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.CollectArtifactsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -309,6 +375,114 @@ class JobService(object):
             '/sidecar.wire.v1.JobService/GetArtifact',
             sidecar_dot_wire_dot_v1_dot_jobs__pb2.GetArtifactRequest.SerializeToString,
             sidecar_dot_wire_dot_v1_dot_jobs__pb2.GetArtifactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListArtifacts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecar.wire.v1.JobService/ListArtifacts',
+            sidecar_dot_wire_dot_v1_dot_jobs__pb2.ListArtifactsRequest.SerializeToString,
+            sidecar_dot_wire_dot_v1_dot_jobs__pb2.ListArtifactsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindArtifact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecar.wire.v1.JobService/FindArtifact',
+            sidecar_dot_wire_dot_v1_dot_jobs__pb2.FindArtifactRequest.SerializeToString,
+            sidecar_dot_wire_dot_v1_dot_jobs__pb2.FindArtifactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinArtifact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecar.wire.v1.JobService/PinArtifact',
+            sidecar_dot_wire_dot_v1_dot_jobs__pb2.PinArtifactRequest.SerializeToString,
+            sidecar_dot_wire_dot_v1_dot_jobs__pb2.PinArtifactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CollectArtifacts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/sidecar.wire.v1.JobService/CollectArtifacts',
+            sidecar_dot_wire_dot_v1_dot_jobs__pb2.CollectArtifactsRequest.SerializeToString,
+            sidecar_dot_wire_dot_v1_dot_jobs__pb2.CollectArtifactsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,28 @@ class JobServiceStub:
         sidecar.wire.v1.jobs_pb2.GetArtifactResponse,
     ]
 
+    ListArtifacts: grpc.UnaryUnaryMultiCallable[
+        sidecar.wire.v1.jobs_pb2.ListArtifactsRequest,
+        sidecar.wire.v1.jobs_pb2.ListArtifactsResponse,
+    ]
+
+    FindArtifact: grpc.UnaryUnaryMultiCallable[
+        sidecar.wire.v1.jobs_pb2.FindArtifactRequest,
+        sidecar.wire.v1.jobs_pb2.FindArtifactResponse,
+    ]
+    """Finds a picture by its own digest or by that of its manifest."""
+
+    PinArtifact: grpc.UnaryUnaryMultiCallable[
+        sidecar.wire.v1.jobs_pb2.PinArtifactRequest,
+        sidecar.wire.v1.jobs_pb2.PinArtifactResponse,
+    ]
+
+    CollectArtifacts: grpc.UnaryStreamMultiCallable[
+        sidecar.wire.v1.jobs_pb2.CollectArtifactsRequest,
+        sidecar.wire.v1.jobs_pb2.CollectArtifactsResponse,
+    ]
+    """Says of every artifact what becomes of it, the oldest first, and removes those that go."""
+
 class JobServiceAsyncStub:
     """Runs feature-visualisation jobs and hands out what they made."""
 
@@ -85,6 +107,28 @@ class JobServiceAsyncStub:
         sidecar.wire.v1.jobs_pb2.GetArtifactRequest,
         sidecar.wire.v1.jobs_pb2.GetArtifactResponse,
     ]
+
+    ListArtifacts: grpc.aio.UnaryUnaryMultiCallable[
+        sidecar.wire.v1.jobs_pb2.ListArtifactsRequest,
+        sidecar.wire.v1.jobs_pb2.ListArtifactsResponse,
+    ]
+
+    FindArtifact: grpc.aio.UnaryUnaryMultiCallable[
+        sidecar.wire.v1.jobs_pb2.FindArtifactRequest,
+        sidecar.wire.v1.jobs_pb2.FindArtifactResponse,
+    ]
+    """Finds a picture by its own digest or by that of its manifest."""
+
+    PinArtifact: grpc.aio.UnaryUnaryMultiCallable[
+        sidecar.wire.v1.jobs_pb2.PinArtifactRequest,
+        sidecar.wire.v1.jobs_pb2.PinArtifactResponse,
+    ]
+
+    CollectArtifacts: grpc.aio.UnaryStreamMultiCallable[
+        sidecar.wire.v1.jobs_pb2.CollectArtifactsRequest,
+        sidecar.wire.v1.jobs_pb2.CollectArtifactsResponse,
+    ]
+    """Says of every artifact what becomes of it, the oldest first, and removes those that go."""
 
 class JobServiceServicer(metaclass=abc.ABCMeta):
     """Runs feature-visualisation jobs and hands out what they made."""
@@ -131,5 +175,35 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
         request: sidecar.wire.v1.jobs_pb2.GetArtifactRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[sidecar.wire.v1.jobs_pb2.GetArtifactResponse], collections.abc.AsyncIterator[sidecar.wire.v1.jobs_pb2.GetArtifactResponse]]: ...
+
+    @abc.abstractmethod
+    def ListArtifacts(
+        self,
+        request: sidecar.wire.v1.jobs_pb2.ListArtifactsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sidecar.wire.v1.jobs_pb2.ListArtifactsResponse, collections.abc.Awaitable[sidecar.wire.v1.jobs_pb2.ListArtifactsResponse]]: ...
+
+    @abc.abstractmethod
+    def FindArtifact(
+        self,
+        request: sidecar.wire.v1.jobs_pb2.FindArtifactRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sidecar.wire.v1.jobs_pb2.FindArtifactResponse, collections.abc.Awaitable[sidecar.wire.v1.jobs_pb2.FindArtifactResponse]]:
+        """Finds a picture by its own digest or by that of its manifest."""
+
+    @abc.abstractmethod
+    def PinArtifact(
+        self,
+        request: sidecar.wire.v1.jobs_pb2.PinArtifactRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sidecar.wire.v1.jobs_pb2.PinArtifactResponse, collections.abc.Awaitable[sidecar.wire.v1.jobs_pb2.PinArtifactResponse]]: ...
+
+    @abc.abstractmethod
+    def CollectArtifacts(
+        self,
+        request: sidecar.wire.v1.jobs_pb2.CollectArtifactsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[sidecar.wire.v1.jobs_pb2.CollectArtifactsResponse], collections.abc.AsyncIterator[sidecar.wire.v1.jobs_pb2.CollectArtifactsResponse]]:
+        """Says of every artifact what becomes of it, the oldest first, and removes those that go."""
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
