@@ -428,7 +428,7 @@ class Daemon:
             if self.storage.recorder is not None:
                 self._tried("recording_failed", self.storage.recorder.drain)
             if not collect_at - COLLECT_SECONDS <= now < collect_at:
-                self._tried("artifact_collection_failed", self.operations.pictures.collect)
+                self._tried("artifact_collection_failed", self.operations.provenance.collect)
                 self._tried("evidence_not_expired", self.operations.expire_evidence)
                 self._tried("memory_not_given_back", give_back)
                 self._tried("flags_not_checked", self.operations.warn_unmatched)

@@ -388,3 +388,26 @@ def test_every_fault_of_a_policy_is_named_with_its_line(
     found = [line.split("sidecar.yaml:")[1] for line in caught.value.message.splitlines()]
     assert len(expected) == len(found)
     assert all(line.startswith(start) for line, start in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("place", ["s3://", "s3://user:secret@bucket/x", "://bucket", "a b://c"])
+def test_a_place_for_artifacts_that_is_none_is_refused(tmp_path: Path, place: str) -> None:
+    """No bucket, no protocol, or a secret in the URL, which the message does not spell out."""
+    path = tmp_path / "sidecar.yaml"
+    path.write_text(f"state_dir: {tmp_path}\nstore: {{artifacts: '{place}'}}\n")
+
+    with pytest.raises(ConfigError, match=r"store\.artifacts") as caught:
+        load(path)
+    assert "credentials in the environment" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_folder_of_artifacts_is_relative_to_the_file_and_a_url_is_not(tmp_path: Path) -> None:
+    """As every other path of the configuration."""
+    path = tmp_path / "sidecar.yaml"
+    found = []
+    for place in ("kept", "/abs/kept", "s3://bucket/prefix"):
+        path.write_text(f"state_dir: {tmp_path}\nstore: {{artifacts: '{place}'}}\n")
+        found.append(load(path).store.artifacts)
+
+    assert [str(tmp_path / "kept"), "/abs/kept", "s3://bucket/prefix"] == found

@@ -15,6 +15,9 @@ from sidecar import errors
 from sidecar.cli import main
 from sidecar.detect import State
 from sidecar.errors import SidecarError
+from sidecar.jobs import manifest
+from sidecar.jobs.manifest import SCHEMA
+from sidecar.jobs.verification import SCHEMAS, load_schema
 from sidecar.recipes import RECIPES, Maximisation
 
 pytestmark = pytest.mark.unit
@@ -83,6 +86,24 @@ def test_every_recipe_value_is_documented_with_its_default() -> None:
         assert f"`{one.name}`" in text, one.name
     assert f"| `steps` | {Maximisation().steps} |" in text
     assert f"| `noise` | {Maximisation().noise} |" in text
+
+
+@pytest.mark.parametrize("version", SCHEMAS)
+def test_every_key_of_the_manifest_is_documented(version: int) -> None:
+    """The tables of the page and of the module have the keys of the schemas, the newest no other."""
+    section = read("docs/portraits.md").partition("## What the manifest says")[2]
+    table = section.partition("\n## ")[0]
+    documented = {
+        name
+        for row in re.findall(r"^\| (`.+?) \|", table, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", row)
+    }
+    required = set(load_schema(version)["required"])
+
+    assert required <= documented
+    if version == SCHEMA:
+        assert required == documented
+        assert required == set(re.findall(r"``(\w+)``", manifest.__doc__ or "")) & required
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -33,7 +33,7 @@ def loaded(module: str) -> set[str]:
     ("module", "absent"),
     [
         # The daemon loads numba once it is ready, from what a child of it has compiled.
-        ("sidecar.daemon", {"torch", "onnxruntime", "PIL", "numba"}),
+        ("sidecar.daemon", {"torch", "onnxruntime", "PIL", "numba", "fsspec", "jsonschema"}),
         (
             "sidecar.hooks",
             {"torch", "grpc", "structlog", "pydantic", "yaml", "prometheus_client", "numba"},

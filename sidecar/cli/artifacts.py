@@ -312,13 +312,17 @@ def export(digests: tuple[str, ...], to: Path, address: str) -> None:
 
 def _exported(opened: grpc.Channel, digests: tuple[str, ...]) -> Iterator[Any]:
     from sidecar.cli.export import Exported  # noqa: PLC0415 - as below
+    from sidecar.errors import CorruptState  # noqa: PLC0415 - as below
     from sidecar.jobs import artifact_inputs, parse_manifest  # noqa: PLC0415 - loads numpy
 
     stub = jobs_pb2_grpc.JobServiceStub(opened)
     for digest in digests:
         found = _find(stub, digest)
         manifest = fetch(opened, found.manifest_digest)
-        facts = parse_manifest(manifest)
+        try:
+            facts = parse_manifest(manifest)
+        except CorruptState as error:
+            raise click.ClickException(f"{found.manifest_digest}: {error}") from error
         names = (found.picture_digest, *artifact_inputs(facts))
         contents = {name: fetch(opened, name) for name in names}
         contents[found.manifest_digest] = manifest

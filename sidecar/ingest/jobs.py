@@ -138,7 +138,7 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
 
     def _list(self, request: jobs_pb2.ListArtifactsRequest, size: int) -> Sequence[MadePicture]:
         feature = str(self._operations.resolve(request.feature)) if request.feature else ""
-        return self._operations.pictures.list(
+        return self._operations.provenance.list(
             feature=feature,
             model=request.model,
             revision=request.revision,
@@ -155,7 +155,7 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         return jobs_pb2.FindArtifactResponse(artifact=found)
 
     def _find(self, digest: str) -> jobs_pb2.StoredArtifact:
-        pictures = self._operations.pictures
+        pictures = self._operations.provenance
         found = pictures.find(digest)
         return answers.stored(found, pictures.references(found))
 
@@ -170,8 +170,8 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         if len(request.note) > NOTE_LIMIT or not request.note.isprintable():
             raise InvalidInput(f"note: use at most {NOTE_LIMIT} printable characters")
         if request.pinned:
-            return self._operations.pictures.pin(request.digest, request.note)
-        return self._operations.pictures.unpin(request.digest)
+            return self._operations.provenance.pin(request.digest, request.note)
+        return self._operations.provenance.unpin(request.digest)
 
     async def CollectArtifacts(  # noqa: N802 - named by the protocol
         self, request: jobs_pb2.CollectArtifactsRequest, context: Context
@@ -183,9 +183,9 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
             yield jobs_pb2.CollectArtifactsResponse(fates=page)
 
     def _collect(self, *, dry_run: bool) -> Sequence[Fate]:
-        found = self._operations.pictures.fates()
+        found = self._operations.provenance.fates()
         if not dry_run:
-            self._operations.pictures.collect()
+            self._operations.provenance.collect()
         return found
 
     def _submit(self, request: jobs_pb2.SubmitJobRequest) -> Job:

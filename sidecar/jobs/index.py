@@ -1,6 +1,7 @@
 """Which pictures were made: a row for each manifest in the store, so that they can be listed."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -169,6 +170,20 @@ class ArtifactIndex:
             },
         )
         return tuple(MadePicture(*row) for row in rows)
+
+    def together(self) -> Mapping[str, AbstractSet[str]]:
+        """Return for each picture its manifests, and for each manifest its picture.
+
+        The latter only where no other manifest has the same picture.
+        """
+        manifests: dict[str, set[str]] = {}
+        rows = self._database.query("SELECT picture_digest, manifest_digest FROM artifact_index")
+        for picture, manifest in rows:
+            manifests.setdefault(picture, set()).add(manifest)
+        alone = {
+            m: {picture} for picture, found in manifests.items() if len(found) == 1 for m in found
+        }
+        return {**alone, **manifests}
 
     def forget(self, digests: Iterable[str]) -> None:
         """Drop the pictures of which a part is gone."""

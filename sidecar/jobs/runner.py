@@ -177,7 +177,9 @@ class Runner:
             StorageError: The store or the database cannot be written.
         """
         with self._storing:
-            removed = self._artifacts.collect(self._kept(), before=self._oldest())
+            removed = self._artifacts.collect(
+                self._kept(), before=self._oldest(), together=self._index.together()
+            )
             self._forget(removed)
         return len(removed)
 
@@ -188,7 +190,9 @@ class Runner:
             StorageError: The store or the database cannot be read.
         """
         with self._storing:
-            removals = self._artifacts.plan(self._kept(), before=self._oldest())
+            removals = self._artifacts.plan(
+                self._kept(), before=self._oldest(), together=self._index.together()
+            )
             entries = self._artifacts.entries()
         return fates(entries, removals, self._references.of(), self._queue.kept_digests())
 
@@ -325,7 +329,9 @@ class Runner:
             return self._artifacts.put(path, media_type)
         except DiskFull:
             # Older answers make room; what this job is about to be answered with stays.
-            removed = self._artifacts.collect(keep | self._kept(), path.stat().st_size)
+            removed = self._artifacts.collect(
+                keep | self._kept(), path.stat().st_size, together=self._index.together()
+            )
             self._forget(removed)
             return self._artifacts.put(path, media_type)
 

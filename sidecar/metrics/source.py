@@ -56,8 +56,6 @@ class StorageCounts:
 
     Attributes:
         artifact_bytes: Bytes of artifacts stored.
-        artifacts: How many they are.
-        artifacts_removed: Those removed since the daemon started, by reason: ``bytes`` or ``age``.
         artifact_limit_bytes: Bytes of artifacts that may be on disk.
         snapshot_at: Unix seconds of the newest snapshot that was written whole; 0: none yet.
         snapshot_interval_seconds: Configured interval of snapshots.
@@ -68,11 +66,11 @@ class StorageCounts:
         recording_limit_bytes: Bytes of them that may be on disk; 0: nothing is recorded.
         windows_recorded: Windows recorded since the daemon started.
         windows_dropped: Windows that could not be, by reason: ``backlog``, ``disk`` or ``error``.
+        artifacts: How many artifacts are stored.
+        artifacts_removed: Artifacts removed since the daemon started, by reason: ``bytes`` or ``age``.
     """
 
     artifact_bytes: int = 0
-    artifacts: int = 0
-    artifacts_removed: Mapping[str, int] = field(default_factory=dict)
     artifact_limit_bytes: int = 0
     snapshot_at: float = 0.0
     snapshot_interval_seconds: float = 0.0
@@ -83,6 +81,8 @@ class StorageCounts:
     recording_limit_bytes: int = 0
     windows_recorded: int = 0
     windows_dropped: Mapping[str, int] = field(default_factory=dict)
+    artifacts: int = 0
+    artifacts_removed: Mapping[str, int] = field(default_factory=dict)
 
 
 class MetricsSource(Protocol):

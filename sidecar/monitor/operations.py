@@ -87,7 +87,7 @@ class Operations:
     ``SidecarError``.
 
     Attributes:
-        pictures: What may be asked about made pictures.
+        provenance: What may be asked about made pictures.
     """
 
     def __init__(  # noqa: PLR0913 - the composition root names each
@@ -130,7 +130,7 @@ class Operations:
             quantile=config.spike.quantile,
             record=self.record,
         )
-        self.pictures = Pictures(
+        self.provenance = Pictures(
             monitor,
             artifacts=artifacts,
             index=index,
@@ -570,7 +570,7 @@ class Operations:
             UnknownArtifact: No picture or manifest is listed under the digest.
             Conflict: It cannot be made again, see ``Pictures.reproduction``.
         """
-        request = self.pictures.reproduction(digest)
+        request = self.provenance.reproduction(digest)
         return self.submit(replace(request, time_limit_seconds=time_limit_seconds))
 
     def jobs(self, key: FeatureKey | None, limit: int, before: str = "") -> Sequence[Job]:

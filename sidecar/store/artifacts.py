@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import structlog
 
@@ -194,26 +195,44 @@ class ArtifactStore:
         return tuple(sorted(found, key=lambda entry: (entry.modified, entry.digest)))
 
     def plan(
-        self, keep: AbstractSet[str], room_bytes: int = 0, *, before: float = 0.0
+        self,
+        keep: AbstractSet[str],
+        room_bytes: int = 0,
+        *,
+        before: float = 0.0,
+        together: Mapping[str, AbstractSet[str]] = MappingProxyType({}),
     ) -> tuple[Removal, ...]:
         """Return what ``collect`` would remove, in its order, and why; nothing is removed."""
-        return self._plan(self.entries(), keep, room_bytes, before)
+        return self._plan(self.entries(), keep, room_bytes, before, together)
 
     def _plan(
-        self, entries: tuple[Entry, ...], keep: AbstractSet[str], room_bytes: int, before: float
+        self,
+        entries: tuple[Entry, ...],
+        keep: AbstractSet[str],
+        room_bytes: int,
+        before: float,
+        together: Mapping[str, AbstractSet[str]],
     ) -> tuple[Removal, ...]:
         over = sum(entry.size for entry in entries) + room_bytes - self._limit_bytes
+        free = {entry.digest: entry for entry in entries if entry.digest not in keep}
         removals = []
         for entry in entries:
             aged = entry.modified < before
-            if entry.digest in keep or not (aged or over > 0):
+            if entry.digest not in free or not (aged or over > 0):
                 continue
-            over -= entry.size
-            removals.append(Removal(entry, "age" if aged else "bytes"))
+            for digest in (entry.digest, *sorted(together.get(entry.digest, ()))):
+                if (gone := free.pop(digest, None)) is not None:
+                    over -= gone.size
+                    removals.append(Removal(gone, "age" if aged else "bytes"))
         return tuple(removals)
 
     def collect(
-        self, keep: AbstractSet[str], room_bytes: int = 0, *, before: float = 0.0
+        self,
+        keep: AbstractSet[str],
+        room_bytes: int = 0,
+        *,
+        before: float = 0.0,
+        together: Mapping[str, AbstractSet[str]] = MappingProxyType({}),
     ) -> tuple[str, ...]:
         """Remove artifacts that nobody refers to: those too old, and the oldest beyond the limit.
 
@@ -221,6 +240,7 @@ class ArtifactStore:
             keep: Digests that must stay.
             room_bytes: Bytes that shall fit in afterwards.
             before: Unix seconds; what was last stored earlier goes, however much room there is.
+            together: For a digest, those that are worth nothing without it and go with it.
 
         Returns:
             The digests removed; empty where the store is within its limits already.
@@ -231,7 +251,7 @@ class ArtifactStore:
         with self._guard:
             entries = self.entries()
             self._count(entries)
-            removals = self._plan(entries, keep, room_bytes, before)
+            removals = self._plan(entries, keep, room_bytes, before, together)
             for removal in removals:
                 self._shelf.delete(removal.entry.digest)
                 self._verified.pop(removal.entry.digest, None)

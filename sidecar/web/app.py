@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sidecar.errors import ConfigError, MessageTooLarge, SidecarError
-from sidecar.web import actions, alerts, api, evidence, live, pages, pictures, serialise
+from sidecar.web import actions, alerts, api, evidence, live, pages, pictures, provenance, serialise
 from sidecar.web.backend import Backend
 from sidecar.web.console import Console
 from sidecar.web.security import Guard
@@ -83,6 +83,7 @@ def _routes(console: Console) -> list[Route]:
         Route("/f/{feature:path}/unflag", actions.unflag, methods=post),
         Route("/f/{feature:path}/evidence", evidence.page),
         Route("/f/{feature:path}", pages.feature),
+        Route("/artifacts/{digest}", provenance.page),
         Route("/static/{name}", console.static.answer),
         Route("/api/v1/layers", api.layers),
         Route("/api/v1/baselines", api.baselines),
@@ -97,6 +98,7 @@ def _routes(console: Console) -> list[Route]:
         Route("/api/v1/jobs/{job_id}/events", live.job_events),
         Route("/api/v1/jobs/{job_id}/preview.png", pictures.preview),
         Route("/api/v1/artifacts/{digest}", pictures.artifact),
+        Route("/api/v1/artifacts/{digest}/verification", provenance.verification),
         Route("/api/v1/alertmanager", alerts.alertmanager, methods=post),
     ]
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from sidecar.detect import State
 from sidecar.features import FeatureKey
-from sidecar.jobs import Job, JobRequest, Portrait
+from sidecar.jobs import Job, JobRequest, MadePicture, Portrait, Verification
 from sidecar.monitor import (
     BaselineVersion,
     Event,
@@ -19,6 +19,20 @@ from sidecar.monitor import (
     Window,
 )
 from sidecar.recipes import Recipe
+from sidecar.store import Reference
+
+
+class PictureBook(Protocol):
+    """The made pictures as the console sees them; a digest names a picture or its manifest."""
+
+    def find(self, digest: str) -> MadePicture:
+        """Return a picture; UnknownArtifact where none is listed under the digest."""
+
+    def verify(self, digest: str) -> Verification:
+        """Check a picture and its manifest against each other and their names."""
+
+    def references(self, found: MadePicture) -> Sequence[Reference]:
+        """Return who refers to a picture or its manifest."""
 
 
 class Backend(Protocol):
@@ -31,6 +45,10 @@ class Backend(Protocol):
     @property
     def version(self) -> str:
         """The sidecar's version, shown in the foot of every page."""
+
+    @property
+    def provenance(self) -> "PictureBook":
+        """What may be asked about made pictures."""
 
     def features(
         self,

@@ -331,6 +331,7 @@ ADVICE = {
     "SC804": "Ask for fewer steps or a smaller canvas, or raise jobs.time_limit_seconds.",
     "SC805": "Nothing is wrong. Ask again when you want the picture.",
     "SC806": "Look into the daemon's log for the worker's last words; a worker without memory ends like this.",
+    "SC703": "Look whether the object store of store.artifacts answers, and whether the network lets the daemon through; then ask again.",
     "SC701": "Free space in the state directory, then ask again.",
 }
 """What to do about a failed job, by error code."""

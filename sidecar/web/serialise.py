@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from sidecar.detect import LeftOut
 from sidecar.features import LayerKey
-from sidecar.jobs import Job
+from sidecar.jobs import Job, Verification
 from sidecar.monitor import (
     Anomaly,
     BaselineVersion,
@@ -279,6 +279,19 @@ def job(value: Job, base: str) -> dict[str, Any]:
         ],
         "preview": preview,
         "page": f"{base}/jobs/{quote(value.id, safe='')}",
+    }
+
+
+def verification(found: Verification) -> dict[str, Any]:
+    """Return what came of checking a picture; ``ok`` of a finding is null where it was not told."""
+    return {
+        "manifest_digest": found.digest,
+        "picture_digest": found.picture,
+        "feature": found.feature,
+        "ok": found.ok,
+        "findings": [
+            {"check": one.check, "ok": one.ok, "detail": one.detail} for one in found.findings
+        ],
     }
 
 

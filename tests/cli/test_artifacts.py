@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from click.testing import CliRunner, Result
 
@@ -58,7 +59,8 @@ def listed(running: RunningDaemon, *arguments: str) -> list[dict[str, Any]]:
 
 def original(running: RunningDaemon) -> dict[str, Any]:
     """Return the fixture's portrait."""
-    return next(one for one in listed(running) if not one["reproduces"])
+    found = listed(running, "--feature", "tiny/2/channel/3")
+    return next(one for one in found if not one["reproduces"])
 
 
 def test_pictures_are_listed_by_what_they_are(running: RunningDaemon) -> None:
@@ -211,3 +213,47 @@ def test_nothing_goes_while_it_is_wanted(running: RunningDaemon) -> None:
     assert 0 == answer.exit_code
     assert f"0 of {before} artifacts removed" in answer.stderr
     assert before == running.daemon.storage.artifacts.number
+
+
+def test_the_console_says_where_a_picture_comes_from(running: RunningDaemon) -> None:
+    """The page has the manifest in words and what came of checking it; the API says the same."""
+    found = original(running)
+    with httpx.Client(base_url=running.console_url) as client:
+        page = client.get(f"/artifacts/{found['picture_digest']}")
+        answer = client.get(f"/api/v1/artifacts/{found['manifest_digest']}/verification").json()
+        missing = client.get(f"/artifacts/{'0' * 64}")
+
+    assert (200, 404) == (page.status_code, missing.status_code)
+    assert "Checked now: everything holds" in page.text
+    for part in (found["job_id"], "model digest", "recipe steps", "code torch", "device threads"):
+        assert part in page.text, part
+    assert answer["ok"]
+    assert (found["feature"], found["picture_digest"]) == (
+        answer["feature"],
+        answer["picture_digest"],
+    )
+    assert ["content", "schema", "picture", "texts", "content_key"] == [
+        one["check"] for one in answer["findings"]
+    ]
+
+
+def test_damage_on_the_disk_is_told_wherever_one_asks(running: RunningDaemon) -> None:
+    """A picture whose bytes were changed: the command fails with a line, and so does the page."""
+    run(running, "job", "run", "tiny/2/channel/5", "--watch")
+    found = next(one for one in listed(running, "--feature", "tiny/2/channel/5"))
+    path, _ = running.daemon.storage.artifacts.open(found["picture_digest"])
+    whole = path.read_bytes()
+    path.write_bytes(b"something else")
+    state = running.daemon.config.state_dir
+
+    offline = CliRunner().invoke(main, ["artifact", "verify", "--all", "--folder", str(state)])
+    online = run(running, "artifact", "verify", found["manifest_digest"])
+    with httpx.Client(base_url=running.console_url) as client:
+        page = client.get(f"/artifacts/{found['manifest_digest']}")
+    running.daemon.storage.artifacts.put(whole, "image/png")
+
+    assert 0 == run(running, "artifact", "verify", found["manifest_digest"]).exit_code
+    assert (1, 1) == (offline.exit_code, online.exit_code)
+    assert "holds other bytes" in offline.stdout
+    assert f"picture {found['picture_digest']} is not there" in online.stdout
+    assert "Checked now: something is wrong" in page.text

@@ -35,6 +35,7 @@ def finish(spec: dict) -> None:
         seed = str(spec["recipe"]["seed"]).encode()
         Path(f"p{index}").write_bytes(PNG + target["feature"].encode() + b" " + seed)
         facts = {"feature": target["feature"], "attempt": spec["attempt"], "live": spec["live"]}
+        facts["seed"] = spec["recipe"]["seed"]
         Path(f"m{index}").write_text(json.dumps(facts), encoding="utf-8")
         say("result", index=index, picture=f"p{index}", manifest=f"m{index}")
     say("done")

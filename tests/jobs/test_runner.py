@@ -138,7 +138,8 @@ def test_collecting_forgets_what_it_removes(bench: Bench) -> None:
 
     removed = smaller.collect()
 
-    assert 1 == removed
+    assert 2 == removed  # a manifest goes with its picture
+    assert not bench.artifacts.has(old.portraits[0].manifest_digest)
     assert bench.queue.portrait(old.portraits[0].content_key) is None
     assert new.portraits[0] == bench.queue.portrait(new.portraits[0].content_key)
     assert bench.artifacts.has(new.portraits[0].picture_digest)

@@ -32,7 +32,7 @@ from sidecar.features import (
     Slice,
     View,
 )
-from sidecar.jobs import JobRequest
+from sidecar.jobs import Cause, JobRequest
 from sidecar.monitor import Event, Flag, Operations
 from sidecar.monitor.operations import urgency
 from sidecar.recipes import Target
@@ -186,6 +186,7 @@ def test_an_alert_is_one_job_however_often_it_is_sent(operations: Operations) ->
     assert jobs[0] is not None
     assert later.id != jobs[0].id
     assert "alert" == later.request.origin
+    assert Cause(alert="f1", alert_started=200.0) == later.request.cause
 
 
 def test_an_alert_about_no_feature_is_refused_by_name(operations: Operations) -> None:
