@@ -17,7 +17,7 @@ WORKERS ?= 2
 PROTOS := $(wildcard proto/sidecar/wire/v1/*.proto)
 PROTOC := .venv-proto/bin/python -m grpc_tools.protoc -Iproto
 
-.PHONY: help setup demo test check fix proto golden bench fuzz soak docs ci
+.PHONY: help setup demo test check fix proto golden bench fuzz soak store docs ci
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -81,6 +81,15 @@ fuzz: setup ## damaged and hostile input to both lanes; COUNT items from SEED
 
 soak: setup ## two hours of traffic as fast as possible: memory stays flat, every batch is accounted for
 	@$(BIN)/python -m benchmarks.soak $(ARGS)
+
+.venv-s3/.installed: tests/store/s3-requirements.txt
+	@$(PYTHON) -m venv .venv-s3
+	@.venv-s3/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+# Warnings are not errors here: the client of S3 has its own.
+store: .venv-s3/.installed ## the artifact store against a real local S3
+	@.venv-s3/bin/python -m pytest -p no:cacheprovider -W default -k s3 tests/store/test_shelves.py
 
 docs: golden ## the reference pages under docs/
 
