@@ -22,22 +22,19 @@ class StoreConfig(Section):
 
     artifacts: Annotated[str, AfterValidator(check_place)] = Field(
         default="",
-        description="Folder of pictures, manifests and baselines, or the fsspec URL of an object "
-        "store, such as s3://bucket/prefix; of one daemon alone. Credentials come from the environment. "
-        "Default: artifacts in state_dir.",
+        description="Folder of artifacts, or fsspec URL such as s3://bucket/prefix, of one daemon alone; "
+        "credentials come from the environment. Default: artifacts in state_dir.",
     )
     artifact_limit_bytes: Bytes = Field(
         default=4 << 30, description="Artifacts beyond which the oldest unreferenced are removed."
     )
     artifact_max_age_days: Annotated[float, Field(gt=0)] | None = Field(
         default=None,
-        description="Age since it was last stored at which an unreferenced artifact is removed, "
-        "however much room there is. Default: never.",
+        description="Age at which an unreferenced artifact is removed in any case. Default: never.",
     )
     artifact_cache_bytes: Bytes = Field(
         default=256 << 20,
-        description="Most bytes of artifacts from an object store that are kept in state_dir to be "
-        "read again.",
+        description="Most bytes of an object store's artifacts kept in state_dir to be read again.",
     )
     snapshot_seconds: Positive = Field(
         default=30.0, description="Interval of state snapshots: the most that kill -9 can lose."

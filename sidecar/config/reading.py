@@ -154,13 +154,10 @@ def _absolute(document: dict[Any, Any], base: Path) -> dict[Any, Any]:
             else one
             for one in found["datasets"]
         ]
-    store = found.get("store")
-    if isinstance(store, dict) and "shared_baselines" in store:
-        store = {**store, "shared_baselines": resolve(store["shared_baselines"])}
-    if isinstance(store, dict):
-        place = store.get("artifacts")
-        local = isinstance(place, str) and place and "://" not in place
-        found["store"] = {**store, "artifacts": resolve(place)} if local else store
+    if isinstance(store := found.get("store"), dict):
+        places = (n for n in ("shared_baselines", "artifacts") if store.get(n))
+        local = {n: resolve(store[n]) for n in places if "://" not in str(store[n])}
+        found["store"] = {**store, **local}
     jobs = found.get("jobs")
     if isinstance(jobs, dict) and isinstance(jobs.get("python_path"), list):
         found["jobs"] = {**jobs, "python_path": [resolve(p) for p in jobs["python_path"]]}

@@ -75,14 +75,11 @@ def check_folder(value: Path) -> Path:
 
 
 def check_place(value: str) -> str:
-    """Return where artifacts are kept: a folder, or a URL without secrets in it."""
+    """Return where artifacts are kept: a folder, or a URL without secrets, for it stands in logs."""
     protocol, slashes, rest = value.partition("://")
-    if slashes and not (protocol.isalnum() and rest.strip("/")):
-        raise ValueError(f"{value!r} is no URL such as s3://bucket/prefix")
-    if slashes and "@" in rest:
+    if slashes and ("@" in rest or not (protocol.isalnum() and rest.strip("/"))):
         raise ValueError(
-            f"the {protocol} URL holds a user or a password: leave them out, and give credentials "
-            "by the environment"
+            "need a URL such as s3://bucket/prefix, with credentials in the environment"
         )
     return value
 

@@ -22,7 +22,7 @@ from sidecar.visualise.ascent import pass_images
 from sidecar.visualise.augmentation import resize_whole
 from sidecar.visualise.datasets import batches, colours, read_square
 from sidecar.visualise.images import ActivationMaximisation
-from sidecar.visualise.loading import ImageModel
+from sidecar.visualise.model import ImageModel
 from sidecar.visualise.method import Checkpoint, Materials
 from sidecar.visualise.pictures import Cost, Picture, Progress
 from sidecar.visualise.sheets import Tile, draw_sheet
