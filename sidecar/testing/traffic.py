@@ -214,6 +214,7 @@ class Traffic:
         level: float = 0.999,
         seed: int = 0,
         injections: Sequence[Injection] = (),
+        thresholds: NDArray[np.float64] | None = None,
     ) -> None:
         """Describe the traffic; nothing is drawn yet.
 
@@ -224,9 +225,12 @@ class Traffic:
             seed: Everything drawn follows from it; the windows' sizes and mix are the same for
                 ``counts`` and ``values``.
             injections: What happens on top. No feature may have two at once.
+            thresholds: What a token of each feature exceeds instead, as a value of ``Marginal.NORMAL``,
+                shape ``(n,)``: that quantile as somebody has estimated it. Only ``counts`` looks at it.
 
         Raises:
-            InvalidInput: The level is no quantile, a feature does not exist, or two injections meet.
+            InvalidInput: The level is no quantile, a feature does not exist, two injections meet, or
+                there is not one finite threshold a feature.
         """
         if not 0 < level < 1:
             raise InvalidInput(f"level is {level!r}: use a quantile between 0 and 1")
@@ -235,9 +239,11 @@ class Traffic:
         self.scenario, self.features, self.level, self.seed = scenario, features, level, seed
         self.injections = tuple(injections)
         _check(self.injections, features)
-        self._base = _chances(scenario, level, tokens=0.0, height=0.0)
+        self._beyond = _beyond(thresholds, features, level) * scenario.spread
+        further = float(np.abs(self._beyond).max())
+        self._base = _chances(scenario, level, 0.0, 0.0, further)
         self._hit = [
-            _chances(scenario, level, each.tokens, each.height if _raises(each) else None)
+            _chances(scenario, level, each.tokens, each.height if _raises(each) else None, further)
             for each in self.injections
         ]
 
@@ -252,6 +258,7 @@ class Traffic:
         """
         rng = self._stream(2)
         for window, (requests, mix) in enumerate(self._mixes(windows)):
+            mix -= self._beyond  # noqa: PLW2901 - a higher threshold is as far from less of the mix
             chance = self._base(mix)
             for injection, hit in zip(self.injections, self._hit, strict=True):
                 if injection.active(window):
@@ -331,6 +338,19 @@ def _check(injections: Sequence[Injection], features: int) -> None:
                 raise InvalidInput(f"injections {other} and {number} meet: part them in time")
 
 
+def _beyond(
+    thresholds: NDArray[np.float64] | None, features: int, level: float
+) -> NDArray[np.float64]:
+    """Return how much higher than the quantile each threshold is, shape ``(n,)``."""
+    if thresholds is None:
+        return np.zeros(features)
+    if np.shape(thresholds) != (features,) or not np.isfinite(thresholds).all():
+        raise InvalidInput(
+            f"thresholds of shape {np.shape(thresholds)}: give {features} finite numbers"
+        )
+    return np.asarray(thresholds - NORMAL.inv_cdf(level), np.float64)
+
+
 def _raises(injection: Injection) -> bool:
     return injection.kind is Kind.RAISED
 
@@ -353,13 +373,15 @@ def _struck(
 Chance = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
-def _chances(scenario: Scenario, level: float, tokens: float, height: float | None) -> Chance:
+def _chances(
+    scenario: Scenario, level: float, tokens: float, height: float | None, further: float
+) -> Chance:
     """Return what gives, for the mix of a window, the chance of a request to exceed the level.
 
     Each token of it is hit with chance ``tokens``, and then higher by ``height``; ``None``: it never
-    exceeds.
+    exceeds. The mix may be ``further`` away than it ever is.
     """
-    reach = _REACH * scenario.drift
+    reach = _REACH * scenario.drift + further
     points = np.linspace(-reach, reach, 2 * math.ceil(reach / _STEP) + 1)
     own = math.sqrt(1 - scenario.correlation)
     effect = math.sqrt(scenario.correlation) * _NODES
