@@ -29,9 +29,11 @@ from benchmarks.detectors import (
     median_delay,
 )
 from benchmarks.drifting import SMALL, ticket_hours
+from benchmarks.learned import REQUESTS, ROWS, learned_alarms, learned_delays
 from benchmarks.rivals import RIVALS, Drawn, Rival
 from benchmarks.row import Row, least_cpu_seconds
 from sidecar.detect import screen
+from sidecar.stats import compiled
 from sidecar.testing import SCENARIOS, Injection, Marginal, Scenario, Traffic
 
 SIZES = (64, 256)
@@ -43,6 +45,9 @@ SHARES = (0.1, 0.2)
 
 SPIKING, STARTS = 2000, 10
 """Spikes, and runs that they are shared by: in one run all begin in the same window."""
+
+LEARNED_SPIKING = 500
+"""Spikes after a learned baseline."""
 
 DRAWN_FEATURES, DRAWN_DAYS = 20, 1.0
 """Of each scenario for the rivals, whose every token is drawn."""
@@ -79,8 +84,9 @@ PER_LAYER = "alarms a layer and day"
 
 def run() -> Sequence[Row]:
     """Measure the spike test, the screen, and the rivals; seeds are fixed."""
-    ours, theirs = spike_rows(), rival_rows()
-    return [*_headlines(ours, theirs), *screen_rows(), *drift_rows(), *ours, *theirs]
+    ours, theirs, learned = spike_rows(), rival_rows(), learned_rows()
+    heads = [*_headlines(ours, theirs), *_learned_headlines(learned)]
+    return [*heads, *screen_rows(), *drift_rows(), *ours, *learned, *theirs]
 
 
 # -- the spike test ---------------------------------------------------------------------------------
@@ -111,6 +117,37 @@ def _delays(scenario: Scenario, spike: Injection, number: int) -> np.ndarray:
     each = SPIKING // STARTS
     seeds = range(1000 * number, 1000 * number + STARTS)
     return np.concatenate([delays(scenario, spike, each, seed) for seed in seeds])
+
+
+def learned_rows() -> Sequence[Row]:
+    """Return false alarms and delays where thresholds and rates are those of a learned baseline."""
+    rows, kernels = [], compiled()
+    for number, (name, plain) in enumerate(SCENARIOS.items()):
+        for tokens in ROWS:
+            for requests in REQUESTS:
+                scenario = replace(plain, requests=requests, tokens=tokens)
+                rate = learned_alarms(scenario, FEATURES, DAYS, 80 + number, kernels)
+                label = f"detect.learned.false_alarms.{name}_{requests}x{tokens}"
+                rows.append(_row(label, rate, PER_DAY, AIM, AIMS[name], 1 / (FEATURES * DAYS)))
+    for tokens in ROWS:
+        for requests in REQUESTS:
+            scenario = replace(SCENARIOS["B"], requests=requests, tokens=tokens)
+            spike = Injection.spike(0.2)
+            found = learned_delays(scenario, spike, LEARNED_SPIKING, 90, kernels)
+            late, label = median_delay(found), f"detect.learned.delay.B_{requests}x{tokens}"
+            rows.append(_row(label, late, WINDOWS, AIM, AIM_DELAY, 1.0))
+    return rows
+
+
+def _learned_headlines(learned: Sequence[Row]) -> Sequence[Row]:
+    """Return the worst row of each scenario."""
+    rows = []
+    for name in SCENARIOS:
+        first = f"detect.learned.false_alarms.{name}_"
+        worst = max(row.value for row in learned if row.name.startswith(first))
+        label, least = f"detect.false_alarms.learned.{name}", 1 / (FEATURES * DAYS)
+        rows.append(_row(label, worst, PER_DAY, AIM, AIMS[name], least))
+    return rows
 
 
 def _headlines(ours: Sequence[Row], theirs: Sequence[Row]) -> Sequence[Row]:

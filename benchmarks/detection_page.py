@@ -11,7 +11,7 @@ ENDS = {"": "B", "_own_bursts": "C", "_shared_bursts": "C, one mix for all featu
 ENDS |= {"_unequal": "D", "_strong_bursts": "E"}
 """Traffic of the screen by the suffix of its rows."""
 
-DEEP = ("detect.spike.", "detect.rival.", "detect.conditions.", "detect.drift.")
+DEEP = ("detect.spike.", "detect.learned.", "detect.rival.", "detect.conditions.", "detect.drift.")
 """Beginnings of rows that are told here and not in the table of all suites."""
 
 
@@ -20,6 +20,7 @@ def filled(page: str, rows: Sequence[Measured]) -> str:
     value = {str(row["name"]): float(row["value"]) for row in rows}
     for name, table in (
         ("spike", _spike(value)),
+        ("learned", _learned(value)),
         ("rivals", _rivals(value, rows)),
         ("screen", _screen(value)),
         ("layers", _layers(value)),
@@ -44,6 +45,18 @@ def _spike(value: Mapping[str, float]) -> Sequence[str]:
                     f"{value[f'detect.spike.missed.{where}_{share}']:.2g} %",
                 ]
             lines.append(cells)
+    return _table(head, lines)
+
+
+def _learned(value: Mapping[str, float]) -> Sequence[str]:
+    head = ("rows a request", "requests", *SCENARIOS, "20 %: delay")
+    first, lines = "detect.learned.false_alarms.", []
+    for tokens in (1, 16):
+        for requests in (8, 16, 32, 64, 256):
+            where = f"{requests}x{tokens}"
+            alarms = [_number(value[f"{first}{name}_{where}"]) for name in SCENARIOS]
+            delay = _delay(value[f"detect.learned.delay.B_{where}"])
+            lines.append([str(tokens), str(requests), *alarms, delay])
     return _table(head, lines)
 
 

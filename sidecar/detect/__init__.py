@@ -16,7 +16,7 @@ from sidecar.detect.certain import (
     Extremes,
     conditions,
 )
-from sidecar.detect.chance import greatest_rate
+from sidecar.detect.chance import greatest_rate, measured_rate, measured_share
 from sidecar.detect.drift import (
     DriftChange,
     DriftMemory,
@@ -25,7 +25,7 @@ from sidecar.detect.drift import (
     Reference,
     drift_step,
 )
-from sidecar.detect.eprocess import tolerated_rate
+from sidecar.detect.eprocess import beyond_judging, tolerated_rate
 from sidecar.detect.layers import LayerScreen, is_loud, layer_step
 from sidecar.detect.machine import blindness, step
 from sidecar.detect.policy import (
@@ -64,6 +64,7 @@ __all__ = [
     "State",
     "Transition",
     "attribute",
+    "beyond_judging",
     "blindness",
     "conditions",
     "drift_step",
@@ -72,6 +73,8 @@ __all__ = [
     "initial",
     "is_loud",
     "layer_step",
+    "measured_rate",
+    "measured_share",
     "rates",
     "screen",
     "step",

@@ -10,7 +10,7 @@ from sidecar.monitor.banks import new_banks
 from sidecar.monitor.evidence import EvidenceBook
 from sidecar.monitor.layer import MonitoredLayer
 from sidecar.monitor.views import Event, Flag
-from sidecar.stats import Bank, SparseBank
+from sidecar.stats import Bank, Expectation, SparseBank
 from sidecar.store import WindowRecord
 
 DIGEST_SHOWN = 12
@@ -68,6 +68,10 @@ class Books:
 
     def _frozen(self, key: LayerKey) -> bool:
         return self._bank_of(key).frozen(key)
+
+    def _expected(self, key: LayerKey) -> Expectation | None:
+        """Return what was measured of a layer; None of a sparse one, or before there were thresholds."""
+        return self._bank.expectation(key) if key in self._bank.layers() else None
 
     def _tested(self) -> int:
         """Return how many features are tested for spikes: they share the false alarms."""

@@ -1,13 +1,14 @@
 """Beyond which values a flagged feature exceeds, and how often it did so in its baseline."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sidecar.detect import Direction, SpikePolicy, greatest_rate
+from sidecar.detect import SpikePolicy, beyond_judging, measured_rate, measured_share
+from sidecar.monitor.own_rates import OwnLimits, OwnRates, in_own_way, plain, sides
 from sidecar.monitor.views import Flag
 from sidecar.stats import Distribution, Expectation, SparseDistribution, Watched
 
@@ -19,18 +20,24 @@ class Limits:
     Attributes:
         high: A value above exceeds, shape ``(n,)``; NaN: there is no such threshold.
         low: Or one below, shape ``(n,)``; NaN likewise.
-        rates: Share of requests that exceed in the baseline, shape ``(n,)``; NaN without one. Where too
-            few did to tell it within ``baseline_factor``, so much more as they are compatible with.
+        rates: Share of requests that exceed in the baseline, shape ``(n,)``; NaN without one, and while
+            a flag learns its own. Where too few did to tell it within ``baseline_factor``, so much more
+            as they are compatible with.
+        shares: That share without such an allowance, shape ``(n,)``.
+        requests: Requests it was measured on, shape ``(n,)``; 0: it was not.
     """
 
     high: NDArray[np.float64]
     low: NDArray[np.float64]
     rates: NDArray[np.float64]
+    shares: NDArray[np.float64]
+    requests: NDArray[np.int64]
 
     @classmethod
     def none(cls, n: int) -> Self:
         """Return those of ``n`` features without a baseline."""
-        return cls(np.full(n, np.nan), np.full(n, np.nan), np.full(n, np.nan))
+        unknown = np.full(n, np.nan)
+        return cls(unknown, unknown, unknown, unknown, np.zeros(n, np.int64))
 
     @classmethod
     def of(
@@ -40,35 +47,32 @@ class Limits:
         indices: NDArray[np.int64],
         flags: Sequence[Flag],
         policy: SpikePolicy,
+        own: OwnRates,
     ) -> Self:
         """Return what a frozen baseline says.
 
         A feature that is watched above its baseline, on all traffic, at the quantile that every feature
-        is compared with, has a rate that was measured request by request. For any other it follows
-        from rows as if they were independent: that is right for one row a request, and an upper bound
-        for more, so that such a feature is told later and not falsely.
+        is compared with, has a rate that was measured request by request. So has one that is watched
+        in its own way, as soon as enough requests of its own were counted. Only where nothing was
+        measured of a layer, because it is sparse or was frozen too early, the rate of the first kind
+        follows from rows as if they were independent: that is right for one row a request, and an upper
+        bound for more, so that such a feature is told later and not falsely.
 
         Args:
             baseline: Of these features, in this order.
             expected: What was measured of the layer; None: nothing was.
             indices: The features' places in the layer, shape ``(n,)``.
             flags: How each is watched.
-            policy: Its quantile is that beyond which a value exceeds; watched on both sides, half of
-                the rest on each.
+            policy: Its quantile is that beyond which a value exceeds.
+            own: What was measured for flags that are watched in their own way.
         """
-        quantile = policy.quantile
-        above, below, both = (
-            np.array([flag.direction is one for flag in flags], np.bool_)
-            for one in (Direction.ABOVE, Direction.BELOW, Direction.BOTH)
-        )
-        rest = 1.0 - quantile
-        high = np.where(above, baseline.threshold(quantile), np.nan)
-        low = np.where(below, _floor(baseline, rest), np.nan)
-        if both.any():
-            high = np.where(both, baseline.threshold(1.0 - rest / 2), high)
-            low = np.where(both, _floor(baseline, rest / 2), low)
-        found = cls(high, low, _derived(baseline, high, low))
-        return found if expected is None else found._measured(expected, indices, flags, policy)
+        high, low = sides(baseline, flags, policy.quantile)
+        derived = _derived(baseline, high)
+        found = cls(high, low, derived, derived, np.zeros(len(flags), np.int64))
+        if expected is not None:
+            found = found._measured(expected, indices, flags, policy)
+        apart = in_own_way(flags, expected, policy.quantile)
+        return found.with_own(apart, own.limits(indices, flags, policy.quantile), policy)
 
     def _measured(
         self,
@@ -81,26 +85,78 @@ class Limits:
         if expected.level != policy.quantile or not expected.windows:
             return self
         placed = expected.thresholds[indices].astype(np.float64)
-        known = _plain(flags) & np.isfinite(placed)
-        greatest = greatest_rate(expected.exceedances[indices], expected.requests)
-        rates = np.maximum(expected.rate[indices], greatest / policy.baseline_factor)
+        known = plain(flags) & np.isfinite(placed)
+        requests = np.full(len(indices), expected.requests)
+        passed = expected.exceedances[indices]
         return type(self)(
             np.where(known, placed, self.high),
             self.low,
-            np.where(known, rates, self.rates),
+            *self._granted(known, passed, requests, policy.baseline_factor),
         )
+
+    def with_own(self, apart: NDArray[np.bool_], own: OwnLimits, policy: SpikePolicy) -> Self:
+        """Return these with their own thresholds and counts of those that are watched ``apart``."""
+        high, low, passed, requests = own
+        return type(self)(
+            np.where(apart, high, self.high),
+            np.where(apart, low, self.low),
+            *self._granted(apart, passed, requests, policy.baseline_factor),
+        )
+
+    def _granted(
+        self,
+        where: NDArray[np.bool_],
+        passed: NDArray[np.int64],
+        requests: NDArray[np.int64],
+        factor: float,
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+        """Return rates, shares and requests, with what was counted for the features ``where``."""
+        counted = requests > 0
+        shares = np.where(counted, measured_share(passed, requests), np.nan)
+        rates = np.where(counted, measured_rate(passed, requests, factor), np.nan)
+        # What so few allow for is no reason to say that the feature itself exceeds too often.
+        short = beyond_judging(rates, factor) & ~beyond_judging(shares, factor)
+        return (
+            np.where(where, np.where(short, np.nan, rates), self.rates),
+            np.where(where, shares, self.shares),
+            np.where(where, requests, self.requests),
+        )
+
+    @property
+    def short(self) -> NDArray[np.bool_]:
+        """Whether too few requests were measured to have a rate that can be judged, shape ``(n,)``."""
+        return np.isfinite(self.shares) & np.isnan(self.rates)
 
     @property
     def shown(self) -> NDArray[np.float64]:
         """The threshold that people see: the upper one, else the lower one, shape ``(n,)``."""
         return np.where(np.isfinite(self.high), self.high, self.low)
 
-    def watched(
+    def learning(
         self,
         indices: NDArray[np.int64],
         flags: Sequence[Flag],
-        levels: NDArray[np.float32],
-        learning: NDArray[np.float32] | None,
+        thresholds: NDArray[np.float32] | None,
+        own: OwnRates,
+        quantile: float,
+    ) -> Self:
+        """Return, before there is a baseline, what requests are compared with to learn its rates.
+
+        Args:
+            indices: The features' places in the layer, shape ``(n,)``.
+            flags: How each is watched.
+            thresholds: Those of the whole layer that its baseline will have, shape ``(width,)``; None:
+                there are none yet.
+            own: Those of flags that are watched in their own way.
+            quantile: Beyond which a value exceeds.
+        """
+        high, low, _, _ = own.limits(indices, flags, quantile)
+        if thresholds is not None:
+            high = np.where(plain(flags), thresholds[indices], high)
+        return replace(self, high=high, low=low)
+
+    def watched(
+        self, indices: NDArray[np.int64], flags: Sequence[Flag], levels: NDArray[np.float32]
     ) -> Watched:
         """Return what a bank should count.
 
@@ -108,47 +164,23 @@ class Limits:
             indices: The features' places in the layer, shape ``(n,)``.
             flags: How each is watched.
             levels: Further thresholds to count, shape ``(n, k)``.
-            learning: Thresholds of the whole layer that its baseline will have; None: there are none
-                yet. Features that are watched as every feature is are compared with them already.
         """
-        high = self.high
-        if learning is not None:
-            high = np.where(_plain(flags) & np.isnan(high), learning[indices], high)
         traffic = tuple(flag.traffic for flag in flags)
         return Watched(
             indices,
-            np.where(np.isfinite(high), high, np.inf).astype(np.float32),
+            np.where(np.isfinite(self.high), self.high, np.inf).astype(np.float32),
             np.where(np.isfinite(self.low), self.low, -np.inf).astype(np.float32),
             traffic if any(one.pairs for one in traffic) else (),
             levels,
         )
 
 
-def _plain(flags: Sequence[Flag]) -> NDArray[np.bool_]:
-    """Return which features are watched as the screen watches all: above, on all traffic."""
-    return np.array(
-        [flag.direction is Direction.ABOVE and not flag.traffic.pairs for flag in flags], np.bool_
-    )
-
-
-def _floor(baseline: Distribution | SparseDistribution, level: float) -> NDArray[np.float64]:
-    """Return a quantile as a float32, which is what values are compared with."""
-    return baseline.quantile(np.array([level]))[:, 0].astype(np.float32).astype(np.float64)
-
-
 def _derived(
-    baseline: Distribution | SparseDistribution,
-    high: NDArray[np.float64],
-    low: NDArray[np.float64],
+    baseline: Distribution | SparseDistribution, high: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return the share of requests that exceed if their rows were independent."""
-    above = np.where(np.isfinite(high), baseline.exceedance(high), 0.0)
-    # What equals the lower threshold, as the many zeros of a ReLU may, is not below it.
-    beneath = np.nextafter(low.astype(np.float32), np.float32(-np.inf)).astype(np.float64)
-    below = np.where(np.isfinite(low), 1.0 - baseline.exceedance(beneath), 0.0)
+    """Return the share of requests above a threshold if their rows were independent."""
     # A bounded sample cannot show rates below about one over its size: do not believe 0.
-    row_rate = np.clip(above + below, 1.0 / (baseline.sampled + 1), 1.0)
+    row_rate = np.clip(baseline.exceedance(high), 1.0 / (baseline.sampled + 1), 1.0)
     # Only rows that were sampled are compared, whatever they stand for.
     rows_per_request = max(1.0, baseline.sampled / max(baseline.requests, 1))
-    known = np.isfinite(high) | np.isfinite(low)
-    return np.where(known, 1.0 - (1.0 - row_rate) ** rows_per_request, np.nan)
+    return np.asarray(1.0 - (1.0 - row_rate) ** rows_per_request)

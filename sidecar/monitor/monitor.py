@@ -184,6 +184,7 @@ class Monitor(Questions):
             followed = np.arange(len(layer.activations.keys))
             layer.activations.add(counts.watched.select(followed))
         self._evidence.close(key, now)
+        self._learn_own(key, counts)
         for change in layer.watch.observe(counts, self._policy, now, flagged):
             blamed = self._follow(layer.watch, change)
             for event in layer.watch.told((change,)):
@@ -224,16 +225,30 @@ class Monitor(Questions):
             and layer.learned_seconds >= share * self._settings.baseline_min_seconds
         )
 
+    def _learn_own(self, key: LayerKey, counts: WindowCounts) -> None:
+        """Count a closed window for the flags that are watched in their own way."""
+        watch, frozen = self._layers[key].watch, self._frozen(key)
+        if (
+            watch.own.add(counts, watch.flags, self._policy.quantile, learning=not frozen)
+            and frozen
+        ):
+            self._set_thresholds(key)
+
     def _place_thresholds(self, key: LayerKey) -> None:
-        """Have every feature of a dense layer compared with the thresholds of its baseline, once.
+        """Have features compared with the thresholds of their baseline, once: all of a dense layer.
 
         What comes from now on until the baseline freezes says how often requests pass them.
         """
-        if key in self._sparse.layers():
-            return
-        expected = self._bank.expectation(key)
-        if expected is None or expected.level != self._policy.quantile:
-            self._bank.place_thresholds(key, self._policy.quantile)
+        watch, quantile, placed = self._layers[key].watch, self._policy.quantile, False
+        expected = self._expected(key)
+        if key in self._bank.layers() and (expected is None or expected.level != quantile):
+            self._bank.place_thresholds(key, quantile)
+            expected, placed = self._expected(key), True
+        missing = watch.unplaced(expected, quantile)
+        if len(missing):
+            found = self._bank_of(key).snapshot(key, Period.BASELINE, watch.indices[missing])
+            watch.place(found, missing, quantile)
+        if placed or len(missing):
             self._set_thresholds(key)
 
     def _subject(self, key: LayerKey) -> Subject:
@@ -247,6 +262,7 @@ class Monitor(Questions):
                 self._bank_of(key).snapshot(key, Period.BASELINE, indices) if frozen else None,
                 layer.levels,
                 quantile=self._policy.quantile,
+                baseline_factor=self._policy.baseline_factor,
                 window_seconds=self._settings.window_seconds,
             )
         return layer.subject
@@ -324,15 +340,15 @@ class Monitor(Questions):
     def _set_thresholds(self, key: LayerKey) -> None:
         """Tell the bank what to compare with; an unset threshold is never exceeded."""
         layer, quantile = self._layers[key], self._policy.quantile
-        dense, watched = key in self._bank.layers(), None
-        expected = self._bank.expectation(key) if dense else None
+        dense, watched, expected = key in self._bank.layers(), None, self._expected(key)
         if self._frozen(key) and len(layer.watch.indices):
             watched = self._bank_of(key).snapshot(key, Period.BASELINE, layer.watch.indices)
             layer.watch.use_baseline(watched, expected, self._policy)
-            bounds = place_bounds(watched.quantile)
+            bounds, limits = place_bounds(watched.quantile), layer.watch.limits
         else:
             layer.watch.forget_baseline()
             bounds = fallback_bounds(len(layer.watch.indices))
+            limits = layer.watch.learning(expected, quantile)
         layer.levels = Levels.of(watched, self._levels, layer.watch.flags)
         layer.subject = None
         self._followed -= len(layer.activations.keys)
@@ -340,17 +356,11 @@ class Monitor(Questions):
         room = self._activation_limit - self._followed if dense else 0
         layer.activations.follow(key, layer.watch.indices[:room], bounds[:room])
         self._followed += len(layer.activations.keys)
-        placed = expected is not None and expected.level == quantile
-        self._bank_of(key).watch(
-            key,
-            layer.watch.limits.watched(
-                layer.watch.indices,
-                layer.watch.flags,
-                layer.levels.thresholds,
-                expected.thresholds if expected is not None and placed else None,
-            ),
-        )
-        layer.screening.use_baseline(expected if placed and self._frozen(key) else None)
+        levels = layer.levels.thresholds
+        watching = limits.watched(layer.watch.indices, layer.watch.flags, levels)
+        self._bank_of(key).watch(key, watching)
+        # The screen needs no quantile but the one that its baseline was measured at.
+        layer.screening.use_baseline(expected if self._frozen(key) else None)
 
     def freeze(self, layers: Sequence[LayerKey], now: float) -> tuple[Event, ...]:
         """Take what was learned so far as the baseline of ``layers``.
@@ -445,6 +455,7 @@ class Monitor(Questions):
                 frozen=known.baseline_frozen_at,
             )
             origin, found = known.baseline_origin, self._bank.baseline(layer)
+            found = replace(found, own=known.watch.own.counts())
         # Seconds of work for the widest layers, so not under the lock.
         return facts, found.encode(), origin
 
@@ -502,6 +513,7 @@ class Monitor(Questions):
             self._bank.adopt(facts.layer, found)
             layer = self._layers[facts.layer]
             ended = tuple(self._lose_baseline(facts.layer, now, self._tested()))
+            layer.watch.own.take(found.own)
             layer.baseline_requests, layer.baseline_started = facts.requests, facts.started
             layer.learned_seconds = max(facts.frozen - facts.started, 0.0)
             layer.baseline_frozen_at, layer.baseline_digest = facts.frozen, digest

@@ -120,7 +120,7 @@ class Questions(Books):
             return layer.screening.anomalies.top(key, set(layer.watch.indices.tolist()))
 
     def _measured_windows(self, key: LayerKey) -> int:
-        expected = self._bank.expectation(key) if key in self._bank.layers() else None
+        expected = self._expected(key)
         return 0 if expected is None else expected.windows
 
     def memory(self) -> Memory:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -28,6 +28,7 @@ from sidecar.features import FeatureKey, LayerKey, Slice
 from sidecar.monitor.conditions import WatchedConditions
 from sidecar.monitor.drift import WatchedDrift
 from sidecar.monitor.limits import Limits
+from sidecar.monitor.own_rates import OwnRates, in_own_way
 from sidecar.monitor.views import Event, FeatureStatus, Flag
 from sidecar.stats import Distribution, Expectation, SparseDistribution, WindowCounts
 
@@ -35,6 +36,10 @@ NO_LONGER = "no longer watched for it"
 OTHERWISE = "watched otherwise from now on: it is counted anew"
 BASELINE_GONE = "what it was compared with is gone"
 _TELLING = (State.PENDING, State.FIRING, State.RESOLVED)  # states whose end somebody waits for
+_SHORT = (
+    "its baseline is too short to judge it: so few requests were measured that they may exceed more often "
+    "than can be told from a spike; have a longer one learned with sidecar baseline relearn"
+)
 
 
 @dataclass(slots=True)
@@ -57,6 +62,7 @@ class LayerWatch:
         reasons: Words of each feature's last transition.
         conditions: What is certain of each feature.
         drift: How far each hour of a feature is from its baseline.
+        own: What was measured for flags on another side, on a slice, or at another quantile.
     """
 
     layer: LayerKey
@@ -71,6 +77,7 @@ class LayerWatch:
     reasons: list[str] = field(default_factory=list)
     conditions: WatchedConditions = field(default_factory=WatchedConditions.empty)
     drift: WatchedDrift = field(default_factory=WatchedDrift.empty)
+    own: OwnRates = field(default_factory=OwnRates)
 
     @classmethod
     def empty(cls, layer: LayerKey, policy: SpikePolicy, now: float) -> Self:
@@ -200,9 +207,32 @@ class LayerWatch:
             expected: What was measured of the whole layer; None: nothing was.
             policy: When a feature counts as spiking.
         """
-        self.limits = Limits.of(watched, expected, self.indices, self.flags, policy)
+        missing = self.unplaced(expected, policy.quantile)
+        self.place(watched.select(missing), missing, policy.quantile)
+        self.limits = Limits.of(watched, expected, self.indices, self.flags, policy, self.own)
         self.conditions.use_baseline(watched)
         self.drift.use_baseline(watched)
+
+    def unplaced(self, expected: Expectation | None, quantile: float) -> NDArray[np.int64]:
+        """Return the places of flags that need thresholds of their own, and have none yet."""
+        own = in_own_way(self.flags, expected, quantile)
+        return self.own.unplaced(self.indices, self.flags, own, quantile)
+
+    def place(
+        self,
+        baseline: Distribution | SparseDistribution,
+        places: NDArray[np.int64],
+        quantile: float,
+    ) -> None:
+        """Give the flags at some places thresholds of their own; ``baseline`` is of these alone."""
+        flags = [self.flags[at] for at in places.tolist()]
+        self.own.place(baseline, self.indices[places], flags, quantile)
+
+    def learning(self, expected: Expectation | None, quantile: float) -> Limits:
+        """Return what requests are compared with while a baseline learns how many exceed."""
+        placed = expected is not None and expected.level == quantile
+        thresholds = expected.thresholds if expected is not None and placed else None
+        return self.limits.learning(self.indices, self.flags, thresholds, self.own, quantile)
 
     def observe(
         self, counts: WindowCounts, policy: SpikePolicy, now: float, flagged: int
@@ -229,6 +259,7 @@ class LayerWatch:
         before = self.conditions.holding()
         drifted = np.flatnonzero(self.drift.memory.drifting)
         self.forget_baseline()
+        self.own.forget()
         self.conditions.lose_baseline()
         self.drift.lose_baseline()
         nothing = np.zeros(len(self.indices), np.int64)
@@ -265,10 +296,24 @@ class LayerWatch:
             factor=self._factors(policy),
             judged=self.tested,
         )
-        self.spikes, transitions = step(self.spikes, seen, policy, now, flagged=flagged)
+        self.spikes, found = step(self.spikes, seen, policy, now, flagged=flagged)
+        transitions = tuple(map(self._said, found))
         for transition in transitions:
             self.reasons[transition.index] = transition.reason
         return transitions
+
+    def _said(self, change: Transition) -> Transition:
+        """Return a change in its own words where it is for want of a flag's own rate."""
+        learning = self._learning(change.index) if change.after is State.UNKNOWN else ""
+        return replace(change, reason=f"{learning} (was {change.before})") if learning else change
+
+    def _learning(self, at: int) -> str:
+        """Return in words why a flag with thresholds has no rate yet; empty: it has one."""
+        if np.isfinite(self.baseline_rates[at]) or not np.isfinite(self.thresholds[at]):
+            return ""
+        if self.limits.short[at]:
+            return _SHORT
+        return self.own.words(int(self.indices[at]), self.flags[at])
 
     def statuses(self, policy: SpikePolicy, learning: str, flagged: int) -> Sequence[FeatureStatus]:
         """Return how each watched feature stands.
@@ -321,6 +366,9 @@ class LayerWatch:
         if state is not State.UNKNOWN:
             return self.reasons[at] or "Within its baseline."
         judged = Detector.SPIKE in self.flags[at].detectors
+        learning = self._learning(at)
+        if judged and learning:
+            return learning[:1].upper() + learning[1:] + "."
         closed = blindness(float(self.baseline_rates[at]), policy, judged=judged)
         return closed or self.reasons[at] or "Not sampled: nothing can be said."
 
@@ -338,6 +386,7 @@ class LayerWatch:
             "reasons": self.reasons,
             "conditions": self.conditions.to_dict(),
             "drift": self.drift.to_dict(),
+            "own": self.own.to_list(),
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
@@ -356,6 +405,8 @@ class LayerWatch:
         self.reasons = [str(reason) for reason in saved["reasons"]]
         self.conditions.restore(saved["conditions"])
         self.drift.restore(saved["drift"])
+        # Snapshots of the first releases hold none: their flags learn them again.
+        self.own.restore(saved.get("own", ()))
         parts = (self.spikes, self.reasons, self.conditions.memory, self.drift.memory)
         lengths = {len(part) for part in (*parts, saved.get("flags", self.reasons))}
         if {self.indices.shape, self.last.shape} | {(length,) for length in lengths} != {(n,)}:

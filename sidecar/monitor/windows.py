@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sidecar.detect import Direction
+from sidecar.detect import Direction, measured_rate
 from sidecar.features import Capture
 from sidecar.monitor.views import Flag
 from sidecar.monitor.watch import LayerWatch
@@ -67,6 +67,7 @@ def subject_of(
     levels: Levels,
     *,
     quantile: float,
+    baseline_factor: float,
     window_seconds: float,
 ) -> Subject:
     """Return what the windows of a layer are about from now on.
@@ -77,6 +78,7 @@ def subject_of(
         baseline: The frozen baseline of those features; None without one.
         levels: Further levels counted.
         quantile: Level of the thresholds.
+        baseline_factor: Of a baseline's rate that is tolerated.
         window_seconds: Configured length of a window.
     """
     return Subject(
@@ -93,26 +95,32 @@ def subject_of(
         baseline_requests=0 if baseline is None else baseline.requests,
         baseline_seconds=0.0 if baseline is None else baseline.ended - baseline.started,
         levels=levels.levels,
-        level_rates=_level_rates(watch, baseline, levels),
+        level_rates=_level_rates(watch, baseline, levels, baseline_factor),
     )
 
 
 def _level_rates(
-    watch: LayerWatch, baseline: Distribution | SparseDistribution | None, levels: Levels
+    watch: LayerWatch,
+    baseline: Distribution | SparseDistribution | None,
+    levels: Levels,
+    baseline_factor: float,
 ) -> NDArray[np.float64]:
     """Return the share of baseline requests above each level, shape ``(n, k)``.
 
     Requests are compared with the threshold alone while a baseline is learned. Those above another
-    level follow from its rows, and are scaled by how far that is off at the threshold.
+    level follow from its rows, and are scaled by how far that is off at the threshold. As at the
+    threshold, so much more is granted as the requests that were measured cannot rule out.
     """
     if baseline is None or not levels.levels.size:
         return levels.row_rates
     each = max(1.0, baseline.sampled / max(baseline.requests, 1))  # rows a request
     mine = np.maximum(baseline.exceedance(watch.thresholds), 1.0 / (baseline.sampled + 1))
     with np.errstate(invalid="ignore", divide="ignore"):
-        scale = watch.baseline_rates / (1.0 - (1.0 - mine) ** each)
+        scale = watch.limits.shares / (1.0 - (1.0 - mine) ** each)
     derived = 1.0 - (1.0 - levels.row_rates) ** each
-    rates = np.clip(derived * scale[:, None], 0.0, 1.0)
+    shares, measured = np.clip(derived * scale[:, None], 0.0, 1.0), watch.limits.requests[:, None]
+    passed = np.maximum(shares * (measured + 1) - 0.5, 0.0)  # as ``measured_share`` has it
+    rates = np.where(measured > 0, measured_rate(passed, measured, baseline_factor), shares)
     return np.where(levels.plain[:, None], rates, np.nan)
 
 

@@ -24,6 +24,7 @@ from sidecar.stats.distribution import Distribution, Occupied
 from sidecar.stats.epoch import Period
 from sidecar.stats.fine import WatchedWindow
 from sidecar.stats.kernels import NUMPY, Kernels, compiled
+from sidecar.stats.own_counts import OWN_COUNTS, OwnCount
 from sidecar.stats.screen import Expectation
 from sidecar.stats.sparse import SparseBank
 from sidecar.stats.sparse_distribution import SparseDistribution
@@ -32,6 +33,7 @@ from sidecar.stats.watch import Watched, WindowCounts
 
 __all__ = [
     "NUMPY",
+    "OWN_COUNTS",
     "Bank",
     "Binning",
     "Budget",
@@ -41,6 +43,7 @@ __all__ = [
     "Kernels",
     "Memory",
     "Occupied",
+    "OwnCount",
     "Period",
     "SparseBank",
     "SparseDistribution",

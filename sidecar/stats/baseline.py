@@ -1,5 +1,6 @@
 """A layer's frozen baseline as bytes: what another replica, or this one later, can be compared with."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from sidecar.stats.encoding import (
     take_grid,
     unpack,
 )
+from sidecar.stats.own_counts import OWN_COUNTS, OwnCount
 from sidecar.stats.screen import Expectation, put_expectation, take_expectation
 from sidecar.stats.tally import Tally
 
@@ -41,11 +43,13 @@ class Baseline:
         tally: What was counted of ordinary traffic: at least one row.
         expectation: How often requests of it passed each feature's threshold; None where there were no
             thresholds.
+        own: What was measured for flags that are watched in a way of their own.
     """
 
     grid: Grid
     tally: Tally
     expectation: Expectation | None
+    own: tuple[OwnCount, ...] = ()
 
     def encode(self) -> bytes:
         """Return the baseline as bytes that ``decode`` turns back into an equal one.
@@ -63,6 +67,7 @@ class Baseline:
             "expectation": (
                 None if expected is None else put_expectation(expected, arrays, "expected.")
             ),
+            "own": [one.to_dict() for one in self.own],
         }
         return pack(_KIND, header, arrays)
 
@@ -97,7 +102,15 @@ class Baseline:
             expected = (
                 None if saved is None else take_expectation(arrays, "expected.", saved, width)
             )
-            return cls(grid, tally, expected)
+            return cls(grid, tally, expected, _own(header.get("own", ()), width))
+
+
+def _own(saved: Sequence[Mapping[str, Any]], width: int) -> tuple[OwnCount, ...]:
+    """Return what was measured for flags; ValueError if it cannot be of a layer this wide."""
+    found = tuple(map(OwnCount.from_dict, saved))
+    if len(found) > OWN_COUNTS or any(one.index >= width for one in found):
+        raise ValueError(f"counts of {len(found)} flags on {width} features")
+    return found
 
 
 def check_fits(found: int, found_binning: Binning, width: int, binning: Binning) -> None:

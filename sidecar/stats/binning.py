@@ -261,3 +261,8 @@ def round_up(values: ArrayLike) -> NDArray[np.float64]:
         near = exact.astype(np.float32)
         near = np.where(near < exact, np.nextafter(near, np.float32(np.inf)), near)
     return near.astype(np.float64)
+
+
+def round_down(values: ArrayLike) -> NDArray[np.float64]:
+    """Return the greatest float32 that is not above each value, as float64."""
+    return 0.0 - round_up(-np.asarray(values, np.float64))  # and not -0.0

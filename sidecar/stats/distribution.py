@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.errors import ShapeMismatch, UnknownFeature
-from sidecar.stats.binning import Binning, Grid, round_up
+from sidecar.stats.binning import Binning, Grid, round_down, round_up
 from sidecar.stats.moments import add_wide, to_float, unit_exponent
 
 _SUMMED = ("unit_sums", "unit_squares_high", "unit_squares_low")
@@ -181,6 +181,23 @@ class Distribution:
         features = np.arange(self.features)[:, None]
         edge = self.centre[:, None] + self._grid.edge_offset(found.bin + 1, features)  # (F, 1)
         return found.sharpen(self, np.minimum(round_up(edge), self._most))[:, 0]
+
+    def floor(self, level: float) -> NDArray[np.float64]:
+        """Return the greatest bin edge with at most ``level`` of the finite values below it.
+
+        The twin of ``threshold`` on the other side: where many values are one and the same, that value
+        is not below it. It is at most one bin's width below the quantile, and never below the minimum.
+
+        Args:
+            level: From 0 to 1.
+
+        Returns:
+            Shape ``(F,)``, each exactly a float32; NaN where nothing was counted.
+        """
+        found = _Located.at(self, np.array([level]))
+        features = np.arange(self.features)[:, None]
+        edge = self.centre[:, None] + self._grid.edge_offset(found.bin, features)  # (F, 1)
+        return found.sharpen(self, np.maximum(round_down(edge), self._least))[:, 0]
 
     def rank(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the share of finite values at or below one value for each feature.

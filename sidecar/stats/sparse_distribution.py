@@ -168,6 +168,19 @@ class SparseDistribution:
         edge = np.minimum(high, self.maximum[:, None].astype(np.float64))
         return self._sharpened(edge, rank)[:, 0]
 
+    def floor(self, level: float) -> NDArray[np.float64]:
+        """Return the greatest bin edge with at most ``level`` of the valid values below it.
+
+        Args:
+            level: From 0 to 1.
+
+        Returns:
+            Shape ``(F,)``, each exactly a float32, and 0, which nothing is below, where zeros alone make
+            up that level; NaN where nothing was counted.
+        """
+        low, _, rank = self._bounds(np.array([level]))
+        return self._sharpened(low, rank)[:, 0]
+
     def exceedance(self, thresholds: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the share of valid values above one threshold for each latent.
 
