@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks import detectors, latents
+from benchmarks import detectors, latents, learned
 from benchmarks.detection_page import filled
 from benchmarks.drifting import ticket_hours
 from benchmarks.report import BEGIN, END, rewritten
@@ -99,6 +99,20 @@ def test_a_spike_is_found_within_two_windows(requests: int, share: float) -> Non
     assert np.isinf(found).mean() <= 0.02
 
 
+def test_learned_baselines_ring_in_no_scenario() -> None:
+    """Where a window expects a tenth of an exceeding request, and a baseline has seen a handful."""
+    hard = replace(SCENARIOS["E"], requests=16, tokens=1)
+
+    assert 0.0 == learned.learned_alarms(hard, 400, 0.1, 1)
+
+
+def test_a_spike_is_found_within_two_windows_of_a_learned_baseline() -> None:
+    """With thresholds and rates that are as wrong as they are."""
+    found = learned.learned_delays(SCENARIOS["B"], Injection.spike(0.2), 60, 3)
+
+    assert detectors.median_delay(found) <= 2
+
+
 def test_delays_count_from_the_first_window_with_a_spike() -> None:
     """An alarm at its end is a delay of 1, and what came before it does not count."""
     quiet, loud = np.zeros(3, np.bool_), np.ones(3, np.bool_)
@@ -157,7 +171,7 @@ def test_a_shift_is_a_ticket_within_three_hours() -> None:
 
 def test_the_detection_page_shows_the_rows() -> None:
     """Each table has what was measured at its place, and the text around it stays."""
-    names = ("spike", "rivals", "screen", "layers", "slow")
+    names = ("spike", "learned", "rivals", "screen", "layers", "slow")
     page = "".join(f"{n} <!-- {n}: begin -->\nold\n<!-- {n}: end -->\n" for n in names)
     rows = [measured(name, 0.5) for name in detect_rows()]
     late = [r for r in rows if r["name"] == "detect.spike.delay.E_64_10pct"]
@@ -166,6 +180,7 @@ def test_the_detection_page_shows_the_rows() -> None:
     once = filled(page, rows)
 
     assert "| E | 64 | 0.5 | 0.5 | 0.5 % | > 120 | 0.5 % |" in once.splitlines()
+    assert "| 1 | 8 | 0.5 | 0.5 | 0.5 | 0.5 | 0.5 | 0.5 |" in once.splitlines()
     assert "| **spike test** |" in once
     assert "| p | 10 |" in once
     assert "| B, lognormal | 0.5 |  |" in once
@@ -177,6 +192,7 @@ def test_the_detection_page_shows_the_rows() -> None:
 def detect_rows() -> list[str]:
     """Return the names of the rows of the suite ``detect`` that the page shows."""
     spikes = [f"{name}_{size}" for name in SCENARIOS for size in (64, 256)]
+    sizes = [f"{requests}x{rows}" for rows in learned.ROWS for requests in learned.REQUESTS]
     traffic = [*SCENARIOS, "B_lognormal"]
     ends = ("", "_own_bursts", "_shared_bursts", "_unequal", "_strong_bursts")
     return [
@@ -187,6 +203,8 @@ def detect_rows() -> list[str]:
             for what in ("delay", "missed")
             for share in (10, 20)
         ),
+        *(f"detect.learned.false_alarms.{name}_{size}" for name in SCENARIOS for size in sizes),
+        *(f"detect.learned.delay.B_{size}" for size in sizes),
         *(f"detect.rival.false_alarms.{where}.ewma" for where in traffic),
         *(f"detect.rival.delay.{tokens}.ewma" for tokens in ("all_tokens", "few_tokens")),
         *(f"detect.screen.{what}{end}" for what in ("fdr", "power", "quiet") for end in ends),

@@ -65,6 +65,7 @@ def check_config(path: Path, address: str) -> None:
     click.echo(f"{path}: ok; models: {models}; flagged features: {len(config.flags)}")
     for line in _costs(config):
         click.echo(line)
+    click.echo(_rows_needed(config))
     if address and (lost := list(_unmatched(config, address))):
         click.echo(f"{path}: {len(lost)} of {len(config.flags)} flags fit no feature:", err=True)
         for line in lost:
@@ -112,6 +113,15 @@ def _costs(config: SidecarConfig) -> Iterator[str]:
     yield (
         f"  distributions take at most {_megabytes(total)}, and where there are sparse layers "
         f"{_megabytes(latents * each)} more"
+    )
+
+
+def _rows_needed(config: SidecarConfig) -> str:
+    """Return how many rows a window should have for the quantile of the spike test."""
+    rows = round(1.0 / (1.0 - config.spike.quantile))
+    return (
+        f"  spike.quantile {config.spike.quantile:.10g}: one row in {rows:,} is beyond it; in windows of fewer "
+        "sampled rows less than one request exceeds, and small spikes are found late or not"
     )
 
 

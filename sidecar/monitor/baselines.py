@@ -1,8 +1,10 @@
 """Baselines with versions: stored when they freeze, exported, imported, shared by replicas."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+
+import structlog
 
 from sidecar.errors import (
     BaselineMismatch,
@@ -14,7 +16,8 @@ from sidecar.errors import (
     StorageError,
     UnknownLayer,
 )
-from sidecar.features import Capture, LayerKey
+from sidecar.features import LayerKey
+from sidecar.monitor.cautions import differences
 from sidecar.monitor.monitor import Monitor
 from sidecar.monitor.shared import SharedFile, SharedFolder
 from sidecar.monitor.views import Event
@@ -75,6 +78,7 @@ class Baselines:
         self._monitor, self._store, self._record = monitor, store, record
         self._shared, self._quantile = SharedFolder(shared), quantile
         self._tried: dict[LayerKey, SharedFile] = {}
+        self._warned: dict[LayerKey, tuple[str, ...]] = {}
         self._known = 0
 
     def keep(self, now: float) -> None:
@@ -97,8 +101,18 @@ class Baselines:
         if len(layers) != self._known:  # only a new layer can push an old revision's out
             self._known = len(layers)
             self._store.forget(set(layers))
+        self._warn()
         if failed is not None:
             raise failed
+
+    def _warn(self) -> None:
+        """Log what speaks against a baseline in force, once each time that it changes."""
+        found = self._monitor.baseline_cautions()
+        log = structlog.get_logger()
+        for layer, words in found.items():
+            if self._warned.get(layer) != words:
+                log.warning("baseline_caution", layer=str(layer), cautions=list(words))
+        self._warned = dict(found)
 
     def _store_one(self, layer: LayerKey, now: float) -> None:
         found = self._monitor.baseline(layer)
@@ -133,13 +147,15 @@ class Baselines:
         """Return the stored versions of one layer or of all, newest first."""
         current = self._monitor.baseline_digests()
         return tuple(
-            BaselineVersion(
-                stored=one,
-                in_force=current.get(one.facts.layer) == one.digest,
-                cautions=cautions(one.facts, self._quantile),
-            )
+            self._version(one, in_force=current.get(one.facts.layer) == one.digest)
             for one in self._store.versions(layer)
         )
+
+    def _version(self, stored: StoredBaseline, *, in_force: bool) -> BaselineVersion:
+        found = cautions(stored.facts, self._quantile)
+        if in_force:
+            found += self._monitor.baseline_cautions().get(stored.facts.layer, ())
+        return BaselineVersion(stored, in_force, found)
 
     def adopt(self, content: bytes, now: float) -> BaselineVersion:
         """Compare a layer with an exported baseline from now on, instead of with its own.
@@ -174,7 +190,7 @@ class Baselines:
         except LayerConflict as error:
             raise BaselineMismatch(error.message) from error
         self._record(events)
-        return BaselineVersion(stored, in_force=True, cautions=cautions(facts, self._quantile))
+        return self._version(stored, in_force=True)
 
     def _check(self, facts: BaselineFacts) -> None:
         """Refuse a baseline of another layer, revision or way of measuring."""
@@ -203,7 +219,7 @@ class Baselines:
         mine = known[layer].capture
         if mine != facts.capture:
             raise BaselineMismatch(
-                f"baseline of {layer} was measured differently: {_differences(facts.capture, mine)}: "
+                f"baseline of {layer} was measured differently: {differences(facts.capture, mine)}: "
                 "learn one under the present capture"
             )
 
@@ -233,12 +249,3 @@ def cautions(facts: BaselineFacts, quantile: float) -> tuple[str, ...]:
             "second half: alerts come later than they could"
         )
     return tuple(found)
-
-
-def _differences(theirs: Capture, mine: Capture) -> str:
-    names = [field.name for field in fields(Capture)]
-    return ", ".join(
-        f"{name} {getattr(theirs, name)!r} there and {getattr(mine, name)!r} here"
-        for name in names
-        if getattr(theirs, name) != getattr(mine, name)
-    )

@@ -42,6 +42,8 @@ class MonitoredLayer:
     baseline_digest: str = ""
     baseline_frozen_at: float = 0.0
     baseline_origin: str = ""
+    baseline_capture: Capture | None = None  # as it was measured while it learned, once frozen
+    cautions: tuple[str, ...] = ()  # what speaks against the baseline in force
     screening: Screening = field(default_factory=Screening)
     levels: Levels = field(default_factory=lambda: Levels.of(None, (), ()))
     subject: Subject | None = None  # of its recorded windows; None after any change of it
@@ -79,6 +81,7 @@ class MonitoredLayer:
                 "frozen_at": self.baseline_frozen_at,
                 "origin": self.baseline_origin,
                 "relearns": self.relearns,
+                "capture": None if self.baseline_capture is None else asdict(self.baseline_capture),
             },
             "watch": self.watch.to_dict(),
             "screening": self.screening.to_dict(),
@@ -121,6 +124,7 @@ def read_layer(
         baseline_digest=str(saved["digest"]),
         baseline_frozen_at=float(saved["frozen_at"]),
         baseline_origin=str(saved["origin"]),
+        baseline_capture=Capture(**saved["capture"]) if saved.get("capture") else None,
         relearns=bool(saved["relearns"]),
         screening=screening,
     )

@@ -20,6 +20,7 @@ from sidecar.features import (
 from sidecar.monitor.activations import fallback_bounds, place_bounds
 from sidecar.monitor.banks import pack, unpack
 from sidecar.monitor.books import DIGEST_SHOWN
+from sidecar.monitor.cautions import cautions_in_force
 from sidecar.monitor.evidence import EvidenceCounts
 from sidecar.monitor.layer import MonitoredLayer
 from sidecar.monitor.questions import Questions
@@ -82,6 +83,7 @@ class Monitor(Questions):
                 self._unmatched = self._order = None
                 self._rewatch(layer, now)
             known.capture, known.subject = capture, None
+            self._caution(layer)
 
     def _make_room(self, bank: Bank | SparseBank, layer: LayerKey, width: int, now: float) -> None:
         """Register a layer with its bank, retiring silent ones of it as long as it has no room."""
@@ -361,6 +363,14 @@ class Monitor(Questions):
         self._bank_of(key).watch(key, watching)
         # The screen needs no quantile but the one that its baseline was measured at.
         layer.screening.use_baseline(expected if self._frozen(key) else None)
+        self._caution(key)
+
+    def _caution(self, key: LayerKey) -> None:
+        """Work out anew what speaks against the baseline of a layer."""
+        layer, frozen = self._layers[key], self._frozen(key)
+        expected, quantile = self._expected(key), self._policy.quantile
+        how = layer.baseline_capture, layer.capture
+        layer.cautions = cautions_in_force(expected, quantile, *how) if frozen else ()
 
     def freeze(self, layers: Sequence[LayerKey], now: float) -> tuple[Event, ...]:
         """Take what was learned so far as the baseline of ``layers``.
@@ -385,6 +395,7 @@ class Monitor(Questions):
         layer.learn(self._window_began, now, self._settings.window_seconds)
         layer.baseline_started = max(now - layer.learned_seconds, 0.0)  # by the clock as it is now
         layer.baseline_frozen_at, layer.baseline_origin = now, how
+        layer.baseline_capture = layer.capture
         requests = layer.baseline_requests
         return Event(now, "baseline_frozen", str(key), f"{how}, {requests} requests")
 
@@ -404,6 +415,7 @@ class Monitor(Questions):
                 layer.baseline_frozen_at = (
                     0.0  # what is being stored of the old one names it no more
                 )
+                layer.baseline_capture = None
                 # At once: a new baseline may be there before the window ends.
                 ended = tuple(self._lose_baseline(key, now, flagged))
                 self._set_thresholds(key)
@@ -447,7 +459,7 @@ class Monitor(Questions):
             expectation = self._bank.expectation(layer)
             facts = BaselineFacts(
                 layer=layer,
-                capture=known.capture,
+                capture=known.baseline_capture or known.capture,
                 width=self._bank.width(layer),
                 requests=known.baseline_requests,
                 windows=expectation.windows if expectation is not None else 0,
@@ -475,6 +487,11 @@ class Monitor(Questions):
                 for key, layer in self._layers.items()
                 if layer.baseline_digest
             }
+
+    def baseline_cautions(self) -> Mapping[LayerKey, tuple[str, ...]]:
+        """Return what speaks against the baselines in force, in sentences, where something does."""
+        with self._lock:
+            return {key: layer.cautions for key, layer in self._layers.items() if layer.cautions}
 
     def adopt_baseline(
         self,
@@ -518,6 +535,7 @@ class Monitor(Questions):
             layer.learned_seconds = max(facts.frozen - facts.started, 0.0)
             layer.baseline_frozen_at, layer.baseline_digest = facts.frozen, digest
             layer.baseline_origin, layer.relearns = "imported", False
+            layer.baseline_capture = facts.capture
             self._set_thresholds(facts.layer)
             detail = f"{how}, {facts.requests} requests, baseline {digest[:DIGEST_SHOWN]}"
             return Event(now, "baseline_imported", str(facts.layer), detail), *ended

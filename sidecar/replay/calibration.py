@@ -312,6 +312,13 @@ def _limits(
         f"Traffic that was not recorded: these are "
         f"{lasting(_recorded_seconds(overall) / max(1, len(_layers(parts))))} a layer, and a release, a weekend or another season behaves otherwise."
     )
+    each = overall.rate * overall.requests_per_window
+    if each < 1.0:
+        yield (
+            f"Bursts of what is rare: a window holds {each:.2g} exceeding requests on average, less than one, so that "
+            "the recent level is mostly 0 and only the baseline holds an alarm back: lower spike.quantile, or "
+            "sample more."
+        )
     short = sum(len(part.at) < cut.least for part in parts)
     if short:
         are = "1 stretch is" if short == 1 else f"{short} stretches are"

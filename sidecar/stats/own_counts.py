@@ -88,6 +88,10 @@ def _single(saved: object, instead: float) -> float:
     """Return a threshold, which is exactly a float32; one that is None is ``instead``."""
     if saved is None:
         return instead
-    if not isinstance(saved, float) or not math.isfinite(saved) or np.float32(saved) != saved:
+    if (
+        not isinstance(saved, float)
+        or not math.isfinite(saved)
+        or float(np.float32(saved)) != saved
+    ):
         raise ValueError(f"a threshold of {saved!r} is no number that values are compared with")
     return saved

@@ -295,8 +295,19 @@ def test_check_config_says_what_distributions_will_cost(tmp_path: Path) -> None:
     assert ["8.47 MB; 5,904 features fit", "1.67 MB; 150,060 features fit"] == [
         line.rpartition(": ")[2] for line in details
     ]
-    assert "0.34 MB at most; 1,048,576 fit" in lines[-2]
-    assert "317.11 MB, and where there are sparse layers 361.76 MB more" in lines[-1]
+    assert "0.34 MB at most; 1,048,576 fit" in lines[-3]
+    assert "317.11 MB, and where there are sparse layers 361.76 MB more" in lines[-2]
+
+
+def test_check_config_says_how_many_rows_a_quantile_takes(tmp_path: Path) -> None:
+    """A window that expects no exceeding request is no surprise after that."""
+    path = tmp_path / "sidecar.yaml"
+    path.write_text("spike: {quantile: 0.9999}\n")
+
+    found = CliRunner().invoke(main, ["check", "config", "--config", str(path)])
+
+    assert 0 == found.exit_code
+    assert "spike.quantile 0.9999: one row in 10,000 is beyond it" in found.stdout
 
 
 def test_serve_lists_every_port_that_is_taken_and_exits_2(tmp_path: Path) -> None:

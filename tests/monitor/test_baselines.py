@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import structlog
 
 from sidecar.errors import BaselineMismatch, InvalidInput, UnknownLayer
 from sidecar.features import Capture, FeatureKind, LayerKey, LayerSample, Request, View
@@ -244,3 +245,24 @@ def test_a_poor_baseline_is_called_one(
 
     assert len(said) == len(found)
     assert all(words in sentence for words, sentence in zip(said, found, strict=True))
+
+
+def test_a_baseline_that_no_longer_fits_its_layer_is_cautioned_against_once(
+    tmp_path: Path,
+) -> None:
+    """On the list of versions for as long as it is so, and in the log when it begins."""
+    with running_daemon(tmp_path, SETTINGS) as running:
+        learned(running)
+        operations = running.daemon.operations
+        before = stored(running)[0].cautions
+        with structlog.testing.capture_logs() as logs:
+            changed = replace(CAPTURE, dtype="bfloat16")
+            running.daemon.monitor.register(LAYER, WIDTH, changed, 3.0)
+            for _ in range(3):
+                operations.keep_baselines()
+        after = stored(running)[0].cautions
+
+    (told,) = set(after) - set(before)
+    assert "dtype 'float32' there and 'bfloat16' here" in told
+    (said,) = [one for one in logs if one["event"] == "baseline_caution"]
+    assert ("warning", [told]) == (said["log_level"], said["cautions"])

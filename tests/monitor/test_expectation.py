@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sidecar.config import SpikeConfig, StatisticsConfig
+from sidecar.config import ScreenConfig, SpikeConfig, StatisticsConfig
 from sidecar.detect import State, measured_rate
 from sidecar.features import (
     Capture,
@@ -39,11 +39,11 @@ def monitor(quantile: float = 0.99) -> Monitor:
     return made
 
 
-def alike(rng: np.random.Generator) -> LayerSample:
+def alike(rng: np.random.Generator, requests: int = REQUESTS) -> LayerSample:
     """Return requests of several rows that are all the same, as of a stable prompt."""
-    values = np.repeat(rng.normal(size=(REQUESTS, WIDTH)), ROWS, axis=0).astype(np.float32)
-    index = np.repeat(np.arange(REQUESTS, dtype=np.int32), ROWS)
-    return LayerSample(LAYER, values, index, tuple(Request() for _ in range(REQUESTS)))
+    values = np.repeat(rng.normal(size=(requests, WIDTH)), ROWS, axis=0).astype(np.float32)
+    index = np.repeat(np.arange(requests, dtype=np.int32), ROWS)
+    return LayerSample(LAYER, values, index, tuple(Request() for _ in range(requests)))
 
 
 def feed(made: Monitor, windows: int, seed: int = 0, since: int = 0) -> list[str]:
@@ -194,6 +194,72 @@ def test_another_quantile_after_a_restart_is_not_taken_for_the_measured_one(wind
     assert learned is bool(granted(found) == status.baseline_ratio)
     assert status.baseline_ratio == pytest.approx(0.1, abs=0.02)
     assert State.NORMAL is status.state
+
+
+def test_another_quantile_leaves_the_screen_on_and_is_cautioned_against() -> None:
+    """A layer that was measured at one quantile is screened at it, whatever the setting says now."""
+    screen = ScreenConfig(baseline_windows=HALF)
+    made = Monitor(STATISTICS, SpikeConfig(quantile=0.95), now=0.0, screen=screen)
+    made.register(LAYER, WIDTH, Capture(), 0.0)
+    feed(made, 2 * HALF + 1)
+    restored = Monitor(STATISTICS, SpikeConfig(quantile=0.9), now=0.0, screen=screen)
+    restored.restore(made.encode(), 0.0)
+    feed(restored, 2, 6, 2 * HALF + 1)
+
+    (before,), (after,) = made.layers(), restored.layers()
+    assert WIDTH == before.screened_features == after.screened_features
+    assert {} == made.baseline_cautions()
+    ((told,),) = restored.baseline_cautions().values()
+    assert told.startswith("it was learned at quantile 0.95, and spike.quantile says 0.9: ")
+
+
+def test_another_way_of_measuring_after_the_freeze_is_cautioned_against() -> None:
+    """Not before it, and no longer when it is put right, relearned, or after a restart forgotten."""
+    made = monitor(quantile=0.95)
+    feed(made, HALF)
+    made.register(LAYER, WIDTH, Capture(dtype="float16"), HALF * WINDOW)
+    learning = made.baseline_cautions()
+    feed(made, HALF, 1, HALF)
+    made.register(LAYER, WIDTH, Capture(dtype="bfloat16"), 2 * HALF * WINDOW)
+    ((told,),) = made.baseline_cautions().values()
+    restored = Monitor(STATISTICS, SpikeConfig(quantile=0.95), now=0.0)
+    restored.restore(made.encode(), 0.0)
+    found = made.baseline(LAYER)
+
+    assert {} == learning
+    assert "dtype 'float16' there and 'bfloat16' here" in told
+    assert made.baseline_cautions() == restored.baseline_cautions()
+    assert found is not None
+    assert Capture(dtype="float16") == found[0].capture
+    made.register(LAYER, WIDTH, Capture(dtype="float16"), 2 * HALF * WINDOW)
+    restored.reset([LAYER], 2 * HALF * WINDOW)
+    assert {} == made.baseline_cautions() == restored.baseline_cautions()
+
+
+def test_traffic_too_thin_for_the_quantile_is_cautioned_against() -> None:
+    """Where a window expects less than one request that exceeds."""
+    made = monitor(quantile=0.999)
+    feed(made, 2 * HALF)
+
+    ((told,),) = made.baseline_cautions().values()
+
+    assert "requests beyond the 99.9 % quantile, less than one" in told
+
+
+def test_a_baseline_of_so_few_measured_requests_says_that_it_is_too_short() -> None:
+    """Not that the feature exceeds too often, which nobody can know."""
+    made = monitor()
+    feed(made, HALF)
+    made.apply(alike(np.random.default_rng(8), requests=30), HALF * WINDOW + 1)
+    made.tick((HALF + 1) * WINDOW)
+    made.freeze([LAYER], (HALF + 1) * WINDOW + 1)
+    feed(made, 2, 9, HALF + 2)
+
+    status = made.feature(FEATURE)
+
+    assert State.UNKNOWN is status.state
+    assert np.isnan(status.baseline_ratio)
+    assert "Its baseline is too short to judge it" in status.explanation
 
 
 def test_a_sparse_layer_learns_as_before() -> None:

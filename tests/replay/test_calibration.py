@@ -304,6 +304,22 @@ def test_advice_names_what_to_set() -> None:
     assert "--incident" in found.limits[1]
 
 
+def test_windows_too_thin_for_the_quantile_are_told() -> None:
+    """Where a window holds less than one exceeding request, calibration cannot vouch for bursts."""
+    few, many = (
+        calibrate(
+            list(replace(BURSTY, requests=requests).windows(2000, np.random.default_rng(1))),
+            Policy("p", SpikePolicy()),
+            (),
+            np.random.default_rng(0),
+        )
+        for requests in (16, 640)
+    )
+
+    assert any(line.startswith("Bursts of what is rare: a window holds") for line in few.limits)
+    assert not any(line.startswith("Bursts of what is rare") for line in many.limits)
+
+
 def test_a_stale_baseline_is_told() -> None:
     """Traffic that exceeds twice as often as when it was learned asks for another baseline."""
     of = replace(BURSTY.subject(), baseline_rate=np.full(4, 0.008))

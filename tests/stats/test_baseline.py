@@ -1,6 +1,7 @@
 """Baselines as bytes: taken along, adopted, and refused."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidecar.errors import BaselineNotReady, CorruptState, LayerConflict, UnknownLayer
-from sidecar.features import LayerKey, LayerSample
-from sidecar.stats import Bank, Binning, Budget, Distribution, Kernels, Period, compiled
+from sidecar.features import LayerKey, LayerSample, Slice
+from sidecar.stats import Bank, Binning, Budget, Distribution, Kernels, OwnCount, Period, compiled
 from sidecar.stats.distribution import merge
 from sidecar.stats.encoding import pack, unpack
 from sidecar.stats.kernels import NUMPY
@@ -88,6 +89,48 @@ def test_an_adopted_baseline_is_the_one_that_was_taken_along(screened: bool) -> 
         assert before.windows == after.windows == 3
         assert before.rate.tobytes() == after.rate.tobytes()
         assert before.dispersion.tobytes() == after.dispersion.tobytes()
+
+
+OWN = (
+    OwnCount(1, Slice.of({"route": "eu"}), 0.99, 2.5, -np.inf, 4000, 31),
+    OwnCount(2, Slice(), 0.999, np.inf, -1.25, 0, 0),
+)
+
+
+def test_what_was_measured_for_flags_travels_with_a_baseline() -> None:
+    """To the bit; a baseline of an earlier build has none."""
+    payload = replace(learned_bank().baseline(LAYER), own=OWN).encode()
+
+    assert OWN == empty_bank().adopt(LAYER, payload)
+    header, arrays = unpack(b"base", payload)
+    del header["own"]
+    assert () == empty_bank().adopt(LAYER, pack(b"base", header, arrays))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"index": WIDTH},
+        {"index": -1},
+        {"index": 1.0},
+        {"requests": 30},
+        {"exceedances": -1},
+        {"level": 1.5},
+        {"level": "x"},
+        {"high": None},
+        {"high": 0.1},
+        {"low": float("nan")},
+        {"traffic": [["route", "no spaces"]]},
+        {"traffic": None},
+    ],
+)
+def test_counts_of_flags_that_cannot_be_are_corrupt(changed: dict[str, Any]) -> None:
+    """Each number is checked before anything is compared with it."""
+    header, arrays = unpack(b"base", replace(learned_bank().baseline(LAYER), own=OWN).encode())
+    header["own"][0] |= changed
+
+    with pytest.raises(CorruptState):
+        empty_bank().adopt(LAYER, pack(b"base", header, arrays))
 
 
 def test_what_comes_after_is_compared_with_the_adopted_baseline() -> None:

@@ -151,6 +151,34 @@ def test_a_threshold_is_passed_by_no_more_than_promised(rows: np.ndarray, level:
         assert found[j] <= finite.max()
 
 
+@settings(max_examples=60, deadline=None)
+@given(rows=SAMPLES, level=st.sampled_from([0.0, 0.01, 0.1, 0.5, 0.7, 1.0]))
+def test_no_more_than_promised_are_below_a_floor(rows: np.ndarray, level: float) -> None:
+    """However values cluster, at most ``level`` of them lie below the float32 floor, and it is in reach."""
+    found = counted(rows).floor(level)
+
+    for j in range(2):
+        finite = rows[np.isfinite(rows[:, j]), j]
+        if not len(finite):
+            assert math.isnan(found[j])
+            continue
+        assert np.float32(found[j]) == found[j]
+        assert np.count_nonzero(finite < np.float32(found[j])) <= level * len(finite)
+        assert finite.min() <= found[j] <= finite.max()
+
+
+def test_a_floor_is_at_most_one_bin_below_the_quantile() -> None:
+    """And at a value that is taken very often it is that value, which is then not below it."""
+    rows = np.random.default_rng(3).normal(0, 1, (100_000, 2)).astype(np.float32)
+    rows[:, 1] = np.maximum(rows[:, 1], -0.25)
+    exact = reference.quantile(rows[:, 0].tolist(), 0.001)
+
+    spread, atom = counted(rows).floor(0.001)
+
+    assert exact >= spread >= exact * (1 + 2**-4 + 1e-3)
+    assert -0.25 == atom
+
+
 def test_a_threshold_is_at_most_one_bin_above_the_quantile() -> None:
     """The price of the one-sided promise is at most a bin's width."""
     rows = np.random.default_rng(3).normal(0, 1, (100_000, 1)).astype(np.float32)

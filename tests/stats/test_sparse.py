@@ -359,6 +359,26 @@ def test_a_threshold_is_exceeded_as_rarely_as_it_says(rows: np.ndarray, level: f
         assert share[latent] * len(valid) >= above - 1e-6
 
 
+@settings(max_examples=60, deadline=None)
+@given(rows=ROWS, level=st.floats(0, 1))
+def test_as_few_are_below_a_floor_as_it_says(rows: np.ndarray, level: float) -> None:
+    """At most ``level`` of the values, and none where zeros alone are as many."""
+    bank = make_bank()
+    bank.update(sample(rows), 1.0)
+
+    floor = seen(bank).floor(level)
+
+    for latent in range(WIDTH):
+        valid = [float(x) for x in rows[:, latent] if 0 <= x < LIMIT]
+        if not valid:
+            assert np.isnan(floor[latent])
+            continue
+        below = sum(x < floor[latent] for x in valid)
+        assert below <= level * len(valid) or floor[latent] == max(valid)
+        if valid.count(0.0) >= max(np.ceil(level * len(valid)), 1):
+            assert 0.0 == floor[latent]
+
+
 def test_the_mean_and_variance_are_close_to_exact() -> None:
     """Rounding to whole units costs less than the docstring says."""
     rows = np.random.default_rng(0).lognormal(0, 1, (500, WIDTH)).astype(np.float32)

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -61,6 +62,22 @@ def test_the_chance_of_independent_tokens_is_the_closed_form(level: float) -> No
     trials = int(requests.sum()) * 500
     error = 4 * np.sqrt(chance * (1 - chance) / trials)
     assert chance == pytest.approx(exceedances.sum() / trials, abs=error)
+
+
+@pytest.mark.parametrize("name", ["A", "C"])
+def test_a_threshold_of_ones_own_is_another_quantile(name: str) -> None:
+    """Counts against the value of another quantile are those of traffic at that level."""
+    scenario, level = SCENARIOS[name], np.array([0.99, 0.999, 0.9999])
+    own = np.array([NormalDist().inv_cdf(one) for one in level])
+    traffic = Traffic(scenario, 3, level=0.999, seed=1, thresholds=own)
+
+    found = counted(traffic, 4000)[1].sum(axis=0)
+    others = [
+        counted(Traffic(scenario, 3, level=one, seed=1), 4000)[1].sum(axis=0) for one in level
+    ]
+
+    for feature in range(3):
+        assert others[feature][feature] == pytest.approx(found[feature], rel=0.01, abs=4)
 
 
 def test_the_scenarios_are_as_hard_as_they_say() -> None:
@@ -176,6 +193,7 @@ def test_the_seed_is_all_there_is() -> None:
         (lambda: Traffic(SCENARIOS["A"], 0), "features is 0"),
         (lambda: Traffic(SCENARIOS["A"], 1, level=1.0), "level is 1.0"),
         (lambda: Traffic(SCENARIOS["A"], 2, injections=[Injection.spike(0.1).on([2])]), "of 2"),
+        (lambda: Traffic(SCENARIOS["A"], 2, thresholds=np.zeros(3)), "give 2 finite numbers"),
         (
             lambda: Traffic(
                 SCENARIOS["A"], 2, injections=[Injection.spike(0.1), Injection.silence()]
