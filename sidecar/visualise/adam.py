@@ -4,7 +4,11 @@ torch's own optimisers import its compiler the first time one is built: 1.2 CPU 
 every job's process, for a rule of five lines.
 """
 
+from collections.abc import Mapping
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 _FIRST_DECAY = 0.9
 _SECOND_DECAY = 0.999
@@ -42,3 +46,17 @@ class Adam:
         size = self._rate / (1 - _FIRST_DECAY**self._steps)
         spread = (self._second / (1 - _SECOND_DECAY**self._steps)).sqrt_().add_(_EPSILON)
         self._values.addcdiv_(self._first, spread, value=-size)
+
+    def state(self) -> dict[str, NDArray[np.generic]]:
+        """Return what is remembered: ``first``, ``second`` of the values' shape, and ``steps``."""
+        return {
+            "first": self._first.cpu().numpy(),
+            "second": self._second.cpu().numpy(),
+            "steps": np.array([self._steps], np.int64),
+        }
+
+    def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+        """Remember what ``state`` returned."""
+        self._first.copy_(torch.from_numpy(state["first"]))
+        self._second.copy_(torch.from_numpy(state["second"]))
+        self._steps = int(state["steps"][0])

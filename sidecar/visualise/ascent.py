@@ -89,6 +89,40 @@ class Ascent:
         self._history.append(values)
         return values
 
+    @property
+    def taken(self) -> int:
+        """Steps taken so far."""
+        return len(self._history)
+
+    @property
+    def activations(self) -> list[float]:
+        """What the crops of the last step gave, a value a target; before the first, the start's."""
+        return self._history[-1] if self._history else self.first
+
+    def state(self) -> dict[str, NDArray[np.generic]]:
+        """Return everything that the steps to come depend on, as arrays that need no pickle."""
+        adam = {f"adam_{name}": value for name, value in self._adam.state().items()}
+        return adam | {
+            "spectra": self._spectra.detach().cpu().numpy(),
+            "stirred": self._stirred.cpu().numpy(),
+            "streams": torch.stack([s.get_state() for s in self._streams]).numpy(),  # (n, bytes)
+            "history": np.array(self._history, np.float64).reshape(-1, len(self._targets)),
+        }
+
+    def restore(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+        """Go on from what ``state`` returned for the same targets, recipe and model.
+
+        The steps that follow give the same bits as they would have without the interruption.
+        """
+        with torch.no_grad():
+            self._spectra.copy_(torch.from_numpy(state["spectra"]))
+        self._stirred.copy_(torch.from_numpy(state["stirred"]))
+        for stream, words in zip(self._streams, state["streams"], strict=True):
+            stream.set_state(torch.from_numpy(words))
+        self._history = state["history"].tolist()
+        adam = {k.removeprefix("adam_"): v for k, v in state.items() if k.startswith("adam_")}
+        self._adam.restore(adam)
+
     def images(self) -> NDArray[np.uint8]:
         """The pictures as they are now, shape ``(n, canvas, canvas, 3)``."""
         with torch.no_grad():

@@ -5,19 +5,21 @@ costs little more than its largest member and no picture depends on its company.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.errors import JobCancelled, UnsupportedTarget
 from sidecar.features import LayerKey
-from sidecar.recipes import Maximisation, Target
+from sidecar.recipes import Maximisation, Target, content_key
 from sidecar.visualise.ascent import MEASURING_CROPS, Ascent, pass_images
 from sidecar.visualise.method import Checkpoint, Materials
 from sidecar.visualise.model import ImageModel
 from sidecar.visualise.pictures import Cost, Picture, Progress, TypicalRange
 from sidecar.visualise.priors import TypicalRangePrior
+from sidecar.visualise.resuming import Resumption
 from sidecar.visualise.units import Dry, check_targets, dry_run
 
 _REPORT_STEPS = 16
@@ -78,6 +80,7 @@ def maximise(
     on_progress: Callable[[Progress], None] = lambda _: None,
     cancelled: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[Picture, ...]:
     """Make one picture a target.
 
@@ -92,6 +95,8 @@ def maximise(
         on_progress: Called at the start and end of a batch and every 16 steps or 2 seconds between.
         cancelled: Asked before every step.
         clock: Seconds from any start.
+        checkpoint: Where what was reached is kept, every ten seconds and when cancelled, and from
+            where an earlier attempt at the same goes on; the pictures are the same bit for bit.
 
     Returns:
         Pictures in the order of ``targets``.
@@ -115,12 +120,18 @@ def maximise(
     dry = check_targets(model, targets)
     priors = _priors(model, targets, recipe, typical, dry)
     report = _Report(on_progress, clock, recipe.steps, targets, pass_images(model))
+    keys = [_key(target, recipe, typical, priors) for target in targets]
+    resumption = Resumption(checkpoint, keys, model.digest, model.device.type, clock)
     pictures: dict[int, Picture] = {}
-    for members in _batches(targets, pass_images(model)):
+    for number, members in enumerate(_batches(targets, pass_images(model))):
         layer = targets[members[0]].feature.layer
         wanted = [targets[member] for member in members]
         batch = Ascent(model, wanted, recipe, dry.sites[layer.layer], priors.get(layer))
-        _optimise(batch, members, report, cancelled)
+        reached = resumption.state(number)
+        if reached is not None:
+            batch.restore(reached)
+        _optimise(batch, members, report, cancelled, partial(resumption.note, number))
+        resumption.finished(number, batch.state())
         inputs = {"typical": typical.digest(layer)} if typical and layer in priors else {}
         pictures |= zip(members, batch.finish(inputs), strict=True)
     return tuple(pictures[number] for number in range(len(targets)))
@@ -150,7 +161,7 @@ class ActivationMaximisation:
         *,
         on_progress: Callable[[Progress], None] = lambda _: None,
         cancelled: Callable[[], bool] = lambda: False,
-        checkpoint: Checkpoint | None = None,  # noqa: ARG002 - the interface of methods
+        checkpoint: Checkpoint | None = None,
     ) -> tuple[Picture, ...]:
         """Make one picture a target, see ``maximise``."""
         return maximise(
@@ -160,6 +171,7 @@ class ActivationMaximisation:
             typical=materials.typical,
             on_progress=on_progress,
             cancelled=cancelled,
+            checkpoint=checkpoint,
         )
 
 
@@ -196,14 +208,31 @@ def _batches(targets: Sequence[Target], limit: int) -> Iterator[list[int]]:
             yield members[first : first + limit]
 
 
+def _key(
+    target: Target,
+    recipe: Maximisation,
+    typical: TypicalRange | None,
+    priors: Mapping[LayerKey, TypicalRangePrior],
+) -> str:
+    layer = target.feature.layer
+    inputs = {"typical": typical.digest(layer)} if typical is not None and layer in priors else {}
+    return content_key(target, recipe, inputs)
+
+
 def _optimise(
-    batch: "Ascent", members: list[int], report: "_Report", cancelled: Callable[[], bool]
+    batch: "Ascent",
+    members: list[int],
+    report: "_Report",
+    cancelled: Callable[[], bool],
+    note: Callable[..., None],
 ) -> None:
-    report.begin(members, batch.first, batch.images())
-    for _ in range(batch.recipe.steps):
+    report.begin(members, batch.activations, batch.images(), batch.taken)
+    for _ in range(batch.taken, batch.recipe.steps):
         if cancelled():
+            note(batch.state, now=True)
             raise JobCancelled(f"cancelled at step {report.step} of {report.steps}")
         report.stepped(members, batch.step(), batch.images)
+        note(batch.state)
 
 
 class _Report:
@@ -226,8 +255,11 @@ class _Report:
         self.step = 0
         self.steps = batch_steps * sum(1 for _ in _batches(targets, limit))
 
-    def begin(self, members: list[int], values: list[float], images: NDArray[np.uint8]) -> None:
-        """Show the random start of a batch."""
+    def begin(
+        self, members: list[int], values: list[float], images: NDArray[np.uint8], taken: int
+    ) -> None:
+        """Show the random start of a batch, or what an earlier attempt had reached of it."""
+        self.step += taken
         self._note(members, values)
         self._tell(members, images)
 
