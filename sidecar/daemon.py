@@ -229,6 +229,8 @@ class Daemon:
             queue_limit=config.jobs.queue_limit,
             lease_seconds=config.jobs.lease_seconds,
             attempt_limit=config.jobs.attempt_limit,
+            quarantine_seconds=config.jobs.quarantine_seconds,
+            model_limits={model.name: model.jobs for model in config.models},
         )
         self.index = ArtifactIndex(self.storage.database)
         age = config.store.artifact_max_age_days
@@ -522,7 +524,12 @@ class _Source:
     def jobs(self) -> JobCounts:
         counts = self._daemon.queue.counts()
         timed, seconds = self._daemon.runner.timings()
-        return JobCounts({str(state): counts.get(state, 0) for state in JobState}, timed, seconds)
+        return JobCounts(
+            {str(state): counts.get(state, 0) for state in JobState},
+            timed,
+            seconds,
+            self._daemon.queue.quarantine.total,
+        )
 
     def statistics(self) -> StatisticsCounts:
         compilation, memory = self._daemon.compilation, self._daemon.monitor.memory()

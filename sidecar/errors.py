@@ -32,7 +32,8 @@
     │   ├── LayerConflict
     │   ├── BaselineNotReady
     │   ├── BaselineMismatch
-    │   └── JobFinished
+    │   ├── JobFinished
+    │   └── JobQuarantined
     ├── Overloaded              nobody's fault: try later, the sidecar shed load
     │   ├── QueueFull
     │   ├── JobQueueFull
@@ -48,7 +49,9 @@
         ├── JobTimedOut
         ├── JobCancelled
         ├── WorkerCrashed
-        └── NonFiniteActivation
+        ├── NonFiniteActivation
+        ├── DeadlineMissed
+        └── SandboxRefused
 
 Each class carries three stable attributes: ``code`` (what documents and clients match on),
 ``grpc_status`` (the name of a ``grpc.StatusCode``) and ``reason`` (the label value under which the
@@ -297,6 +300,13 @@ class JobFinished(Conflict):
     reason = "job_finished"
 
 
+class JobQuarantined(Conflict):
+    """Equal requests killed their worker again and again; they are refused for a while."""
+
+    code = "SC505"
+    reason = "job_quarantined"
+
+
 class Overloaded(SidecarError):
     """The sidecar sheds load; the same request may succeed later."""
 
@@ -412,3 +422,18 @@ class NonFiniteActivation(JobError):
 
     code = "SC807"
     reason = "non_finite_activation"
+
+
+class DeadlineMissed(JobError):
+    """The job was still waiting when its deadline passed."""
+
+    code = "SC808"
+    grpc_status = "DEADLINE_EXCEEDED"
+    reason = "deadline_missed"
+
+
+class SandboxRefused(JobError):
+    """The model's code wanted what a worker may not: the network, other files, processes, more memory."""
+
+    code = "SC809"
+    reason = "sandbox_refused"

@@ -1,7 +1,11 @@
 """``sidecar job`` and ``sidecar artifact``."""
 
 import json
+import re
 import sys
+import time
+from contextlib import suppress
+from datetime import datetime
 
 import click
 
@@ -11,13 +15,16 @@ from sidecar.wire.v1 import jobs_pb2, jobs_pb2_grpc
 
 EXIT_FAILED = 1
 
+_DURATION = re.compile(r"(\d+(?:\.\d+)?) ?([smhd])")
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
 PAGE = 200
 """Jobs asked for at once; the daemon gives no more."""
 
 
 @click.group()
 def job() -> None:
-    """Run, list, watch and cancel visualisation jobs."""
+    """Run, list, watch, cancel and release visualisation jobs."""
 
 
 @job.command()
@@ -30,14 +37,28 @@ def job() -> None:
     help="A recipe value, such as steps=64.",
 )
 @click.option("--time-limit", default=0.0, help="Seconds; 0 takes the configured limit.")
+@click.option(
+    "--priority",
+    type=click.Choice(["interactive", "alert", "audit"]),
+    default="interactive",
+    show_default=True,
+    help="Whose turn it takes; an audit makes way for the others.",
+)
+@click.option(
+    "--within", metavar="DURATION", help="Fail unless started so soon, such as 90s or 2h."
+)
+@click.option("--deadline", metavar="TIME", help="The same as a time: ISO 8601 or unix seconds.")
 @click.option("--key", default="", help="Idempotency key: the same key is the same job.")
 @click.option("--watch/--no-watch", "wait", default=True, help="Wait and show progress.")
 @with_daemon
-def run(
+def run(  # noqa: PLR0913 - an option each
     *,
     features: tuple[str, ...],
     settings: tuple[str, ...],
     time_limit: float,
+    priority: str,
+    within: str | None,
+    deadline: str | None,
     key: str,
     wait: bool,
     address: str,
@@ -49,6 +70,8 @@ def run(
         recipe_json=json.dumps(dict(_setting(text) for text in settings)),
         idempotency_key=key,
         time_limit_seconds=time_limit,
+        priority=jobs_pb2.JobPriority.Value(f"JOB_PRIORITY_{priority.upper()}"),
+        deadline_unix_seconds=_deadline(within, deadline),
     )
     with channel(address) as opened:
         stub = jobs_pb2_grpc.JobServiceStub(opened)
@@ -67,6 +90,32 @@ def _setting(text: str) -> tuple[str, float | int | str]:
     except ValueError:
         return name, value  # the name of a method, a choice, a dataset
     return name, int(number) if number.is_integer() and "." not in value else number
+
+
+def _deadline(within: str | None, deadline: str | None) -> float:
+    """Return unix seconds; 0 where neither is given."""
+    if within and deadline:
+        raise click.UsageError("--within and --deadline say the same: give one of them")
+    if within:
+        match = _DURATION.fullmatch(within.strip())
+        if not match:
+            raise click.BadParameter(
+                f"{within!r} is no duration: give such as 90s, 15m, 2h or 1d", param_hint="--within"
+            )
+        return time.time() + float(match[1]) * _UNITS[match[2]]
+    return _moment(deadline) if deadline else 0.0
+
+
+def _moment(text: str) -> float:
+    with suppress(ValueError):
+        return float(text)
+    try:
+        return datetime.fromisoformat(text).timestamp()  # without a zone it is the local time
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{text!r} is no time: give ISO 8601, such as 2026-05-01T06:00+02:00, or unix seconds",
+            param_hint="--deadline",
+        ) from error
 
 
 def follow(stub: jobs_pb2_grpc.JobServiceStub, job_id: str) -> jobs_pb2.Job:
@@ -94,6 +143,10 @@ def _describe(found: jobs_pb2.Job) -> None:
     click.echo(f"job        {found.id}")
     cached = " (from the cache)" if found.from_cache else ""
     click.echo(f"state      {_state(found)}{cached}")
+    click.echo(f"priority   {_priority(found)}")
+    if found.deadline_unix_seconds:
+        moment = datetime.fromtimestamp(found.deadline_unix_seconds).astimezone()
+        click.echo(f"deadline   {moment.isoformat(timespec='seconds')}")
     if found.error:
         click.echo(f"error      {found.error_code} {found.error}")
     for artifact in found.artifacts:
@@ -104,6 +157,10 @@ def _describe(found: jobs_pb2.Job) -> None:
 
 def _state(found: jobs_pb2.Job) -> str:
     return jobs_pb2.JobState.Name(found.state).removeprefix("JOB_STATE_").lower()
+
+
+def _priority(found: jobs_pb2.Job) -> str:
+    return jobs_pb2.JobPriority.Name(found.priority).removeprefix("JOB_PRIORITY_").lower()
 
 
 @job.command(name="list")
@@ -130,9 +187,17 @@ def list_jobs(limit: int, address: str, output: str) -> None:
         print_json(found)
         return
     rows = [
-        [j.id, _state(j), f"{j.step}/{j.steps}", j.origin, *(j.features[:1] or "-")] for j in found
+        [
+            j.id,
+            _state(j),
+            _priority(j),
+            f"{j.step}/{j.steps}",
+            j.origin,
+            *(j.features[:1] or "-"),
+        ]
+        for j in found
     ]
-    print_table(["JOB", "STATE", "STEP", "ORIGIN", "FEATURE"], rows)
+    print_table(["JOB", "STATE", "PRIORITY", "STEP", "ORIGIN", "FEATURE"], rows)
 
 
 @job.command()
@@ -177,3 +242,22 @@ def cancel(job_id: str, address: str, output: str) -> None:
         print_json(found)
     else:
         _describe(found)
+
+
+@job.command()
+@click.argument("name")
+@with_daemon
+def release(name: str, address: str, output: str) -> None:
+    """Let a quarantined request run again.
+
+    NAME is a content key, its first 8 digits or more, or the id of the job that was quarantined for
+    killing its worker in every attempt.
+    """
+    with channel(address) as opened:
+        found = jobs_pb2_grpc.JobServiceStub(opened).ReleaseQuarantine(
+            jobs_pb2.ReleaseQuarantineRequest(name=name), timeout=TIMEOUT_SECONDS
+        )
+    if output == "json":
+        print_json(found)
+    else:
+        click.echo(f"released {found.released} content keys")

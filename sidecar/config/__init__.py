@@ -8,8 +8,9 @@ is read again.
 from sidecar.config.access import AlertsConfig, IngestConfig, ListenConfig, MetricsConfig
 from sidecar.config.detection import ScreenConfig, SpikeConfig, StatisticsConfig
 from sidecar.config.file import PolicyConfig, SidecarConfig
+from sidecar.config.jobs import JobsConfig, WindowConfig
 from sidecar.config.keeping import EvidenceConfig, RecordingConfig, StoreConfig
-from sidecar.config.models import DatasetConfig, FlagConfig, InputConfig, JobsConfig, ModelConfig
+from sidecar.config.models import DatasetConfig, FlagConfig, InputConfig, ModelConfig
 from sidecar.config.reading import load, load_policy
 from sidecar.config.values import read_labels
 
@@ -31,6 +32,7 @@ __all__ = [
     "SpikeConfig",
     "StatisticsConfig",
     "StoreConfig",
+    "WindowConfig",
     "load",
     "load_policy",
     "read_labels",

@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from sidecar.config.access import AlertsConfig, IngestConfig, ListenConfig, MetricsConfig
 from sidecar.config.detection import ScreenConfig, SpikeConfig, StatisticsConfig
+from sidecar.config.jobs import JobsConfig
 from sidecar.config.keeping import EvidenceConfig, RecordingConfig, StoreConfig
-from sidecar.config.models import DatasetConfig, FlagConfig, JobsConfig, ModelConfig
+from sidecar.config.models import DatasetConfig, FlagConfig, ModelConfig
 from sidecar.config.values import Section, check_no_doubles
 from sidecar.errors import SidecarError
 from sidecar.features import FeatureSelector

@@ -1,7 +1,7 @@
 """The sections that say which models are watched, which of their features, and how pictures are made."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -17,7 +17,6 @@ from sidecar.config.values import (
     check_model_name,
     check_no_doubles,
     check_range,
-    check_recipe,
     check_selector,
     check_slice,
 )
@@ -103,6 +102,7 @@ class ModelConfig(Section):
     labels: Annotated[Path, AfterValidator(check_labels)] | None = Field(
         default=None, description="JSON list of class names, in the order of the logits."
     )
+    jobs: Count = Field(default=1, description="Most jobs of this model at once.")
     input: InputConfig = Field(default_factory=InputConfig, description="What images it takes.")
 
     @property
@@ -171,30 +171,4 @@ class FlagConfig(Section):
         min_length=1,
         description="What looks at it: spike pages, conditions are certain (never seen, not finite, silent, "
         "saturated), drift is slow and asks for a ticket.",
-    )
-
-
-class JobsConfig(Section):
-    """How visualisation jobs run."""
-
-    concurrency: Count = Field(default=1, description="Jobs that run at once.")
-    queue_limit: Count = Field(default=256, description="Most waiting jobs.")
-    time_limit_seconds: Positive = Field(default=900.0, description="Wall time of one job.")
-    lease_seconds: Positive = Field(
-        default=30.0, description="A job whose worker is silent this long is given to another."
-    )
-    attempt_limit: Count = Field(
-        default=3, description="Attempts after which a job that kills its worker is failed."
-    )
-    threads: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="CPU threads of a worker; 0 leaves the choice to torch."
-    )
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
-        default="auto", description="auto, cpu, cuda or cuda:N."
-    )
-    python_path: list[Annotated[Path, AfterValidator(check_folder)]] = Field(
-        default=[], description="Folders from which the worker may import model factories."
-    )
-    recipe: Annotated[dict[str, Any], AfterValidator(check_recipe)] = Field(
-        default={}, description="Recipe values of jobs that do not name them."
     )

@@ -13,7 +13,7 @@ import structlog
 from sidecar.detect import State
 from sidecar.errors import SidecarError
 from sidecar.features import FeatureKind, Scope, View
-from sidecar.jobs import Fate, Job, JobState, MadePicture
+from sidecar.jobs import Fate, Job, JobState, MadePicture, Priority
 from sidecar.monitor import (
     Anomaly,
     BaselineVersion,
@@ -42,6 +42,9 @@ KINDS = {kind: ingest_pb2.FeatureKind.Value(f"FEATURE_KIND_{kind.name}") for kin
 VIEWS = {view: ingest_pb2.View.Value(f"VIEW_{view.name}") for view in View}
 SCOPES = {scope: ingest_pb2.Scope.Value(f"SCOPE_{scope.name}") for scope in Scope}
 JOB_STATES = {state: jobs_pb2.JobState.Value(f"JOB_STATE_{state.name}") for state in JobState}
+PRIORITIES = {
+    priority: jobs_pb2.JobPriority.Value(f"JOB_PRIORITY_{priority.name}") for priority in Priority
+}
 WINDOWS = {
     features_pb2.WINDOW_UNSPECIFIED: Window.CURRENT,
     features_pb2.WINDOW_CURRENT: Window.CURRENT,
@@ -316,6 +319,8 @@ def job(found: Job) -> jobs_pb2.Job:
         from_cache=found.from_cache,
         origin=found.request.origin,
         idempotency_key=found.request.idempotency_key,
+        priority=PRIORITIES[found.request.priority],
+        deadline_unix_seconds=found.request.deadline,
     )
 
 

@@ -11,7 +11,7 @@ import grpc
 
 from sidecar.errors import InvalidInput, LimitReached, UnknownArtifact
 from sidecar.ingest import answers
-from sidecar.jobs import Fate, Job, JobRequest, MadePicture
+from sidecar.jobs import Fate, Job, JobRequest, MadePicture, Priority
 from sidecar.monitor import Operations
 from sidecar.recipes import Recipe, Target
 from sidecar.wire.v1 import jobs_pb2, jobs_pb2_grpc
@@ -109,6 +109,13 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         found = await answers.answer(context, self._operations.cancel, request.id)
         return jobs_pb2.CancelJobResponse(job=answers.job(found))
 
+    async def ReleaseQuarantine(  # noqa: N802 - named by the protocol
+        self, request: jobs_pb2.ReleaseQuarantineRequest, context: Context
+    ) -> jobs_pb2.ReleaseQuarantineResponse:
+        """Refuse no longer what killed its worker."""
+        count = await answers.answer(context, self._operations.release_quarantine, request.name)
+        return jobs_pb2.ReleaseQuarantineResponse(released=count)
+
     async def GetArtifact(  # noqa: N802 - named by the protocol
         self, request: jobs_pb2.GetArtifactRequest, context: Context
     ) -> AsyncIterator[jobs_pb2.GetArtifactResponse]:
@@ -202,6 +209,8 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
                 origin="api",
                 idempotency_key=request.idempotency_key,
                 time_limit_seconds=request.time_limit_seconds,
+                deadline=request.deadline_unix_seconds,
+                asked_priority=_priority(request.priority),
             )
         )
 
@@ -213,3 +222,8 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         if not isinstance(values, dict):
             raise InvalidInput(f"recipe_json holds {type(values).__name__}, need an object")
         return self._operations.recipe(values)
+
+
+def _priority(asked: int) -> Priority | None:
+    """Return the priority that was asked for; None where none was, or one of a newer release."""
+    return next((one for one, number in answers.PRIORITIES.items() if number == asked), None)

@@ -1,7 +1,9 @@
 """Works out what is left to do of a job: what the cache answers, and what the child must make."""
 
+import json
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,7 @@ ModelLookup = Callable[[str], ModelConfig | None]
 ContextLookup = Callable[[JobRequest], Mapping[str, LiveContext]]
 """Returns the live distributions of a request's targets by text form; targets may be missing."""
 
+_CONFINE = str(Path(__file__).with_name("confine.py"))
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -100,8 +103,9 @@ def child_spec(
     models: ModelLookup,
     config: JobsConfig,
     artifacts: ArtifactStore,
+    checkpoint: tuple[Path | None, int] = (None, 0),
 ) -> JobSpec:
-    """Write down what the child must know.
+    """Write down what the child must know; its checkpoint is a folder and a limit in bytes.
 
     Raises:
         UnknownModel: The model is not configured.
@@ -133,6 +137,8 @@ def child_spec(
         images={digest: str(artifacts.open(digest)[0]) for digest in job.request.recipe.images},
         datasets=assignment.datasets,
         cause=job.request.cause,
+        checkpoint=str(checkpoint[0] or ""),
+        checkpoint_bytes=checkpoint[1],
     )
 
 
@@ -168,6 +174,30 @@ def _without_ranges(context: LiveContext) -> LiveContext:
         started=context.started,
         ended=context.ended,
     )
+
+
+def confined(
+    command: Sequence[str], config: JobsConfig, writable: Sequence[Path]
+) -> tuple[str, ...]:
+    """Return a command that starts another one in the sandbox; the same one where that is off.
+
+    Args:
+        command: What is to run in it.
+        config: How tight it is.
+        writable: The folders it may write in.
+    """
+    if config.sandbox == "off":
+        return tuple(command)
+    cuda = config.device != "cpu" and Path("/dev/nvidiactl").exists()
+    settings = {
+        "mode": config.sandbox,
+        "writable": [str(folder.resolve()) for folder in writable],
+        "cuda": cuda,
+        "memory_bytes": config.memory_limit_bytes,
+        "file_bytes": config.file_limit_bytes,
+        "processes": config.subprocesses,
+    }
+    return (sys.executable, "-I", "-S", _CONFINE, json.dumps(settings), *command)
 
 
 def child_environment(config: JobsConfig, env: Mapping[str, str]) -> dict[str, str]:

@@ -13,8 +13,9 @@ from typing import IO
 from sidecar.errors import CorruptState, WorkerCrashed
 from sidecar.jobs.spec import Event, decode_event
 
-KILL_SECONDS = 2.0
-"""Between the request to end and the kill: enough for an optimiser step on a CPU."""
+KILL_SECONDS = 1.5
+"""Between the request to end and the kill: enough for an optimiser step on a CPU, and with the time it
+takes to notice a cancellation within the two seconds that are promised."""
 
 _TAIL_BYTES = 16 << 10  # of stdout and stderr: a long traceback is 4 kB
 _LINE_LIMIT_BYTES = 1 << 20  # an event is some hundred bytes; beyond this the child is broken

@@ -23,6 +23,8 @@ stays readable.
                      ``pillow``, ``safetensors``, ``onnxruntime``; null: not installed or unknown
 ``device``           where it ran: ``type``, ``name``, ``threads``, ``cuda`` (``runtime``, ``cudnn``,
                      ``capability``, or null) and ``flags``, the switches of determinism
+``sandbox``          ``mode``, what was ``applied`` (``landlock``, ``seccomp``, ``capabilities``,
+                     ``limits``), and what was ``missing``, by name and why
 ``activation``       ``plain`` (the whole picture, resized to the network's input), ``augmented``
                      (mean over fresh augmentations of the recipe), ``augmented_spread`` (their
                      standard deviation), ``start`` (the random start, seen whole), all in ``view``

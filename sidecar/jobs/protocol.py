@@ -25,6 +25,22 @@ class JobState(StrEnum):
         return self in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
 
+class Priority(StrEnum):
+    """Whose jobs go first: people's, then alerts', then audits of many features."""
+
+    INTERACTIVE = "interactive"
+    ALERT = "alert"
+    AUDIT = "audit"
+
+    @property
+    def rank(self) -> int:
+        """0 for what goes first; the number that the job table sorts by."""
+        return tuple(Priority).index(self)
+
+
+_BY_ORIGIN = {"alert": Priority.ALERT, "audit": Priority.AUDIT}
+
+
 @dataclass(frozen=True, slots=True)
 class Cause:
     """Why a picture was asked for, so that it can be traced to that.
@@ -50,10 +66,12 @@ class JobRequest:
     Attributes:
         targets: Units of one model revision, one picture each; made in one batch.
         recipe: How the pictures are made.
-        origin: What asked: ``cli``, ``console``, ``api`` or ``alert``.
+        origin: What asked: ``cli``, ``console``, ``api``, ``alert`` or ``audit``.
         idempotency_key: Two requests with the same non-empty key are one job.
         time_limit_seconds: Wall time; 0 takes the configured limit.
         cause: What led to it.
+        deadline: Unix seconds after which it need not be started any more; 0: none.
+        asked_priority: Whose turn it takes; None takes that of its origin.
     """
 
     targets: tuple[Target, ...]
@@ -62,6 +80,18 @@ class JobRequest:
     idempotency_key: str = ""
     time_limit_seconds: float = 0.0
     cause: Cause = field(default_factory=Cause)
+    deadline: float = 0.0
+    asked_priority: Priority | None = None
+
+    @property
+    def priority(self) -> Priority:
+        """Whose turn it takes: as asked, else people first, then alerts, then audits."""
+        return self.asked_priority or _BY_ORIGIN.get(self.origin, Priority.INTERACTIVE)
+
+    @property
+    def model(self) -> str:
+        """Name of the model all targets are of; empty where there are none."""
+        return self.targets[0].feature.layer.model if self.targets else ""
 
 
 @dataclass(frozen=True, slots=True)

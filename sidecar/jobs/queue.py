@@ -1,5 +1,6 @@
 """The durable job queue: every decision about a job is one transaction in the daemon's database."""
 
+import json
 import math
 import secrets
 import sqlite3
@@ -7,12 +8,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import astuple
 from enum import Enum
 from typing import Any
 
 from sidecar.errors import (
     CorruptState,
+    DeadlineMissed,
+    InvalidInput,
     JobCancelled,
     JobFinished,
     JobQueueFull,
@@ -22,6 +26,8 @@ from sidecar.errors import (
 )
 from sidecar.jobs import schema
 from sidecar.jobs.protocol import Job, JobRequest, JobState, Portrait
+from sidecar.jobs.quarantine import Quarantine, quarantine_keys
+from sidecar.jobs.scheduling import Turn
 from sidecar.jobs.spec import decode_request, encode_request
 from sidecar.store import Database
 
@@ -57,6 +63,8 @@ class JobQueue:
         lease_seconds: float,
         attempt_limit: int,
         retry_seconds: float = 1.0,
+        quarantine_seconds: float = 0.0,
+        model_limits: Mapping[str, int] | None = None,
         entropy: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         """Make the tables where they are missing.
@@ -67,6 +75,8 @@ class JobQueue:
             lease_seconds: Silence after which a running job is given to another.
             attempt_limit: Starts after which a job that kills its worker is failed.
             retry_seconds: Pause before the second attempt; doubles with each further one.
+            quarantine_seconds: How long a job that killed its worker in every attempt is refused.
+            model_limits: Most jobs of a model at once, by its name; a model not named has no limit.
             entropy: Source of the random half of a job's id.
 
         Raises:
@@ -77,6 +87,8 @@ class JobQueue:
         self._attempt_limit = attempt_limit
         self._retry_seconds = retry_seconds
         self._entropy = entropy
+        self.model_limits = dict(model_limits or {})
+        self.quarantine = Quarantine(database, quarantine_seconds)
         self._changed = threading.Condition()
         self.lease_seconds = lease_seconds
         database.migrate("jobs", schema.TABLES)
@@ -95,6 +107,8 @@ class JobQueue:
         Raises:
             UnsupportedTarget: No targets, targets of different models or revisions, or a time
                 limit that is no number of seconds.
+            InvalidInput: The deadline has passed, or is no time.
+            JobQuarantined: The same killed its worker in every attempt not long ago.
             JobQueueFull: ``queue_limit`` jobs are waiting.
             DiskFull: It cannot be stored.
         """
@@ -105,12 +119,15 @@ class JobQueue:
             known = cursor.fetchone()
             if known is not None:
                 return self._job(known)
+            _check_deadline(request.deadline, now)
+            self.quarantine.refuse(quarantine_keys(request), now)
             self._refuse_full(cursor)
             cursor.execute(schema.PRUNE, {"kept": HISTORY_LIMIT})
+            job_id, text = _ulid(now, self._entropy(10)), encode_request(request)
             cursor.execute(
-                "INSERT INTO jobs (id, idempotency_key, request, created) VALUES (?, ?, ?, ?) "
-                "RETURNING *",
-                (_ulid(now, self._entropy(10)), key, encode_request(request), now),
+                "INSERT INTO jobs (id, idempotency_key, request, created, priority, deadline, model) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING *",
+                (job_id, key, text, now, request.priority.rank, request.deadline, request.model),
             )
             job = self._job(cursor.fetchall()[0])
         self._announce()
@@ -149,29 +166,57 @@ class JobQueue:
         )
         return tuple(self._job(row) for row in rows)
 
-    def claim(self, owner: str, now: float) -> Job | None:
-        """Take the oldest waiting job, and hold it for ``lease_seconds``.
+    def claim(self, owner: str, now: float, *, audits: bool = True) -> Job | None:
+        """Take the waiting job whose turn it is, and hold it for ``lease_seconds``.
 
-        Jobs whose lease has lapsed are put back first; those that used up their attempts fail as
-        ``WorkerCrashed``.
+        Strictly by priority, then by submission; jobs of models that have as many running as they
+        may are passed over. Jobs whose lease has lapsed are put back first; those that used up their
+        attempts fail as ``WorkerCrashed``.
 
         Args:
             owner: Who takes it; different for everyone who could run a job at the same time.
             now: Unix seconds.
+            audits: Whether audits may start.
 
         Returns:
-            The job, running, or None where nothing waits.
+            The job, running, or None where nothing waits that may start.
         """
         # Idle runners ask often: only look, and take the write lock only when there is something.
-        if not self._database.query(schema.CLAIMABLE, {"now": now}):
+        values = {"now": now, "audits": audits, "limits": json.dumps(self.model_limits)}
+        if not self._database.query(schema.CLAIMABLE, values)[0][0]:
             return None
-        lease_until = now + self.lease_seconds
+        values |= {"owner": owner, "lease_until": now + self.lease_seconds}
         with self._database.transaction() as cursor:
             self._expire(cursor, now)
-            cursor.execute(schema.CLAIM, {"owner": owner, "now": now, "lease_until": lease_until})
+            cursor.execute(schema.CLAIM, values)
             rows = cursor.fetchall()
         self._announce()
         return self._job(rows[0]) if rows else None
+
+    def turns(self, now: float) -> Sequence[Turn]:
+        """Return the jobs that run or could, in the order of their turns."""
+        rows = self._database.query(schema.TURNS, {"now": now})
+        return [
+            Turn(row["id"], row["model"], row["priority"], bool(row["running"]), row["sequence"])
+            for row in rows
+        ]
+
+    def fail_overdue(self, now: float, why: Callable[[Job], str]) -> int:
+        """Fail the waiting jobs whose deadline has passed, as ``DeadlineMissed``.
+
+        Args:
+            now: Unix seconds.
+            why: Says what a job was waiting for.
+
+        Returns:
+            How many there were.
+        """
+        overdue = [self._job(row) for row in self._database.query(schema.OVERDUE, {"now": now})]
+        for job in overdue:
+            error = f"waited {now - job.created:.0f} s, until its deadline: {why(job)}"
+            values = {"id": job.id, "now": now, "code": DeadlineMissed.code, "error": _tail(error)}
+            self._write(schema.MISS, values)
+        return len(overdue)
 
     def heartbeat(
         self,
@@ -272,13 +317,23 @@ class JobQueue:
                 cursor.execute(schema.REQUEUE, {**values, "not_before": later, "message": message})
             else:
                 cursor.execute(schema.FAIL, {**values, "code": code, "error": _tail(error)})
+                if retry:
+                    self._quarantine(cursor, job_id, held["request"], error, now)
         self._announce()
         return True
 
-    def release(self, job_id: str, owner: str, now: float) -> bool:
-        """Put a running job back without counting the attempt, because its daemon is stopping.
+    def release(
+        self, job_id: str, owner: str, now: float, reason: str = "the daemon stopped"
+    ) -> bool:
+        """Put a running job back without counting the attempt, because it must make way.
 
         One that somebody cancelled in the meantime ends as cancelled.
+
+        Args:
+            job_id: Which job.
+            owner: Who ran it.
+            now: Unix seconds.
+            reason: For what it makes way.
 
         Returns:
             False where the owner does not hold the job any more.
@@ -291,7 +346,7 @@ class JobQueue:
             if held["cancel_wanted"]:
                 cursor.execute(schema.END_CANCELLED, values)
             else:
-                message = "waiting again: the daemon stopped"
+                message = f"waiting again: {reason}"[:_WORDS_LIMIT]
                 cursor.execute(schema.REQUEUE, {**values, "message": message})
         self._announce()
         return True
@@ -422,7 +477,15 @@ class JobQueue:
     def _expire(self, cursor: sqlite3.Cursor, now: float) -> None:
         values = {"now": now, "code": WorkerCrashed.code, "attempt_limit": self._attempt_limit}
         for statement in schema.EXPIRE:
-            cursor.execute(statement, values)
+            for row in cursor.execute(statement, values).fetchall():
+                self._quarantine(cursor, row["id"], row["request"], row["error"], now)
+
+    def _quarantine(
+        self, cursor: sqlite3.Cursor, job_id: str, text: str, reason: str, now: float
+    ) -> None:
+        with suppress(CorruptState):  # a damaged request is asked for by nobody again
+            keys = quarantine_keys(decode_request(text))
+            self.quarantine.add(cursor, job_id, keys, reason, now)
 
     def _announce(self) -> None:
         with self._changed:
@@ -485,9 +548,19 @@ def _check(request: JobRequest) -> None:
         )
 
 
+def _check_deadline(deadline: float, now: float) -> None:
+    if not 0 <= deadline < math.inf:
+        raise InvalidInput(f"deadline {deadline} is no time: give unix seconds, or 0 for none")
+    if 0 < deadline <= now:
+        raise InvalidInput(
+            f"deadline {deadline:.0f} passed {now - deadline:.0f} s ago: give a later one, or none"
+        )
+
+
 def _held(cursor: sqlite3.Cursor, job_id: str, owner: str) -> sqlite3.Row | None:
     cursor.execute(
-        "SELECT attempts, cancel_wanted FROM jobs WHERE id = ? AND owner = ? AND state = 'running'",
+        "SELECT attempts, cancel_wanted, request FROM jobs "
+        "WHERE id = ? AND owner = ? AND state = 'running'",
         (job_id, owner),
     )
     row: sqlite3.Row | None = cursor.fetchone()

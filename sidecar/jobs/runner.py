@@ -15,11 +15,13 @@ import structlog
 
 from sidecar.config import JobsConfig
 from sidecar.errors import (
+    ConfigError,
     CorruptState,
     DiskFull,
     JobError,
     SidecarError,
     StoreUnreachable,
+    UnknownJob,
     WorkerCrashed,
 )
 from sidecar.jobs.assignment import (
@@ -29,14 +31,19 @@ from sidecar.jobs.assignment import (
     assign,
     child_environment,
     child_spec,
+    confined,
 )
+from sidecar.jobs.checkpoint import CheckpointFolder
 from sidecar.jobs.child import Child
+from sidecar.jobs.confine import missing
 from sidecar.jobs.datasets import Datasets
+from sidecar.jobs.dispatch import Dispatcher
 from sidecar.jobs.fates import Fate, fates
 from sidecar.jobs.index import ArtifactIndex, MadePicture
 from sidecar.jobs.manifest import artifact_inputs
 from sidecar.jobs.owner import is_dead, is_stale_scratch, make_scratch, owner_name
 from sidecar.jobs.protocol import Job, Portrait
+from sidecar.jobs.quarantine import quarantine_keys
 from sidecar.jobs.queue import JobQueue
 from sidecar.jobs.spec import JobSpec, encode_spec
 from sidecar.jobs.supervision import Ending, Lease, Outcome, Supervisor
@@ -46,6 +53,7 @@ _log = structlog.get_logger(__name__)
 
 _IDLE_SECONDS = 0.2  # how soon a job is seen that another process submitted, or whose pause ends
 _ERROR_SECONDS = 1.0  # pause after a broken disk, which is not mended by asking faster
+_TIDY_SECONDS = 5.0  # between looks for what jobs left that ended without a slot
 _PREVIEW_LIMIT_BYTES = 16 << 20
 _PNG = b"\x89PNG\r\n\x1a\n"
 WORKER_COMMAND = (sys.executable, "-m", "sidecar.jobs.worker")
@@ -106,6 +114,11 @@ class Runner:
         self._references = references or References(queue.database)
         self._max_age_seconds = max_age_seconds
         self._env = child_environment(jobs_config, os.environ if env is None else env)
+        self._checkpoints = CheckpointFolder(
+            scratch.with_name("checkpoints"), jobs_config.checkpoint_bytes
+        )
+        self._dispatcher = Dispatcher(queue, jobs_config, clock, tidy=self._tidy)
+        self._tidied_at = float("-inf")
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
         self._storing = threading.Lock()
@@ -116,11 +129,14 @@ class Runner:
         """Take back what dead processes left, and begin to run jobs.
 
         Raises:
+            ConfigError: The sandbox must be whole, and this kernel cannot make it so.
             StorageError: The database cannot be read or written.
         """
+        self._check_sandbox()
         recovered = self._queue.recover(is_dead, self._clock())
         self._sweep()
         self._stopping.clear()
+        self._dispatcher.start()
         for number in range(self._config.concurrency):
             # The name is unique even among runners of one process: a lease has exactly one owner.
             owner = owner_name(f"{id(self):x}-{number}")
@@ -130,6 +146,16 @@ class Runner:
             self._threads.append(thread)
             thread.start()
         _log.info("job_runner_started", slots=self._config.concurrency, recovered=recovered)
+
+    def _check_sandbox(self) -> None:
+        lacks = () if self._config.sandbox == "off" else missing()
+        if lacks and self._config.sandbox == "require":
+            raise ConfigError(
+                f"jobs.sandbox require: this kernel has no {'; no '.join(lacks)}: use a kernel that has "
+                "it, or jobs.sandbox: auto"
+            )
+        if lacks:
+            _log.warning("sandbox_incomplete", missing=list(lacks))
 
     def stop(self, timeout: float = 10.0) -> None:
         """End all children and put their jobs back into the queue, uncounted.
@@ -143,13 +169,15 @@ class Runner:
         deadline = time.monotonic() + timeout
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+        self._dispatcher.stop(max(1.0, deadline - time.monotonic()))
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         _log.info("job_runner_stopped", still_running=len(self._threads))
 
     @property
     def alive(self) -> bool:
-        """Whether every slot runs; for the liveness probe."""
-        return bool(self._threads) and all(thread.is_alive() for thread in self._threads)
+        """Whether every slot runs, and turns are kept; for the liveness probe."""
+        slots = bool(self._threads) and all(thread.is_alive() for thread in self._threads)
+        return slots and self._dispatcher.alive
 
     def timings(self) -> tuple[int, float]:
         """Return how many attempts ended since the runner was made, and their seconds in all."""
@@ -211,16 +239,30 @@ class Runner:
                 self._references.release(OwnerKind.INPUT, digest)
 
     def _sweep(self) -> None:
-        """Remove the scratch folders of processes that are no more."""
+        """Remove the scratch folders of processes that are no more, and what ended jobs left."""
         if self._scratch.is_dir():
             for folder in self._scratch.iterdir():
                 if is_stale_scratch(folder):
                     shutil.rmtree(folder, ignore_errors=True)
+        self._checkpoints.sweep(self._goes_on)
+
+    def _tidy(self) -> None:
+        """Remove the checkpoints of jobs that were cancelled or failed while they waited."""
+        if time.monotonic() - self._tidied_at >= _TIDY_SECONDS:
+            self._tidied_at = time.monotonic()
+            self._checkpoints.sweep(self._goes_on)
+
+    def _goes_on(self, job_id: str) -> bool:
+        try:
+            return not self._queue.get(job_id).state.ended
+        except UnknownJob:
+            return False
 
     def _serve(self, owner: str) -> None:
         while not self._stopping.is_set():
             try:
-                job = self._queue.claim(owner, self._clock())
+                audits = not self._dispatcher.why_no_audits()
+                job = self._queue.claim(owner, self._clock(), audits=audits)
                 if job is None:
                     self._queue.wait_any(_IDLE_SECONDS)
                 else:
@@ -251,8 +293,14 @@ class Runner:
             now, retry = self._clock(), outcome.retry
             self._queue.fail(job.id, owner, outcome.code, outcome.error, now, retry=retry)
         elif outcome.ending is Ending.RELEASED:
-            self._queue.release(job.id, owner, self._clock())
-        log.info("job_attempt_ended", ending=outcome.ending.value, code=outcome.code)
+            self._queue.release(job.id, owner, self._clock(), outcome.reason)
+        log.info(
+            "job_attempt_ended",
+            ending=outcome.ending.value,
+            code=outcome.code,
+            reason=outcome.reason,
+        )
+        self._checkpoints.sweep(self._goes_on)
 
     def _time(self, seconds: float) -> None:
         with self._storing:
@@ -267,7 +315,9 @@ class Runner:
         assignment = assign(job.request, self._queue, self._artifacts, live, self._datasets)
         if not assignment.missing:
             return self._complete(job, assignment, {}, lease)
-        spec = child_spec(job, assignment, self._models, self._config, self._artifacts)
+        self._queue.quarantine.refuse(quarantine_keys(job.request), self._clock())
+        checkpoint = self._checkpoints.open(job.id)
+        spec = child_spec(job, assignment, self._models, self._config, self._artifacts, checkpoint)
         folder = make_scratch(self._scratch, job.id, job.attempts)
         try:
             limit = self._config.time_limit_seconds
@@ -282,7 +332,15 @@ class Runner:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _supervise(self, spec: JobSpec, folder: Path, lease: Lease, limit: float) -> Outcome:
-        child = Child(self._command, encode_spec(spec), folder, self._env)
+        kept = [Path(spec.checkpoint)] if spec.checkpoint else []
+        command = confined(self._command, self._config, [folder, *kept])
+        child = Child(
+            command, encode_spec(spec), folder, {**self._env, "TMPDIR": str(folder.resolve())}
+        )
+
+        def makes_way() -> str:
+            stopping = self._stopping.is_set()
+            return "the daemon stopped" if stopping else self._dispatcher.makes_way(spec.job_id)
 
         def keep(path: Path) -> None:
             picture = _read_picture(path)
@@ -290,7 +348,7 @@ class Runner:
                 self._previews[spec.job_id] = picture
 
         try:
-            return Supervisor(child, lease, limit, self._stopping.is_set, keep, folder).run()
+            return Supervisor(child, lease, limit, makes_way, keep, folder).run()
         finally:
             child.close()
 

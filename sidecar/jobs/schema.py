@@ -1,7 +1,8 @@
 """The job tables, and the rules that SQLite itself enforces on them.
 
 A job is ``queued`` → ``running`` → one of ``done``, ``failed``, ``cancelled``; a running job may go
-back to the queue, a queued one may be cancelled, and one that has ended never changes again.
+back to the queue, a queued one may be cancelled or miss its deadline, and one that has ended never
+changes again. ``priority`` is ``Priority.rank``.
 """
 
 TABLES = (
@@ -58,6 +59,30 @@ TABLES = (
         created REAL NOT NULL
     ) WITHOUT ROWID""",
     "CREATE INDEX portraits_by_feature ON portraits (feature, created)",
+    # Second release: whose turn it is, by when, and of which model.
+    "ALTER TABLE jobs ADD COLUMN priority INTEGER NOT NULL DEFAULT 0 CHECK (priority IN (0, 1, 2))",
+    "ALTER TABLE jobs ADD COLUMN deadline REAL NOT NULL DEFAULT 0",
+    "ALTER TABLE jobs ADD COLUMN model TEXT NOT NULL DEFAULT ''",
+    """UPDATE jobs SET priority = json_extract(request, '$.origin') = 'alert',
+        model = substr(json_extract(request, '$.targets[0].feature'), 1,
+            instr(json_extract(request, '$.targets[0].feature'), '@') - 1)
+        WHERE state IN ('queued', 'running') AND json_valid(request)
+            AND json_extract(request, '$.targets[0].feature') LIKE '%@%'""",
+    "DROP INDEX jobs_waiting",
+    """CREATE INDEX jobs_waiting ON jobs (state, priority, sequence)
+        WHERE state IN ('queued', 'running')""",
+    "DROP TRIGGER jobs_transitions",
+    """CREATE TRIGGER jobs_transitions BEFORE UPDATE ON jobs
+        WHEN OLD.state IN ('done', 'failed', 'cancelled')
+            OR (OLD.state = 'queued' AND NEW.state = 'done')
+        BEGIN SELECT RAISE(ABORT, 'no such transition of a job'); END""",
+    # What killed its worker again and again, and until when nobody may try it.
+    """CREATE TABLE quarantine (
+        content_key TEXT PRIMARY KEY,
+        job TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        until REAL NOT NULL
+    ) WITHOUT ROWID""",
 )
 
 # A worker that fell silent may have killed its daemon too, so silence counts as an attempt.
@@ -69,20 +94,36 @@ EXPIRE = (
         message = '', error_code = :code, version = version + 1,
         error = 'the worker fell silent or its daemon died, ' || attempts || ' times; last at: '
             || message
-        WHERE state = 'running' AND lease_until < :now AND attempts >= :attempt_limit""",
+        WHERE state = 'running' AND lease_until < :now AND attempts >= :attempt_limit
+        RETURNING id, request, error""",
     """UPDATE jobs SET state = 'queued', owner = NULL, lease_until = NULL,
         message = 'waiting again: its worker fell silent', version = version + 1
         WHERE state = 'running' AND lease_until < :now""",
 )
 
-CLAIM = """UPDATE jobs SET state = 'running', owner = :owner, lease_until = :lease_until,
-    attempts = attempts + 1, started = :now, message = 'starting', version = version + 1
-    WHERE sequence = (SELECT sequence FROM jobs
-        WHERE state = 'queued' AND not_before <= :now ORDER BY sequence LIMIT 1)
-    RETURNING *"""
+# A job whose model has as many running as it may waits, and lets those of other models pass.
+_NEXT = """SELECT sequence FROM jobs AS waiting
+    WHERE state = 'queued' AND not_before <= :now AND (deadline = 0 OR deadline > :now)
+        AND (priority < 2 OR :audits)
+        AND (SELECT COUNT(*) FROM jobs WHERE state = 'running' AND model = waiting.model)
+            < COALESCE((SELECT value FROM json_each(:limits) WHERE key = waiting.model), 1 << 30)
+    ORDER BY priority, sequence LIMIT 1"""
 
-CLAIMABLE = """SELECT 1 FROM jobs WHERE (state = 'queued' AND not_before <= :now)
-    OR (state = 'running' AND lease_until < :now) LIMIT 1"""
+CLAIM = f"""UPDATE jobs SET state = 'running', owner = :owner, lease_until = :lease_until,
+    attempts = attempts + 1, started = :now, message = 'starting', version = version + 1
+    WHERE sequence = ({_NEXT}) RETURNING *"""  # noqa: S608 - our own text
+
+CLAIMABLE = f"""SELECT ({_NEXT}) IS NOT NULL
+    OR EXISTS (SELECT 1 FROM jobs WHERE state = 'running' AND lease_until < :now)"""  # noqa: S608 - our own text
+
+TURNS = """SELECT id, model, priority, state = 'running' AS running, sequence FROM jobs
+    WHERE state = 'running' OR (state = 'queued' AND not_before <= :now)
+    ORDER BY priority, sequence"""
+
+OVERDUE = "SELECT * FROM jobs WHERE state = 'queued' AND deadline > 0 AND deadline <= :now"
+
+MISS = """UPDATE jobs SET state = 'failed', ended = :now, message = '', error_code = :code,
+    error = :error, version = version + 1 WHERE id = :id AND state = 'queued'"""
 
 # Progress belongs to the job, not to the attempt: a retry never makes it go back.
 HEARTBEAT = """UPDATE jobs SET lease_until = :lease_until, steps = MAX(steps, :steps, :step),

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.errors import CorruptState, SidecarError
-from sidecar.jobs.protocol import Cause, JobRequest
+from sidecar.jobs.protocol import Cause, JobRequest, Priority
 from sidecar.recipes import Dataset, Recipe, Target, recipe_of
 
 
@@ -115,6 +115,8 @@ class JobSpec:
         images: Paths of the artifacts that the recipe looks at, by their digests.
         datasets: What it looks through, by name.
         cause: What led to the job.
+        checkpoint: Folder for what was reached so far; empty: none is kept.
+        checkpoint_bytes: Largest state that is kept there.
     """
 
     job_id: str
@@ -129,6 +131,8 @@ class JobSpec:
     images: Mapping[str, str] = field(default_factory=dict)
     datasets: Mapping[str, Dataset] = field(default_factory=dict)
     cause: Cause = field(default_factory=Cause)
+    checkpoint: str = ""
+    checkpoint_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +224,8 @@ def encode_spec(spec: JobSpec) -> bytes:
         "images": dict(spec.images),
         "datasets": [one.document() for one in spec.datasets.values()],
         "cause": asdict(spec.cause),
+        "checkpoint": spec.checkpoint,
+        "checkpoint_bytes": spec.checkpoint_bytes,
     }
     return json.dumps(document).encode() + b"\n"
 
@@ -257,6 +263,8 @@ def encode_request(request: JobRequest) -> str:
             "idempotency_key": request.idempotency_key,
             "time_limit_seconds": request.time_limit_seconds,
             "cause": asdict(request.cause),
+            "deadline": request.deadline,
+            "asked_priority": request.asked_priority,
         }
     )
 
@@ -269,10 +277,12 @@ def decode_request(text: str) -> JobRequest:
     """
     try:
         document = json.loads(text)
+        asked = document.pop("asked_priority", None)  # requests of earlier releases name none
         return JobRequest(
             targets=tuple(Target.of(target) for target in document.pop("targets")),
             recipe=recipe_of(document.pop("recipe")),
             cause=Cause(**document.pop("cause", {})),  # requests of earlier releases have none
+            asked_priority=Priority(asked) if asked else None,
             **document,
         )
     except (ValueError, KeyError, TypeError, AttributeError, SidecarError) as error:

@@ -52,6 +52,7 @@ class Outcome:
         code: Stable code, when failed.
         error: What went wrong, when failed.
         retry: Whether another attempt might fare better, when failed.
+        reason: For what it makes way, when released.
     """
 
     ending: Ending
@@ -59,6 +60,7 @@ class Outcome:
     code: str = ""
     error: str = ""
     retry: bool = False
+    reason: str = ""
 
 
 class Lease:
@@ -142,7 +144,7 @@ class Supervisor:
         child: Child,
         lease: Lease,
         time_limit_seconds: float,
-        stopping: Callable[[], bool],
+        makes_way: Callable[[], str],
         on_preview: Callable[[Path], None],
         folder: Path,
     ) -> None:
@@ -152,7 +154,7 @@ class Supervisor:
             child: The child; the caller closes it.
             lease: The hold on its job.
             time_limit_seconds: Wall time it has.
-            stopping: Whether the daemon is about to end.
+            makes_way: Says for what the job must be put back now; empty: it goes on.
             on_preview: Called with the path of every new intermediate picture.
             folder: The job's scratch folder.
         """
@@ -160,7 +162,7 @@ class Supervisor:
         self._lease = lease
         self._limit = time_limit_seconds
         self._deadline = time.monotonic() + time_limit_seconds
-        self._stopping = stopping
+        self._makes_way = makes_way
         self._on_preview = on_preview
         self._folder = folder
         self._results: dict[int, tuple[str, str]] = {}
@@ -212,8 +214,8 @@ class Supervisor:
             self._end(Outcome(Ending.LOST))
         elif standing is Standing.CANCELLING:
             self._end(_failure(JobCancelled.code, "cancelled", retry=False))
-        elif self._stopping():
-            self._end(Outcome(Ending.RELEASED))
+        elif reason := self._makes_way():
+            self._end(Outcome(Ending.RELEASED, reason=reason))
         elif time.monotonic() >= self._deadline:
             message = (
                 f"stopped after its time limit of {self._limit:g} s, at {self._lease.doing!r}: "

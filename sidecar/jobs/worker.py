@@ -8,6 +8,7 @@ only after the process has made sure that it cannot outlive the daemon.
 import ctypes
 import errno
 import hashlib
+import json
 import os
 import signal
 import sys
@@ -23,11 +24,14 @@ from sidecar.errors import (
     CorruptState,
     DigestMismatch,
     DiskFull,
+    SandboxRefused,
     SidecarError,
     UnsupportedTarget,
     WorkerCrashed,
 )
 from sidecar.features import is_digest
+from sidecar.jobs.checkpoint import Checkpoint
+from sidecar.jobs.confine import REPORT
 from sidecar.jobs.manifest import (
     SCHEMA,
     encode_manifest,
@@ -62,8 +66,9 @@ if TYPE_CHECKING:
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _PR_SET_NO_NEW_PRIVS = 38
 _OOM_SCORE = "500"  # of 1000: where memory runs out, the kernel takes a job before the model server
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _READ_BYTES = 1 << 20
+_NO_MEMORY = "can't allocate memory"  # what torch's allocator for the CPU says
 _PREVIEWS_KEPT = 2  # the newest, and one that the daemon may be reading
 
 
@@ -96,14 +101,49 @@ def _run(spec: JobSpec, descriptor: int) -> None:
         announce(DoneEvent())
     except BrokenPipeError:
         raise
-    except SidecarError as error:
-        announce(FailureEvent(error.code, error.message, retry=False))
     except Exception as error:  # noqa: BLE001 - whatever the model's code raises is the job's answer
-        traceback.print_exc()
-        full = isinstance(error, OSError) and error.errno in _FULL
-        code = DiskFull.code if full else WorkerCrashed.code
-        words = f"the worker failed: {type(error).__name__}: {error}"
-        announce(FailureEvent(code, words, retry=not full))
+        announce(_failure(error))
+
+
+def _failure(error: Exception) -> FailureEvent:
+    """Say what went wrong, whatever it was, and whether another attempt might fare better."""
+    refused = _refused(error)
+    if refused:
+        return FailureEvent(SandboxRefused.code, refused, retry=False)
+    if isinstance(error, SidecarError):
+        return FailureEvent(error.code, error.message, retry=False)
+    traceback.print_exc()
+    full = isinstance(error, OSError) and error.errno in _FULL
+    code = DiskFull.code if full else WorkerCrashed.code
+    words = f"the worker failed: {type(error).__name__}: {error}"
+    return FailureEvent(code, words, retry=not full)
+
+
+def _refused(error: BaseException | None) -> str:
+    """Say what the sandbox refused, where an error or one behind it looks like that; else nothing."""
+    words = error.message if isinstance(error, SidecarError) else f"{type(error).__name__}: {error}"
+    while error is not None and REPORT in os.environ:
+        advice = _advice(error)
+        if advice:
+            return f"{words}; {advice}"
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def _advice(error: BaseException) -> str:
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.EACCES, errno.EPERM):
+        return (
+            "in its sandbox a worker has no network, writes to its TMPDIR alone and starts no "
+            "processes: give it what it needs as files, see jobs.subprocesses, or set jobs.sandbox: off"
+        )
+    if number == errno.EFBIG:
+        return "the largest file of a worker is jobs.file_limit_bytes"
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and _NO_MEMORY in str(error)
+    ):
+        return "a worker's memory is jobs.memory_limit_bytes, as far as the machine has as much"
+    return ""
 
 
 def _work(spec: JobSpec, folder: Path, announce: Callable[[Event], None]) -> None:
@@ -131,6 +171,9 @@ def _work(spec: JobSpec, folder: Path, announce: Callable[[Event], None]) -> Non
         materials,
         on_progress=_Reporter(folder, announce, phases),
         cancelled=_listen_for_cancel(),
+        checkpoint=Checkpoint(
+            Path(spec.checkpoint) if spec.checkpoint else None, spec.checkpoint_bytes
+        ),
     )
     phases.enter("")
     facts = _common_facts(spec, model, started) | {"model_load_seconds": load_seconds}
@@ -260,6 +303,9 @@ def _common_facts(spec: JobSpec, model: "VisionModel", started: float) -> dict[s
         "seed": spec.recipe.seed,
         "code": code_facts(),
         "device": device_facts(model.device),
+        "sandbox": json.loads(
+            os.environ.get(REPORT, '{"mode": "off", "applied": [], "missing": {}}')
+        ),
         "job": {"id": spec.job_id, "attempt": spec.attempt, "origin": spec.origin},
         "parents": parents(spec.cause),
         "reproduces": spec.cause.reproduces or None,

@@ -470,6 +470,11 @@ ARTIFACTS_REMOVED = _counter(
     "Unreferenced artifacts that were removed: for lack of room, bytes, or for their age.",
     "reason",
 )
+JOBS_QUARANTINED = _counter(
+    "sidecar_jobs_quarantined_total",
+    "jobs",
+    "Visualisation jobs that killed their worker in every attempt; the same is refused for a while.",
+)
 ARTIFACT_LIMIT = _gauge(
     "sidecar_artifact_limit_bytes",
     "bytes",
@@ -631,6 +636,7 @@ FAMILIES: tuple[Family, ...] = (
     JOBS,
     JOB_RUNS,
     JOB_SECONDS,
+    JOBS_QUARANTINED,
     ARTIFACT_BYTES,
     ARTIFACTS,
     ARTIFACTS_REMOVED,

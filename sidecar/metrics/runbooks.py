@@ -404,7 +404,8 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
                 "```\n\n"
                 "`SC801` and `SC802` point to the model's factory or weights, `SC803` to a feature that "
                 "gives no gradient, `SC804` to `jobs.time_limit_seconds`, `SC806` to a worker that was "
-                "killed, mostly for memory."
+                "killed, mostly for memory, `SC808` to jobs that waited past their deadline, `SC809` to what the "
+                "sandbox refused."
             ),
             mitigation="Mend what the code names and submit the job again: `sidecar job run <feature>`.",
             picture="A portrait that is missing says nothing about the feature; an older one stays valid.",

@@ -242,6 +242,7 @@ def job_rows(counts: JobCounts) -> Iterator[Row]:
         yield catalogue.JOBS, (state,), counts.states.get(state, 0)
     yield catalogue.JOB_RUNS, (), counts.timed
     yield catalogue.JOB_SECONDS, (), counts.seconds
+    yield catalogue.JOBS_QUARANTINED, (), counts.quarantined
 
 
 def storage_rows(counts: StorageCounts) -> Iterator[Row]:

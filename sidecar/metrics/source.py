@@ -23,11 +23,13 @@ class JobCounts:
             ``cancelled``. A state that is missing counts as zero.
         timed: Jobs that ran to an end since the daemon started.
         seconds: Seconds those took from start to end, added up.
+        quarantined: Jobs that killed their worker in every attempt since the daemon started.
     """
 
     states: Mapping[str, int] = field(default_factory=dict)
     timed: int = 0
     seconds: float = 0.0
+    quarantined: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -590,6 +590,17 @@ class Operations:
         self._queue.cancel(job_id, self._clock())
         return self._queue.get(job_id)
 
+    def release_quarantine(self, name: str) -> int:
+        """Refuse no longer what was quarantined under a content key or a job's id; say how many.
+
+        Raises:
+            UnknownJob: Nothing of that name is quarantined.
+        """
+        lifted = self._queue.quarantine.lift(name)
+        detail = f"{lifted} content keys"
+        self.record((Event(self._clock(), "quarantine_released", name[:KEY_LIMIT], detail),))
+        return lifted
+
     def preview(self, job_id: str) -> bytes | None:
         """Return the newest intermediate picture of a running job as PNG; None before the first."""
         return self._runner.preview(job_id)

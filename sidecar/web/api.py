@@ -1,6 +1,7 @@
 """The JSON API, version 1."""
 
 import json
+from datetime import datetime
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -9,7 +10,7 @@ from starlette.responses import Response
 
 from sidecar.errors import InvalidInput
 from sidecar.features import FeatureKey, LayerKey
-from sidecar.jobs import JobRequest
+from sidecar.jobs import JobRequest, Priority
 from sidecar.recipes import Target, recipe_like
 from sidecar.web import serialise
 from sidecar.web.console import Console
@@ -21,6 +22,9 @@ BODY_LIMIT_BYTES = 256 << 10
 """Largest job request."""
 
 _TARGET_LIMIT = 64
+_JOB_KEYS = frozenset(
+    {"features", "recipe", "idempotency_key", "time_limit_seconds", "priority", "deadline"}
+)
 _EVIDENCE_LIMIT = 50
 _OFFSET_LIMIT = 1 << 40
 
@@ -125,8 +129,8 @@ def job(request: Request) -> Response:
 async def submit(request: Request) -> Response:
     """``POST /api/v1/jobs``: queue a job.
 
-    The body is ``{"features": [...], "recipe": {...}, "idempotency_key": "",
-    "time_limit_seconds": 0}``; all but ``features`` may be left out.
+    The body is ``{"features": [...], "recipe": {...}, "priority": "interactive", "deadline": null,
+    "idempotency_key": "", "time_limit_seconds": 0}``; all but ``features`` may be left out.
     """
     console = Console.of(request)
     console.gate.check_origin(request.headers)
@@ -168,7 +172,7 @@ async def read_json(request: Request, limit: int) -> dict[str, Any]:
 
 
 def _job_request(console: Console, asked: dict[str, Any]) -> JobRequest:
-    unknown = set(asked) - {"features", "recipe", "idempotency_key", "time_limit_seconds"}
+    unknown = set(asked) - _JOB_KEYS
     if unknown:
         raise InvalidInput(f"job has unknown keys: {', '.join(sorted(unknown))[:200]}")
     named = _typed(asked, "features", list, [])
@@ -182,7 +186,41 @@ def _job_request(console: Console, asked: dict[str, Any]) -> JobRequest:
     if len(key) > 200:  # noqa: PLR2004 - as long as a name
         raise InvalidInput("idempotency_key has more than 200 characters")
     keys: list[FeatureKey] = [console.backend.resolve(one) for one in named]
-    return JobRequest(tuple(Target(one) for one in keys), recipe, "api", key, float(limit))
+    return JobRequest(
+        tuple(Target(one) for one in keys),
+        recipe,
+        "api",
+        key,
+        float(limit),
+        deadline=_deadline(asked.get("deadline")),
+        asked_priority=_priority(_typed(asked, "priority", str, "")),
+    )
+
+
+def _priority(name: str) -> Priority | None:
+    try:
+        return Priority(name) if name else None
+    except ValueError as error:
+        raise InvalidInput(
+            f"priority {name[:40]!r}: use one of {', '.join(Priority)}, or leave it out"
+        ) from error
+
+
+def _deadline(value: Any) -> float:
+    """Return unix seconds of a number or an ISO 8601 text with its zone; 0 for None."""
+    if value is None:
+        return 0.0
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    try:
+        moment = datetime.fromisoformat(value)
+    except (ValueError, TypeError) as error:
+        raise InvalidInput(
+            f"deadline {str(value)[:40]!r}: give unix seconds, or ISO 8601 with a zone"
+        ) from error
+    if moment.tzinfo is None:
+        raise InvalidInput(f"deadline {value!r} has no time zone: add one, such as Z or +02:00")
+    return moment.timestamp()
 
 
 def _typed(asked: dict[str, Any], name: str, kind: type, default: Any) -> Any:

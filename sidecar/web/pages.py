@@ -332,6 +332,9 @@ ADVICE = {
     "SC805": "Nothing is wrong. Ask again when you want the picture.",
     "SC806": "Look into the daemon's log for the worker's last words; a worker without memory ends like this.",
     "SC703": "Look whether the object store of store.artifacts answers, and whether the network lets the daemon through; then ask again.",
+    "SC808": "Ask again with a later deadline or none; more of jobs.concurrency or wider jobs.audit_windows shorten the wait.",
+    "SC809": "Change the model's factory, or loosen jobs.sandbox and its limits if you trust it.",
+    "SC505": "Mend the model, then let it run again with 'sidecar job release'.",
     "SC701": "Free space in the state directory, then ask again.",
 }
 """What to do about a failed job, by error code."""

@@ -258,6 +258,8 @@ def job(value: Job, base: str) -> dict[str, Any]:
         "positions": [target.position for target in value.request.targets],
         "recipe": value.request.recipe.values(),
         "origin": value.request.origin,
+        "priority": str(value.request.priority),
+        "deadline": value.request.deadline or None,
         "idempotency_key": value.request.idempotency_key,
         "step": value.step,
         "steps": value.steps,

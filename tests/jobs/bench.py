@@ -67,7 +67,7 @@ class Bench:
             self.queue,
             self.artifacts,
             model,
-            JobsConfig(**config),  # type: ignore[arg-type]  # checked by pydantic
+            JobsConfig(**{"sandbox": "off", **config}),  # type: ignore[arg-type]  # checked by pydantic
             self.scratch,
             lambda _: self.live,
             command=COMMAND,

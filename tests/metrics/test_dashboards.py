@@ -102,6 +102,7 @@ def test_every_family_is_on_the_dashboard_or_deliberately_not() -> None:
         "sidecar_recording_bytes": "bounded, and nobody is woken by a recording",
         "sidecar_recording_limit_bytes": "as above",
         "sidecar_windows_recorded_total": "those that could not be are shown",
+        "sidecar_jobs_quarantined_total": "each is a failed job, and those are shown",
         "sidecar_layer_baseline_requests": "the baseline panel shows whether it is enough",
         "sidecar_layer_window_failures_total": "a fault of ours, and the log says which",
         "sidecar_hook_batches_sent_total": "what arrives is shown",

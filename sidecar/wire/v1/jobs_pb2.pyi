@@ -42,6 +42,26 @@ JOB_STATE_FAILED: JobState.ValueType  # 4
 JOB_STATE_CANCELLED: JobState.ValueType  # 5
 global___JobState = JobState
 
+class _JobPriority:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _JobPriorityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_JobPriority.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    JOB_PRIORITY_UNSPECIFIED: _JobPriority.ValueType  # 0
+    JOB_PRIORITY_INTERACTIVE: _JobPriority.ValueType  # 1
+    JOB_PRIORITY_ALERT: _JobPriority.ValueType  # 2
+    JOB_PRIORITY_AUDIT: _JobPriority.ValueType  # 3
+
+class JobPriority(_JobPriority, metaclass=_JobPriorityEnumTypeWrapper):
+    """Whose turn a job takes: strictly by priority, then by submission."""
+
+JOB_PRIORITY_UNSPECIFIED: JobPriority.ValueType  # 0
+JOB_PRIORITY_INTERACTIVE: JobPriority.ValueType  # 1
+JOB_PRIORITY_ALERT: JobPriority.ValueType  # 2
+JOB_PRIORITY_AUDIT: JobPriority.ValueType  # 3
+global___JobPriority = JobPriority
+
 @typing.final
 class Job(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -63,6 +83,8 @@ class Job(google.protobuf.message.Message):
     FROM_CACHE_FIELD_NUMBER: builtins.int
     ORIGIN_FIELD_NUMBER: builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
+    DEADLINE_UNIX_SECONDS_FIELD_NUMBER: builtins.int
     id: builtins.str
     state: global___JobState.ValueType
     recipe_json: builtins.str
@@ -80,6 +102,9 @@ class Job(google.protobuf.message.Message):
     origin: builtins.str
     """What asked for the job: cli, console, alert."""
     idempotency_key: builtins.str
+    priority: global___JobPriority.ValueType
+    deadline_unix_seconds: builtins.float
+    """After this time it is not started any more; 0: none."""
     @property
     def features(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Feature keys, one picture each."""
@@ -106,8 +131,10 @@ class Job(google.protobuf.message.Message):
         from_cache: builtins.bool = ...,
         origin: builtins.str = ...,
         idempotency_key: builtins.str = ...,
+        priority: global___JobPriority.ValueType = ...,
+        deadline_unix_seconds: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["artifacts", b"artifacts", "attempts", b"attempts", "created_unix_seconds", b"created_unix_seconds", "ended_unix_seconds", b"ended_unix_seconds", "error", b"error", "error_code", b"error_code", "features", b"features", "from_cache", b"from_cache", "id", b"id", "idempotency_key", b"idempotency_key", "message", b"message", "origin", b"origin", "recipe_json", b"recipe_json", "started_unix_seconds", b"started_unix_seconds", "state", b"state", "step", b"step", "steps", b"steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artifacts", b"artifacts", "attempts", b"attempts", "created_unix_seconds", b"created_unix_seconds", "deadline_unix_seconds", b"deadline_unix_seconds", "ended_unix_seconds", b"ended_unix_seconds", "error", b"error", "error_code", b"error_code", "features", b"features", "from_cache", b"from_cache", "id", b"id", "idempotency_key", b"idempotency_key", "message", b"message", "origin", b"origin", "priority", b"priority", "recipe_json", b"recipe_json", "started_unix_seconds", b"started_unix_seconds", "state", b"state", "step", b"step", "steps", b"steps"]) -> None: ...
 
 global___Job = Job
 
@@ -144,6 +171,8 @@ class SubmitJobRequest(google.protobuf.message.Message):
     IDEMPOTENCY_KEY_FIELD_NUMBER: builtins.int
     TIME_LIMIT_SECONDS_FIELD_NUMBER: builtins.int
     REPRODUCES_FIELD_NUMBER: builtins.int
+    PRIORITY_FIELD_NUMBER: builtins.int
+    DEADLINE_UNIX_SECONDS_FIELD_NUMBER: builtins.int
     recipe_json: builtins.str
     """Recipe values that differ from the default, as a JSON object."""
     idempotency_key: builtins.str
@@ -152,6 +181,10 @@ class SubmitJobRequest(google.protobuf.message.Message):
     """Digest of a picture or manifest that is made again, to be compared; then features and recipe are
     empty. Such a job is never answered from the store.
     """
+    priority: global___JobPriority.ValueType
+    """Unspecified takes that of its origin: calls are interactive."""
+    deadline_unix_seconds: builtins.float
+    """After this time it is not started any more; 0: none."""
     @property
     def features(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
     def __init__(
@@ -162,8 +195,10 @@ class SubmitJobRequest(google.protobuf.message.Message):
         idempotency_key: builtins.str = ...,
         time_limit_seconds: builtins.float = ...,
         reproduces: builtins.str = ...,
+        priority: global___JobPriority.ValueType = ...,
+        deadline_unix_seconds: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["features", b"features", "idempotency_key", b"idempotency_key", "recipe_json", b"recipe_json", "reproduces", b"reproduces", "time_limit_seconds", b"time_limit_seconds"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["deadline_unix_seconds", b"deadline_unix_seconds", "features", b"features", "idempotency_key", b"idempotency_key", "priority", b"priority", "recipe_json", b"recipe_json", "reproduces", b"reproduces", "time_limit_seconds", b"time_limit_seconds"]) -> None: ...
 
 global___SubmitJobRequest = SubmitJobRequest
 
@@ -320,6 +355,38 @@ class CancelJobResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["job", b"job"]) -> None: ...
 
 global___CancelJobResponse = CancelJobResponse
+
+@typing.final
+class ReleaseQuarantineRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """A content key, its first 8 digits or more, or the id of the job that was quarantined."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+
+global___ReleaseQuarantineRequest = ReleaseQuarantineRequest
+
+@typing.final
+class ReleaseQuarantineResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RELEASED_FIELD_NUMBER: builtins.int
+    released: builtins.int
+    """How many content keys were let go."""
+    def __init__(
+        self,
+        *,
+        released: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["released", b"released"]) -> None: ...
+
+global___ReleaseQuarantineResponse = ReleaseQuarantineResponse
 
 @typing.final
 class GetArtifactRequest(google.protobuf.message.Message):

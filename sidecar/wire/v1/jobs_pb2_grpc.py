@@ -65,6 +65,11 @@ class JobServiceStub(object):
                 request_serializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.CancelJobResponse.FromString,
                 _registered_method=True)
+        self.ReleaseQuarantine = channel.unary_unary(
+                '/sidecar.wire.v1.JobService/ReleaseQuarantine',
+                request_serializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.ReleaseQuarantineRequest.SerializeToString,
+                response_deserializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.ReleaseQuarantineResponse.FromString,
+                _registered_method=True)
         self.GetArtifact = channel.unary_stream(
                 '/sidecar.wire.v1.JobService/GetArtifact',
                 request_serializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.GetArtifactRequest.SerializeToString,
@@ -123,6 +128,13 @@ class JobServiceServicer(object):
 
     def CancelJob(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseQuarantine(self, request, context):
+        """Refuses no longer what was quarantined for killing its worker.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -186,6 +198,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.CancelJob,
                     request_deserializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.CancelJobRequest.FromString,
                     response_serializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.CancelJobResponse.SerializeToString,
+            ),
+            'ReleaseQuarantine': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseQuarantine,
+                    request_deserializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.ReleaseQuarantineRequest.FromString,
+                    response_serializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.ReleaseQuarantineResponse.SerializeToString,
             ),
             'GetArtifact': grpc.unary_stream_rpc_method_handler(
                     servicer.GetArtifact,
@@ -348,6 +365,33 @@ class JobService(object):
             '/sidecar.wire.v1.JobService/CancelJob',
             sidecar_dot_wire_dot_v1_dot_jobs__pb2.CancelJobRequest.SerializeToString,
             sidecar_dot_wire_dot_v1_dot_jobs__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseQuarantine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecar.wire.v1.JobService/ReleaseQuarantine',
+            sidecar_dot_wire_dot_v1_dot_jobs__pb2.ReleaseQuarantineRequest.SerializeToString,
+            sidecar_dot_wire_dot_v1_dot_jobs__pb2.ReleaseQuarantineResponse.FromString,
             options,
             channel_credentials,
             insecure,

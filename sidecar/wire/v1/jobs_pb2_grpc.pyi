@@ -47,6 +47,12 @@ class JobServiceStub:
         sidecar.wire.v1.jobs_pb2.CancelJobResponse,
     ]
 
+    ReleaseQuarantine: grpc.UnaryUnaryMultiCallable[
+        sidecar.wire.v1.jobs_pb2.ReleaseQuarantineRequest,
+        sidecar.wire.v1.jobs_pb2.ReleaseQuarantineResponse,
+    ]
+    """Refuses no longer what was quarantined for killing its worker."""
+
     GetArtifact: grpc.UnaryStreamMultiCallable[
         sidecar.wire.v1.jobs_pb2.GetArtifactRequest,
         sidecar.wire.v1.jobs_pb2.GetArtifactResponse,
@@ -102,6 +108,12 @@ class JobServiceAsyncStub:
         sidecar.wire.v1.jobs_pb2.CancelJobRequest,
         sidecar.wire.v1.jobs_pb2.CancelJobResponse,
     ]
+
+    ReleaseQuarantine: grpc.aio.UnaryUnaryMultiCallable[
+        sidecar.wire.v1.jobs_pb2.ReleaseQuarantineRequest,
+        sidecar.wire.v1.jobs_pb2.ReleaseQuarantineResponse,
+    ]
+    """Refuses no longer what was quarantined for killing its worker."""
 
     GetArtifact: grpc.aio.UnaryStreamMultiCallable[
         sidecar.wire.v1.jobs_pb2.GetArtifactRequest,
@@ -168,6 +180,14 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
         request: sidecar.wire.v1.jobs_pb2.CancelJobRequest,
         context: _ServicerContext,
     ) -> typing.Union[sidecar.wire.v1.jobs_pb2.CancelJobResponse, collections.abc.Awaitable[sidecar.wire.v1.jobs_pb2.CancelJobResponse]]: ...
+
+    @abc.abstractmethod
+    def ReleaseQuarantine(
+        self,
+        request: sidecar.wire.v1.jobs_pb2.ReleaseQuarantineRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sidecar.wire.v1.jobs_pb2.ReleaseQuarantineResponse, collections.abc.Awaitable[sidecar.wire.v1.jobs_pb2.ReleaseQuarantineResponse]]:
+        """Refuses no longer what was quarantined for killing its worker."""
 
     @abc.abstractmethod
     def GetArtifact(

@@ -1,0 +1,110 @@
+"""The section that says how visualisation jobs run."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
+
+from pydantic import AfterValidator, Field
+
+from sidecar.config.values import Count, Positive, Section, check_folder, check_recipe
+
+_CRON_FIELDS = 5  # minute, hour, day, month, weekday; no seconds, no macros
+_LONGEST_WINDOW_SECONDS = 7 * 86_400.0  # a window of a week never closes
+
+_NotNegative = Annotated[float, Field(ge=0)]
+_BytesOrNone = Annotated[int, Field(ge=0)]
+
+
+def _check_cron(value: str) -> str:
+    from croniter import croniter  # noqa: PLC0415 - 0.1 s that few configurations need
+
+    form = "five fields: minute, hour, day of the month, month and weekday, such as '0 22 * * 1-5'"
+    if len(value.split()) != _CRON_FIELDS:
+        raise ValueError(f"{value!r} is no cron expression: give {form}")
+    try:
+        croniter(value, datetime(2026, 1, 1)).get_next()  # noqa: DTZ001 - wall time, see windows.py
+    except (ValueError, KeyError) as error:  # croniter's own errors are ValueErrors
+        raise ValueError(f"{value!r} names no time ({error}): give {form}") from error
+    return value
+
+
+def _check_zone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (OSError, ValueError, KeyError) as error:  # KeyError: not in the database
+        raise ValueError(
+            f"{value!r} is no known time zone: give a name such as Europe/Berlin, or UTC; where none is "
+            "known, install tzdata"
+        ) from error
+    return value
+
+
+class WindowConfig(Section):
+    """When audits may run."""
+
+    cron: Annotated[str, AfterValidator(_check_cron)] = Field(
+        description="When the window opens: minute, hour, day, month and weekday, in `zone`."
+    )
+    duration_seconds: Annotated[float, Field(gt=0, le=_LONGEST_WINDOW_SECONDS)] = Field(
+        description="For how long it is open, at most a week."
+    )
+    zone: Annotated[str, AfterValidator(_check_zone)] = Field(
+        default="UTC",
+        description="Time zone of `cron`. A time that summer time jumps over comes as much later; one "
+        "that comes twice counts once, the first time.",
+    )
+
+
+class JobsConfig(Section):
+    """How visualisation jobs run."""
+
+    concurrency: Count = Field(default=1, description="Jobs that run at once.")
+    queue_limit: Count = Field(default=256, description="Most waiting jobs.")
+    time_limit_seconds: Positive = Field(default=900.0, description="Wall time of one job.")
+    lease_seconds: Positive = Field(
+        default=30.0, description="A job whose worker is silent this long is given to another."
+    )
+    attempt_limit: Count = Field(
+        default=3, description="Attempts after which a job that kills its worker is failed."
+    )
+    quarantine_seconds: _NotNegative = Field(
+        default=3600.0,
+        description="How long the same is refused after that; 0 refuses nothing. `sidecar job release` "
+        "lifts it.",
+    )
+    audit_windows: list[WindowConfig] = Field(
+        default=[], description="When audits may run; without any, at all times."
+    )
+    checkpoint_bytes: _BytesOrNone = Field(
+        default=512 << 20,
+        description="Disk for the checkpoints of all jobs together, from which an interrupted one goes "
+        "on; 0 keeps none.",
+    )
+    sandbox: Literal["auto", "require", "off"] = Field(
+        default="auto",
+        description="Whether a worker may use neither the network nor other files nor processes. auto "
+        "takes what the kernel has and says what is missing; require refuses to start without all of it.",
+    )
+    memory_limit_bytes: _BytesOrNone = Field(
+        default=16 << 30,
+        description="Address space of a sandboxed worker without CUDA; 0 sets no limit.",
+    )
+    file_limit_bytes: _BytesOrNone = Field(
+        default=1 << 30, description="Largest file a sandboxed worker may write; 0 sets no limit."
+    )
+    subprocesses: bool = Field(
+        default=False, description="Whether a sandboxed worker may start processes."
+    )
+    threads: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="CPU threads of a worker; 0 leaves the choice to torch."
+    )
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
+        default="auto", description="auto, cpu, cuda or cuda:N."
+    )
+    python_path: list[Annotated[Path, AfterValidator(check_folder)]] = Field(
+        default=[], description="Folders from which the worker may import model factories."
+    )
+    recipe: Annotated[dict[str, Any], AfterValidator(check_recipe)] = Field(
+        default={}, description="Recipe values of jobs that do not name them."
+    )
