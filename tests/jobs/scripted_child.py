@@ -49,6 +49,26 @@ def work(spec: dict) -> None:
     finish(spec)
 
 
+def resumable(spec: dict) -> None:
+    """Take twenty steps, noting each, and go on from the checkpoint; crash once where it is asked for."""
+    kept = Path(spec["checkpoint"]) / "state"
+    reached = int(kept.read_text()) if kept.exists() else 0
+    for step in range(reached + 1, 21):
+        if spec["attempt"] == 1 and step == int(os.environ.get("CRASH_AT", "0")):
+            crash(spec)
+        time.sleep(0.1)
+        # Note and checkpoint are one: a request to end waits for both.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        if "STEPS" in os.environ:
+            with Path(os.environ["STEPS"]).open("a") as steps:
+                steps.write(f"{step}\n")
+        kept.with_suffix(".tmp").write_text(str(step))
+        kept.with_suffix(".tmp").rename(kept)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        progress(step, 20)
+    finish(spec)
+
+
 def alone(spec: dict) -> None:
     """Work, and leave a mark where another child of the same job works at the same time."""
     folder = Path(os.environ["LOCKS"])

@@ -1,11 +1,19 @@
 """Model factories for the worker: a tiny network, and some that misbehave."""
 
 import os
+import signal
+import socket
+import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
+
+OUTSIDE = Path(__file__).with_name("written-by-a-model")
+"""What no model may write."""
 
 
 def make() -> nn.Module:
@@ -59,3 +67,55 @@ def vanish() -> nn.Module:
     """End the process from inside, as a failing C library does."""
     print("fatal: out of device memory", file=sys.stderr, flush=True)  # noqa: T201 - its last words
     os.abort()
+
+
+def call_home() -> nn.Module:
+    """Ask the network for something."""
+    socket.create_connection(("127.0.0.1", 9), timeout=1)
+    return make()
+
+
+def write_outside() -> nn.Module:
+    """Write beside the code."""
+    OUTSIDE.write_text("x", encoding="ascii")
+    return make()
+
+
+def fork_many() -> nn.Module:
+    """Start processes without end."""
+    while True:
+        if os.fork() == 0:
+            time.sleep(600)
+
+
+def run_a_tool() -> nn.Module:
+    """Start another programme."""
+    subprocess.run(["true"], check=True)
+    return make()
+
+
+def hoard() -> nn.Module:
+    """Take more memory than there is."""
+    torch.empty(1 << 42, dtype=torch.uint8)
+    return make()
+
+
+def fill() -> nn.Module:
+    """Write a file that is too large, where files may be written."""
+    with tempfile.TemporaryFile() as file:
+        file.truncate(1 << 31)
+    return make()
+
+
+def kill_the_daemon() -> nn.Module:
+    """Send a signal to the process that started this one."""
+    os.kill(os.getppid(), signal.SIGTERM)
+    return make()
+
+
+def keep_to_itself() -> nn.Module:
+    """Use a temporary file and a thread, as a model may."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"x")
+    torch.set_num_threads(2)
+    return make()
