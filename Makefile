@@ -17,7 +17,7 @@ WORKERS ?= 2
 PROTOS := $(wildcard proto/sidecar/wire/v1/*.proto)
 PROTOC := .venv-proto/bin/python -m grpc_tools.protoc -Iproto
 
-.PHONY: help setup demo test check fix proto golden bench fuzz soak store docs ci
+.PHONY: help setup demo test check fix proto golden bench fuzz soak store chaos docs ci
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -90,6 +90,9 @@ soak: setup ## two hours of traffic as fast as possible: memory stays flat, ever
 # Warnings are not errors here: the client of S3 has its own.
 store: .venv-s3/.installed ## the artifact store against a real local S3
 	@.venv-s3/bin/python -m pytest -p no:cacheprovider -W default -k s3 tests/store/test_shelves.py
+
+chaos: setup ## COUNT=200 jobs while daemons and workers are killed at random: each is done exactly once
+	@$(BIN)/python -m benchmarks.chaos $(if $(filter file,$(origin COUNT)),200,$(COUNT)) $(SEED)
 
 docs: golden ## the reference pages under docs/
 

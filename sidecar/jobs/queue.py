@@ -36,6 +36,7 @@ HISTORY_LIMIT = 10_000
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _LOOK_SECONDS = 0.5  # how soon a watcher sees what another process wrote
+_LONGEST_PAUSE_SECONDS = 60.0  # before another attempt; a job of twenty would else wait for days
 _WORDS_LIMIT = 8192  # characters of one message or error; a worker's last lines fit
 
 
@@ -74,7 +75,8 @@ class JobQueue:
             queue_limit: Most waiting jobs.
             lease_seconds: Silence after which a running job is given to another.
             attempt_limit: Starts after which a job that kills its worker is failed.
-            retry_seconds: Pause before the second attempt; doubles with each further one.
+            retry_seconds: Pause before the second attempt; doubles with each further one, up to a
+                minute.
             quarantine_seconds: How long a job that killed its worker in every attempt is refused.
             model_limits: Most jobs of a model at once, by its name; a model not named has no limit.
             entropy: Source of the random half of a job's id.
@@ -313,7 +315,8 @@ class JobQueue:
                 cursor.execute(schema.END_CANCELLED, values)
             elif retry and attempts < self._attempt_limit:
                 message = f"waiting for attempt {attempts + 1}: {error}"[:_WORDS_LIMIT]
-                later = now + self._retry_seconds * 2 ** (attempts - 1)
+                pause = min(self._retry_seconds * 2 ** (attempts - 1), _LONGEST_PAUSE_SECONDS)
+                later = now + pause
                 cursor.execute(schema.REQUEUE, {**values, "not_before": later, "message": message})
             else:
                 cursor.execute(schema.FAIL, {**values, "code": code, "error": _tail(error)})

@@ -22,6 +22,7 @@ BODY_LIMIT_BYTES = 256 << 10
 """Largest job request."""
 
 _TARGET_LIMIT = 64
+_LAST_MOMENT = 1e11  # the year 5138; and no NaN
 _JOB_KEYS = frozenset(
     {"features", "recipe", "idempotency_key", "time_limit_seconds", "priority", "deadline"}
 )
@@ -211,6 +212,8 @@ def _deadline(value: Any) -> float:
     if value is None:
         return 0.0
     if isinstance(value, int | float) and not isinstance(value, bool):
+        if not 0 <= value < _LAST_MOMENT:
+            raise InvalidInput(f"deadline {value} is no time: give unix seconds, or ISO 8601")
         return float(value)
     try:
         moment = datetime.fromisoformat(value)

@@ -11,7 +11,7 @@ from sidecar.features import FeatureKey
 from sidecar.jobs.manifest import encode_manifest, parents
 from sidecar.jobs.protocol import Cause
 from sidecar.jobs.verification import picture_texts
-from sidecar.recipes import METHOD, METHOD_VERSION, Recipe, Target, content_key
+from sidecar.recipes import Maximisation, Target, content_key
 from sidecar.visualise.pictures import encode_png
 
 FEATURE = f"tiny@{'ab' * 32}/conv/channel/3"
@@ -19,7 +19,7 @@ FEATURE = f"tiny@{'ab' * 32}/conv/channel/3"
 
 def facts_of(feature: str = FEATURE, seed: int = 0, **changes: Any) -> dict[str, Any]:
     """Return a manifest's facts but for its picture; ``changes`` replace whole keys."""
-    key, recipe = FeatureKey.parse(feature), Recipe(seed=seed)
+    key, recipe = FeatureKey.parse(feature), Maximisation(seed=seed)
     layer = key.layer
     found = {
         "schema": 2,
@@ -30,6 +30,8 @@ def facts_of(feature: str = FEATURE, seed: int = 0, **changes: Any) -> dict[str,
         "view": layer.view.value,
         "scope": layer.scope.value,
         "position": None,
+        "side": "positive",
+        "terms": [],
         "model": {
             "name": layer.model,
             "digest": "ab" * 32,
@@ -38,8 +40,8 @@ def facts_of(feature: str = FEATURE, seed: int = 0, **changes: Any) -> dict[str,
         },
         "weights_file": None,
         "input": {"size": 32, "mean": [0.5] * 3, "std": [0.2] * 3},
-        "method": {"name": METHOD, "version": METHOD_VERSION},
-        "recipe": {name: getattr(recipe, name) for name in recipe.__dataclass_fields__},
+        "method": {"name": recipe.method, "version": recipe.version},
+        "recipe": recipe.values(),
         "seed": seed,
         "inputs": [],
         "typical_digest": "",
@@ -67,6 +69,7 @@ def facts_of(feature: str = FEATURE, seed: int = 0, **changes: Any) -> dict[str,
                 "matmul_precision": "highest",
             },
         },
+        "sandbox": {"mode": "off", "applied": [], "missing": {}},
         "activation": {
             "view": layer.view.value,
             "plain": 1.25,
@@ -76,6 +79,7 @@ def facts_of(feature: str = FEATURE, seed: int = 0, **changes: Any) -> dict[str,
         },
         "history": {"step": [1, 128], "activation": [0.5, 1.25]},
         "live": None,
+        "findings": {},
         "reliability": None,
         "job": {"id": "01JOB", "attempt": 1, "origin": "cli"},
         "parents": parents(Cause()),

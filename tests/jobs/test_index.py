@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.jobs import ArtifactIndex, Cause, JobState, MadePicture
-from sidecar.recipes import Recipe
+from sidecar.recipes import Maximisation
 from sidecar.store import ArtifactStore, OwnerKind, References, RemoteShelf
 from tests.jobs.bench import Bench, request, wait_until
 from tests.store.objects import object_server
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.service
 
 def ran(bench: Bench, *units: int, seed: int = 0, **values: object) -> MadePicture:
     """Have a picture made and return how it is listed."""
-    job = bench.ended(bench.submit("work", *units, recipe=Recipe(seed=seed), **values))
+    job = bench.ended(bench.submit("work", *units, recipe=Maximisation(seed=seed), **values))
     assert JobState.DONE == job.state, job.error
     found = ArtifactIndex(bench.database).find(job.portraits[0].manifest_digest)
     assert found is not None

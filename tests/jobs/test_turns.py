@@ -15,7 +15,7 @@ from sidecar.errors import (
 )
 from sidecar.features import FeatureKey
 from sidecar.jobs import Job, JobQueue, JobRequest, JobState, Priority, schema
-from sidecar.recipes import Recipe, Target, content_key
+from sidecar.recipes import Maximisation, Target, content_key
 from sidecar.store import Database
 
 pytestmark = pytest.mark.service
@@ -180,7 +180,7 @@ def test_what_killed_every_worker_is_refused_for_a_while(queue: JobQueue) -> Non
 
     assert job_id in caught.value.message
     assert "1970-01-01T01:00:10+00:00" in caught.value.message
-    assert content_key(wanted.targets[0], Recipe()) in caught.value.message
+    assert content_key(wanted.targets[0], Maximisation()) in caught.value.message
     assert JobState.QUEUED == other.state == again.state
     assert 1 == queue.quarantine.total
 
@@ -211,7 +211,7 @@ def test_the_quarantine_is_lifted_by_key_or_job(queue: JobQueue, by: str) -> Non
     """All of a job, one key, or the first digits of a key."""
     wanted = request(7)
     job_id = crash_for_good(queue, wanted, 10.0)
-    key = content_key(wanted.targets[0], Recipe())
+    key = content_key(wanted.targets[0], Maximisation())
 
     lifted = queue.quarantine.lift({"job": job_id, "key": key, "prefix": key[:8]}[by])
 
@@ -273,6 +273,21 @@ def test_a_database_of_the_first_release_is_taken_on(tmp_path: Path) -> None:
     assert JobState.CANCELLED == queue.get("D").state
     database.close()
     assert 0 == Database(tmp_path / "s.db").quarantined
+
+
+def test_the_pause_before_an_attempt_is_at_most_a_minute(database: Database) -> None:
+    """However many attempts there were."""
+    queue = JobQueue(database, queue_limit=5, lease_seconds=10, attempt_limit=100)
+    job = queue.submit(request(), 1.0)
+    now, pauses = 1.0, []
+    for _ in range(12):
+        failed_at = now
+        while queue.claim("a", now) is None:
+            now += 1.0
+        pauses.append(now - failed_at)
+        queue.fail(job.id, "a", WorkerCrashed.code, "SIGSEGV", now, retry=True)
+
+    assert [0, 1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60] == pauses
 
 
 def test_sqlite_itself_refuses_a_waiting_job_as_done(queue: JobQueue, database: Database) -> None:

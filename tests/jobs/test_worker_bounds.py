@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from sidecar.jobs import JobState, confine
-from sidecar.recipes import Recipe
+from sidecar.recipes import Maximisation
 from tests.jobs import tiny_model
 from tests.jobs.bench import Bench, children, lives, wait_until
 from tests.jobs.test_worker import Desk, target
@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.skipif(bool(confine.missing()), reason=f"this kernel has no {confine.missing()}"),
 ]
 
-LONG = Recipe(steps=10_000, canvas=64)
+LONG = Maximisation(steps=10_000, canvas=64)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_cancelled_child_is_dead_within_two_seconds(
 
 def test_an_interrupted_job_makes_the_picture_it_would_have_made(bench: Bench) -> None:
     """Stopped in the middle and taken up by another runner: the same bytes as without a break."""
-    recipe = Recipe(steps=400, canvas=64)
+    recipe = Maximisation(steps=400, canvas=64)
     desk = Desk(bench)
     whole = desk.run(target("v1", 3), recipe=recipe)
     bench.queue.forget([whole.portraits[0].picture_digest])

@@ -172,6 +172,27 @@ def test_a_job_is_submitted_once_per_key(
     assert [strict(first)["id"]] == [job["id"] for job in listed]
 
 
+@pytest.mark.parametrize("deadline", [1_777_608_000, "2026-05-01T06:00+02:00", "2026-05-01T04:00Z"])
+def test_a_job_has_a_priority_and_a_deadline(
+    client: httpx.Client, spiking: FeatureKey, deadline: object
+) -> None:
+    """As asked for; a deadline is a number or a time with its zone."""
+    body = {"features": [str(spiking)], "priority": "audit", "deadline": deadline}
+
+    found = strict(client.post("/api/v1/jobs", json=body))
+
+    assert ("audit", 1_777_608_000) == (found["priority"], found["deadline"])
+
+
+def test_a_job_is_interactive_and_patient_by_default(
+    client: httpx.Client, spiking: FeatureKey
+) -> None:
+    """Whoever calls the API waits for the answer."""
+    found = strict(client.post("/api/v1/jobs", json={"features": [str(spiking)]}))
+
+    assert ("interactive", None) == (found["priority"], found["deadline"])
+
+
 def test_an_unknown_state_is_answered_with_the_known_ones(client: httpx.Client) -> None:
     """The message is a list one can choose from."""
     answer = strict(client.get("/api/v1/features", params={"state": "loud"}))
@@ -194,6 +215,14 @@ def test_an_unknown_state_is_answered_with_the_known_ones(client: httpx.Client) 
         (b'{"features": ["lite0@3fa1/_blocks.14/channel/1"], "recipe": {"steps": 1.5}}', "SC207"),
         (b'{"features": ["lite0@3fa1/_blocks.14/channel/1"], "time_limit_seconds": -1}', "SC200"),
         (b'{"features": ["lite0@3fa1/_blocks.14/channel/1"], "time_limit_seconds": NaN}', "SC200"),
+        (b'{"features": ["lite0@3fa1/_blocks.14/channel/1"], "priority": "urgent"}', "SC200"),
+        (b'{"features": ["lite0@3fa1/_blocks.14/channel/1"], "deadline": NaN}', "SC200"),
+        (b'{"features": ["lite0@3fa1/_blocks.14/channel/1"], "deadline": true}', "SC200"),
+        (b'{"features": ["lite0@3fa1/_blocks.14/channel/1"], "deadline": "soon"}', "SC200"),
+        (
+            b'{"features": ["lite0@3fa1/_blocks.14/channel/1"], "deadline": "2026-05-01T06:00"}',
+            "SC200",
+        ),
     ],
 )
 def test_a_job_that_cannot_be_is_refused(
