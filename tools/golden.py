@@ -144,11 +144,19 @@ def _section(prefix: str, node: dict[str, Any], root: dict[str, Any]) -> Iterato
         default = "*required*" if required else _default(given)
         meaning = given.get("description") or item.get("description", "")
         yield f"| `{key}` | {_type(item, root)} | {default} | {meaning} |\n"
-        below = _resolved(item.get("items", {}), root) if item.get("type") == "array" else item
+        below = _below(item, root)
         if "properties" in below:
             inner.append((f"{key}[]." if item.get("type") == "array" else f"{key}.", below))
     for below_prefix, below in inner:
         yield from _section(below_prefix, below, root)
+
+
+def _below(item: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
+    """Return the section that an entry is, may be, or is a list of; else the entry."""
+    if item.get("type") == "array":
+        return _resolved(item.get("items", {}), root)
+    choices = [_resolved(one, root) for one in item.get("anyOf", ())]
+    return next((one for one in choices if "properties" in one), item)
 
 
 def _resolved(node: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:

@@ -40,6 +40,14 @@ def _check_zone(value: str) -> str:
     return value
 
 
+def _check_page(value: str) -> str:
+    if not value.startswith(("http://", "https://")):
+        raise ValueError(
+            f"{value!r} is no URL: give the metrics page, such as http://host:8000/metrics"
+        )
+    return value
+
+
 class WindowConfig(Section):
     """When audits may run."""
 
@@ -54,6 +62,20 @@ class WindowConfig(Section):
         description="Time zone of `cron`. A time that summer time jumps over comes as much later; one "
         "that comes twice counts once, the first time.",
     )
+
+
+class YieldConfig(Section):
+    """A metric of the model server above which audits make way."""
+
+    url: Annotated[str, AfterValidator(_check_page)] = Field(
+        description="The server's metrics page, in Prometheus' text format."
+    )
+    metric: Annotated[str, Field(pattern=r"^[a-zA-Z_:][a-zA-Z0-9_:]*$")] = Field(
+        description="Name of a gauge or of a summary's quantiles there; of several series the greatest "
+        "counts."
+    )
+    threshold: float = Field(description="Above it running audits are put back, and none starts.")
+    poll_seconds: Positive = Field(default=5.0, description="How often the page is asked for.")
 
 
 class JobsConfig(Section):
@@ -75,6 +97,9 @@ class JobsConfig(Section):
     )
     audit_windows: list[WindowConfig] = Field(
         default=[], description="When audits may run; without any, at all times."
+    )
+    yield_to: YieldConfig | None = Field(
+        default=None, description="What of the model server audits make way for."
     )
     checkpoint_bytes: _BytesOrNone = Field(
         default=512 << 20,

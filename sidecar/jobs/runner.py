@@ -42,6 +42,7 @@ from sidecar.jobs.fates import Fate, fates
 from sidecar.jobs.index import ArtifactIndex, MadePicture
 from sidecar.jobs.manifest import artifact_inputs
 from sidecar.jobs.owner import is_dead, is_stale_scratch, make_scratch, owner_name
+from sidecar.jobs.pressure import Pressure
 from sidecar.jobs.protocol import Job, Portrait
 from sidecar.jobs.quarantine import quarantine_keys
 from sidecar.jobs.queue import JobQueue
@@ -117,7 +118,10 @@ class Runner:
         self._checkpoints = CheckpointFolder(
             scratch.with_name("checkpoints"), jobs_config.checkpoint_bytes
         )
-        self._dispatcher = Dispatcher(queue, jobs_config, clock, tidy=self._tidy)
+        self._pressure = Pressure(jobs_config.yield_to)
+        self._dispatcher = Dispatcher(
+            queue, jobs_config, clock, pressed=self._pressure, tidy=self._tidy
+        )
         self._tidied_at = float("-inf")
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -136,6 +140,7 @@ class Runner:
         recovered = self._queue.recover(is_dead, self._clock())
         self._sweep()
         self._stopping.clear()
+        self._pressure.start()
         self._dispatcher.start()
         for number in range(self._config.concurrency):
             # The name is unique even among runners of one process: a lease has exactly one owner.
@@ -169,6 +174,7 @@ class Runner:
         deadline = time.monotonic() + timeout
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
+        self._pressure.stop()
         self._dispatcher.stop(max(1.0, deadline - time.monotonic()))
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         _log.info("job_runner_stopped", still_running=len(self._threads))
