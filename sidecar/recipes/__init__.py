@@ -5,7 +5,9 @@ webhook through the job queue to the worker; a recipe that can be built can be m
 have equal content keys, and an answer once made is found again by its key.
 """
 
+from sidecar.recipes.accentuation import Accentuation
 from sidecar.recipes.content import RECIPES, content_key, recipe_like, recipe_of
+from sidecar.recipes.dream import DeepDream
 from sidecar.recipes.maximisation import Maximisation
 from sidecar.recipes.recipe import Recipe
 from sidecar.recipes.targets import PICTURE_KINDS, Side, Target, Term
@@ -13,6 +15,8 @@ from sidecar.recipes.targets import PICTURE_KINDS, Side, Target, Term
 __all__ = [
     "PICTURE_KINDS",
     "RECIPES",
+    "Accentuation",
+    "DeepDream",
     "Maximisation",
     "Recipe",
     "Side",

@@ -8,8 +8,19 @@ from typing import Any, Self
 from sidecar.errors import UnsupportedTarget
 from sidecar.features import FeatureKey, FeatureKind
 
-PICTURE_KINDS = frozenset({FeatureKind.CHANNEL, FeatureKind.NEURON, FeatureKind.LOGIT})
-"""Kinds of unit that activation maximisation of an image model applies to."""
+PICTURE_KINDS = frozenset(
+    {
+        FeatureKind.CHANNEL,
+        FeatureKind.NEURON,
+        FeatureKind.LOGIT,
+        FeatureKind.DIRECTION,
+        FeatureKind.NORM,
+    }
+)
+"""Kinds of unit that activation maximisation of an image model applies to. A ``norm`` is its whole layer,
+and has index 0; a ``direction`` is a row of the layer's dictionary of vectors."""
+
+_WITHOUT_SIDES = frozenset({FeatureKind.NORM})
 
 TERMS_LIMIT = 16
 """Most further units of one target; each is read in every pass."""
@@ -67,6 +78,12 @@ class Target:
             raise UnsupportedTarget(f"no picture of a {kind} can be made yet: use one of {wanted}")
         if self.position is not None and kind is not FeatureKind.NEURON:
             raise UnsupportedTarget(f"a position applies to neurons, not to a {kind}: leave it out")
+        if kind in _WITHOUT_SIDES and (
+            self.feature.index or self.terms or self.side is Side.NEGATIVE
+        ):
+            raise UnsupportedTarget(
+                f"{self.feature}: a {kind} is a whole layer: use index 0, the positive side, no terms"
+            )
         if len(self.terms) > TERMS_LIMIT:
             raise UnsupportedTarget(
                 f"{self.feature} has {len(self.terms)} further units: use at most {TERMS_LIMIT}"
@@ -76,6 +93,11 @@ class Target:
                 raise UnsupportedTarget(
                     f"{term.feature} is not in the layer of {self.feature}: weigh units of one layer"
                 )
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of what the answer depends on beside the weights, see ``content_key``."""
+        return ("directions",) if self.feature.layer.kind is FeatureKind.DIRECTION else ()
 
     def document(self) -> dict[str, Any]:
         """Return the target as JSON-able values; what is as usual is left out."""

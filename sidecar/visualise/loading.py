@@ -2,8 +2,8 @@
 
 import importlib
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sidecar.errors import DigestMismatch, ModelLoadFailed
+from sidecar.visualise.folding import fold_batch_norms
 from sidecar.weights import module_digest
 
 _SERVED_DTYPES = (torch.bfloat16, torch.float16)
@@ -39,6 +40,16 @@ class ImageModel:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     device: torch.device
+
+    def folded(self, taps: Collection[str] = ()) -> "ImageModel":
+        """Return the model with batch norms folded into the convolutions before them.
+
+        A copy, which computes the same up to rounding; layers in ``taps`` keep what they return.
+        """
+        if not any(isinstance(inner, nn.BatchNorm2d) for inner in self.module.modules()):
+            return self
+        grey = torch.full((1, 3, self.input_size, self.input_size), 0.5, device=self.device)
+        return replace(self, module=fold_batch_norms(self.module, self.normalise(grey), taps))
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         """Turn colours from 0 to 1, shape ``(n, 3, h, w)``, into what the module takes."""

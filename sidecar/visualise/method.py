@@ -27,6 +27,19 @@ class Checkpoint(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Directions:
+    """Named vectors over the units of one layer.
+
+    Attributes:
+        vectors: Shape ``(directions, width)``, float32.
+        digest: sha256 of the file they are from.
+    """
+
+    vectors: NDArray[np.float32]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Materials:
     """What a run is given beside its targets.
 
@@ -34,10 +47,12 @@ class Materials:
         typical: Ranges for the typical-range prior; None: there are none.
         images: Pictures that the recipe looks at, by the digest of their artifact; RGB, shape
             ``(height, width, 3)``.
+        directions: Dictionaries of vectors, by the layer they are of.
     """
 
     typical: TypicalRange | None = None
     images: Mapping[str, NDArray[np.uint8]] = field(default_factory=lambda: MappingProxyType({}))
+    directions: Mapping[str, Directions] = field(default_factory=lambda: MappingProxyType({}))
 
     def image(self, digest: str) -> NDArray[np.uint8]:
         """Return a picture that the recipe looks at.

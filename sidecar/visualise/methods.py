@@ -4,12 +4,13 @@ from collections.abc import Mapping
 
 from sidecar.errors import UnsupportedTarget
 from sidecar.recipes import Recipe
-from sidecar.visualise.images import ActivationMaximisation
+from sidecar.visualise.dream import Dream
+from sidecar.visualise.images import ActivationMaximisation, FeatureAccentuation
 from sidecar.visualise.method import AnyMethod
 
-METHODS: Mapping[type[Recipe], AnyMethod] = {
-    method.recipe: method for method in (ActivationMaximisation(),)
-}
+_ALL: tuple[AnyMethod, ...] = (ActivationMaximisation(), FeatureAccentuation(), Dream())
+
+METHODS: Mapping[type[Recipe], AnyMethod] = {method.recipe: method for method in _ALL}
 """Every method, by its kind of recipe."""
 
 

@@ -17,7 +17,7 @@ from sidecar.errors import (
 )
 from sidecar.features import FeatureKind, View
 from sidecar.recipes import Maximisation, Target
-from sidecar.visualise import ImageModel, Progress, TypicalRange, maximise, plan
+from sidecar.visualise import ImageModel, Materials, Progress, TypicalRange, maximise, plan
 
 pytestmark = pytest.mark.unit
 
@@ -183,7 +183,7 @@ def test_crops_beyond_a_pass_are_averaged_not_dropped(
     spent = sum(seen)
     one = maximise(model, [unit("middle", 1)], recipe)[0]
 
-    assert spent == plan(model, [unit("middle", 1)], replace(recipe, crops=20)).forwards + 1
+    assert spent == plan(model, [unit("middle", 1)], replace(recipe, crops=20)).forwards + 2
     assert not np.array_equal(many.image, one.image)
 
 
@@ -416,7 +416,7 @@ def test_priors_do_not_hide_a_silent_unit(
     priors = replace(recipe, total_variation=1.0, typical_range=1.0)
 
     with pytest.raises(SilentFeature, match="channel/1"):
-        maximise(wrap(Undead()), [target], priors, typical=typical)
+        maximise(wrap(Undead()), [target], priors, materials=Materials(typical))
 
 
 def test_a_layer_without_gradients_is_refused(
