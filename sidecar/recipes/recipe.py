@@ -83,6 +83,9 @@ class Recipe:
     """Raised whenever the method's pictures change; part of every content key, so old answers age
     out."""
 
+    random: ClassVar[bool] = True
+    """Whether the seed matters."""
+
     seed: int = number(0, 0, 2**63 - 1)
 
     def __post_init__(self) -> None:

@@ -29,9 +29,13 @@ from sidecar.visualise.priors import (
 from sidecar.visualise.sheets import Tile, lay_out, tiles_of
 from sidecar.visualise.units import Site, Units, forward_to
 
-_PASS_IMAGES = {"cpu": 8, "cuda": 64}
-"""Most images in one forward and backward pass: about 0.7 GB of EfficientNet-Lite0 activations on a
-CPU, where larger passes are no faster."""
+_BATCH_PICTURES = {"cpu": 8, "cuda": 64}
+"""Pictures that are optimised side by side, unless a sheet has more; people watch them together."""
+
+_PASS_IMAGES = {"cpu": 1, "cuda": 64}
+"""Images in one forward and backward pass, if a sheet does not need more. On a CPU larger passes take as
+many CPU seconds an image (0.053 for 1 and 0.055 for 8 on EfficientNet-Lite0), more memory, and their
+rounding depends on their size, so that a picture would depend on its company."""
 
 _SILENT_STEPS = 16
 """Steps without any gradient after which a unit counts as silent: that many different crops and
@@ -64,6 +68,12 @@ def fast_model(model: ImageModel, taps: Collection[str]) -> ImageModel:
     return found
 
 
+def sheets_together(model: ImageModel, recipe: Maximisation) -> int:
+    """Return the most targets of one batch on the model's device."""
+    pictures = _BATCH_PICTURES.get(model.device.type, _BATCH_PICTURES["cpu"])
+    return max(1, pictures // recipe.tiles)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Ground:
     """What the pictures of one batch stand on, beside their recipe.
@@ -83,10 +93,11 @@ class Ground:
 
 @dataclass(slots=True)
 class _Seen:
-    """What the passes of one step found, a value a picture."""
+    """What the passes of one step found, a row a picture; the gradient is downhill."""
 
     values: torch.Tensor
     gradient: torch.Tensor
+    stirred: torch.Tensor
 
 
 class Ascent:
@@ -205,27 +216,52 @@ class Ascent:
 
     def _look(self, canvases: torch.Tensor) -> _Seen:
         """Send all crops of a step through the network, a few at a time."""
-        count, crops = len(canvases), self.recipe.crops
-        values = torch.zeros(count, device=canvases.device)
-        gradient = torch.zeros_like(canvases)
-        for times in _shares(crops, max(1, pass_images(self._model) // count)):
-            units = self._units.repeated(times)
-            drawn = self._draw(self._streams, times)
-            views = cut_crops(canvases.repeat(times, 1, 1, 1), drawn)
-            maps = self._forward(self._fast, units.layer.layer, views)
-            own = units.objective(maps)  # (times * n,)
-            values += units.values(maps.detach()).view(times, count).sum(0) / crops
-            price = self._price(units, maps, own, views, drawn)
-            gradient += self._own_gradient(own, canvases, keep=price is not None) / crops
-            if price is not None:
-                gradient += torch.autograd.grad(price.sum() / crops, canvases)[0]
+        parts = []
+        for places in self._passes_of(len(canvases)):
+            units = self._units.only(places)
+            streams = [self._streams[place] for place in places]
+            some = canvases[places[0] : places[-1] + 1]
+            parts.append(self._look_at(some.detach().requires_grad_(), units, streams))
+        seen = _Seen(*(torch.cat(each) for each in zip(*parts, strict=True)))
+        self._stirred |= seen.stirred
         for weight, prior in (
             (self.recipe.total_variation, total_variation),
             (self.recipe.l2, greyness),
         ):
             if weight:
-                gradient += torch.autograd.grad(prior(canvases).sum() * weight, canvases)[0]
-        return _Seen(values, gradient)
+                cost = prior(canvases).sum() * weight
+                seen.gradient += torch.autograd.grad(cost, canvases)[0]
+        return seen
+
+    def _look_at(
+        self, canvases: torch.Tensor, units: Units, streams: Sequence[torch.Generator]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return activations, gradients downhill, and which units have any, of some pictures."""
+        stirred = torch.zeros(len(canvases), dtype=torch.bool, device=canvases.device)
+        count, crops = len(canvases), self.recipe.crops
+        values = torch.zeros(count, device=canvases.device)
+        gradient = torch.zeros_like(canvases)
+        for times in _shares(crops, max(1, pass_images(self._model) // count)):
+            many = units.repeated(times)
+            drawn = self._draw(streams, times)
+            views = cut_crops(canvases.repeat(times, 1, 1, 1), drawn)
+            maps = self._forward(self._fast, many.layer.layer, views)
+            own = many.objective(maps)  # (times * n,)
+            values += many.values(maps.detach()).view(times, count).sum(0) / crops
+            price = self._price(many, maps, own, views, drawn)
+            uphill = self._own_gradient(own, canvases, keep=price is not None)
+            stirred |= uphill.abs().amax((1, 2, 3)) > 0
+            gradient -= uphill / crops
+            if price is not None:
+                gradient += torch.autograd.grad(price.sum() / crops, canvases)[0]
+        return values, gradient, stirred
+
+    def _passes_of(self, count: int) -> Iterator[list[int]]:
+        """Yield places of pictures that go through the network together: whole sheets."""
+        each = max(1, self.recipe.facets)
+        together = max(1, pass_images(self._model) // each) * each
+        for first in range(0, count, together):
+            yield list(range(first, min(first + together, count)))
 
     def _price(
         self,
@@ -274,17 +310,15 @@ class Ascent:
     def _own_gradient(
         self, own: torch.Tensor, canvases: torch.Tensor, *, keep: bool
     ) -> torch.Tensor:
-        """The gradient that pushes each picture towards its unit, noting which of them have any."""
+        """The gradient that pushes each picture towards its unit, all zero where there is none."""
         if not own.requires_grad:
             raise SilentFeature(
                 f"{self._names(self._running)}: the layer's output is cut off from the picture "
                 "(no_grad, detach, or integers): no gradient can reach it"
             )
-        downhill = -own.sum()
         gradient, *_ = torch.autograd.grad(
-            downhill, canvases, retain_graph=keep, materialize_grads=True
+            own.sum(), canvases, retain_graph=keep, materialize_grads=True
         )
-        self._stirred |= gradient.abs().amax((1, 2, 3)) > 0
         return gradient
 
     def _sheets_at_rest(self) -> list[int]:
@@ -382,7 +416,7 @@ class Ascent:
                     "x": at * canvas,
                     "y": 0,
                     "side": canvas,
-                    "weights": self._tiles[number].weights,
+                    "weights": list(self._tiles[number].weights),
                     "activation": last[number],
                     "activation_augmented": float(robust[number].mean()),
                     "start": self._first[number],

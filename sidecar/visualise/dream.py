@@ -20,7 +20,7 @@ from sidecar.visualise.augmentation import generator_for, resize_whole, square
 from sidecar.visualise.directions import vectors_of
 from sidecar.visualise.loading import ImageModel
 from sidecar.visualise.method import Checkpoint, Materials
-from sidecar.visualise.pictures import Cost, Picture, Progress
+from sidecar.visualise.pictures import Cost, Picture, Progress, with_cost
 from sidecar.visualise.units import Dry, Site, Units, check_target, dry_run, forward_to
 
 _GREY_DEVIATION = 0.05
@@ -29,8 +29,8 @@ _GREY_DEVIATION = 0.05
 _BACKWARD_RATIO = 3.0
 """Forward and backward against forward alone."""
 
-_PASS_IMAGES = 8
-"""Most tiles in one pass."""
+_PASS_IMAGES = 1
+"""Tiles in one pass: more are no faster on a CPU, and their rounding would depend on the canvas."""
 
 
 class Dream:
@@ -83,7 +83,8 @@ class Dream:
         cost = _cost(model, targets, recipe, dry)
         each = recipe.steps * recipe.octaves
         activations = [float("nan")] * len(targets)
-        pictures = []
+        pictures: list[Picture] = []
+        started, passes = time.perf_counter(), 0
         for number, target in enumerate(targets):
 
             def tell(
@@ -97,8 +98,10 @@ class Dream:
 
             site = dry.sites[target.feature.layer.layer]
             sleeper = _Sleeper(model, target, recipe, _units(model, target, site, materials))
-            pictures.append(sleeper.dream(start, cost, tell, cancelled, _inputs(target, materials)))
-        return tuple(pictures)
+            pictures.append(sleeper.dream(start, tell, cancelled, _inputs(target, materials)))
+            passes += sleeper.passes
+        seconds = time.perf_counter() - started
+        return tuple(with_cost(picture, cost, passes, seconds) for picture in pictures)
 
 
 @dataclass(slots=True)
@@ -114,13 +117,11 @@ class _Sleeper:
     def dream(
         self,
         start: torch.Tensor | None,
-        cost: Cost,
         tell: Callable[[int, float, NDArray[np.uint8]], None],
         cancelled: Callable[[], bool],
         inputs: dict[str, str],
     ) -> Picture:
         """Return the finished picture; ``start`` has colours from 0 to 1, ``(3, canvas, canvas)``."""
-        started = time.perf_counter()
         fast = fast_model(self.model, {self.units.layer.layer})
         stream = generator_for(self.target, self.recipe.seed, "dream")
         canvas = self.recipe.canvas
@@ -159,12 +160,6 @@ class _Sleeper:
                 "view": "whole picture, resized to the network's input",
                 "steps": len(history),
                 "octaves": list(self.recipe.sides()),
-                "cost": {
-                    "forwards": self.passes,
-                    "forwards_planned": cost.forwards,
-                    "seconds": time.perf_counter() - started,
-                    "seconds_planned": cost.seconds_estimate,
-                },
             },
         )
 

@@ -6,7 +6,6 @@ costs little more than its largest member and no picture depends on its company.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +13,12 @@ from numpy.typing import NDArray
 from sidecar.errors import JobCancelled, UnsupportedTarget
 from sidecar.features import FeatureKind, LayerKey
 from sidecar.recipes import Accentuation, Maximisation, Target
-from sidecar.visualise.ascent import MEASURING_CROPS, Ascent, Ground, pass_images
+from sidecar.visualise.ascent import MEASURING_CROPS, Ascent, Ground, pass_images, sheets_together
 from sidecar.visualise.augmentation import square
 from sidecar.visualise.directions import vectors_of
 from sidecar.visualise.loading import ImageModel
 from sidecar.visualise.method import Checkpoint, Materials
-from sidecar.visualise.pictures import Cost, Picture, Progress, TypicalRange
+from sidecar.visualise.pictures import Cost, Picture, Progress, TypicalRange, with_cost
 from sidecar.visualise.priors import TypicalRangePrior
 from sidecar.visualise.units import Dry, check_target, dry_run
 
@@ -80,9 +79,11 @@ def _cost(
     views = pictures * recipe.steps * recipe.crops
     anchors = views * _anchor_passes(recipe, targets)
     looks = pictures * (MEASURING_CROPS + 2)  # the whole picture is looked at first and last
-    together = min(pass_images(model), pictures * recipe.crops)
+    together = min(max(pass_images(model), recipe.facets), pictures * recipe.crops)
     # A spectrum, its picture, their gradients and Adam's two moments: eight times the canvas.
-    canvases = min(pass_images(model), pictures) * 8 * 4 * 3 * recipe.canvas**2
+    canvases = (
+        min(sheets_together(model, recipe) * recipe.tiles, pictures) * 8 * 4 * 3 * recipe.canvas**2
+    )
     return Cost(
         forwards=int(views + anchors + looks),
         seconds_estimate=seconds * (_BACKWARD_RATIO * views + 2 * anchors + looks),
@@ -128,7 +129,7 @@ def maximise(
 
     Complexity:
         ``steps * crops`` forward and backward passes up to the layer a picture; memory bounded by
-        8 images a pass on a CPU (64 on CUDA), whatever the number of targets and crops.
+        one image, or one sheet, a pass on a CPU (64 images on CUDA), whatever the number of targets and crops.
 
     Source:
         Olah, Mordvintsev and Schubert 2017, "Feature visualization".
@@ -136,7 +137,7 @@ def maximise(
     dry, grounds = _prepared(model, targets, recipe, materials)
     cost = _cost(model, targets, recipe, dry, time.perf_counter)
     started, passes = time.perf_counter(), 0
-    limit = _sheets_together(model, recipe)
+    limit = sheets_together(model, recipe)
     report = _Report(on_progress, clock, recipe.steps, targets, limit)
     pictures: dict[int, Picture] = {}
     for members in _batches(targets, limit):
@@ -145,15 +146,9 @@ def maximise(
         _optimise(batch, members, report, cancelled)
         pictures |= zip(members, batch.finish(_inputs(layer, recipe, materials)), strict=True)
         passes += batch.passes
-    taken = {
-        "forwards": passes,
-        "forwards_planned": cost.forwards,
-        "seconds": time.perf_counter() - started,
-        "seconds_planned": cost.seconds_estimate,
-    }
+    seconds = time.perf_counter() - started
     return tuple(
-        replace(picture, findings={**picture.findings, "cost": taken})
-        for _, picture in sorted(pictures.items())
+        with_cost(pictures[number], cost, passes, seconds) for number in range(len(targets))
     )
 
 
@@ -264,10 +259,6 @@ def _anchor_passes(recipe: Maximisation, targets: Sequence[Target]) -> float:
         return 0
     elsewhere = sum(recipe.layer not in {"", t.feature.layer.layer} for t in targets)
     return 1 + elsewhere / len(targets)
-
-
-def _sheets_together(model: ImageModel, recipe: Maximisation) -> int:
-    return max(1, pass_images(model) // recipe.tiles)
 
 
 def _priors(
