@@ -36,16 +36,14 @@ def run() -> list[Row]:
 
 
 def _rows(measured: Callable[[str], dict[str, list[float]]]) -> list[Row]:
-    ours, lucent = measured("units_ours"), measured("units_lucent")
-    wins, kept = _compared(ours["activation"], lucent["activation"])
-    print(f"activations, ours: {_listed(ours)}\nactivations, Lucent: {_listed(lucent)}")
-    rows = [
-        _row("fourier.cpu_s_per_unit", ours, lucent, "torch-lucent, 128 px, 128 steps"),
-        Row(
-            "fourier.activation_wins", wins, f"of {len(TEN)} units, {kept} at .98 or more",
-            "torch-lucent, whole picture", len(TEN) - wins, wins / max(len(TEN) - wins, 0.5),
-        ),
-    ]  # fmt: skip
+    lucent, rows = measured("units_lucent"), []
+    for maker, name in (("ours", ""), ("ours-half", "_half_steps")):
+        ours = measured(f"units_{maker}")
+        print(f"activations, ours{name}: {_listed(ours)}\nactivations, Lucent: {_listed(lucent)}")
+        rows.append(
+            _row(f"fourier.cpu_s_per_unit{name}", ours, lucent, "torch-lucent, 128 px, 128 steps")
+        )
+        rows.append(_wins(f"fourier.activation_wins{name}", ours, lucent))
     ours, lucent = measured("classes_ours"), measured("classes_lucent")
     for sibling in ("lite1", "lite2"):
         mine, theirs = (float(np.mean(one[sibling])) for one in (ours, lucent))
@@ -72,6 +70,13 @@ def _rows(measured: Callable[[str], dict[str, list[float]]]) -> list[Row]:
 def _row(name: str, ours: dict[str, list[float]], peer: dict[str, list[float]], who: str) -> Row:
     mine, theirs = (float(np.mean(one["cpu_seconds"])) for one in (ours, peer))
     return Row(name, mine, "CPU s a unit", who, theirs, theirs / mine)
+
+
+def _wins(name: str, ours: dict[str, list[float]], peer: dict[str, list[float]]) -> Row:
+    wins, kept = _compared(ours["activation"], peer["activation"])
+    lost = len(TEN) - wins
+    unit = f"of {len(TEN)} units, {kept} at .98 or more"
+    return Row(name, wins, unit, "torch-lucent, whole picture", lost, wins / max(lost, 1))
 
 
 def _compared(ours: Sequence[float], theirs: Sequence[float]) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,12 @@ def target(layer: str, unit: int) -> Target:
 
 
 def _units(maker: str) -> dict[str, list[float]]:
-    return _timed(_ours(PLAIN) if maker == "ours" else _lucent(CANVAS), TEN)
+    makers = {
+        "ours": _ours(PLAIN),
+        "ours-half": _ours(replace(PLAIN, steps=STEPS // 2)),
+        "lucent": _lucent(CANVAS),
+    }
+    return _timed(makers[maker], TEN)
 
 
 def _maco(maker: str) -> dict[str, list[float]]:

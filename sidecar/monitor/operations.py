@@ -28,7 +28,14 @@ from sidecar.errors import (
     UnknownLayer,
     UnsupportedTarget,
 )
-from sidecar.features import FeatureKey, FeatureSelector, LayerKey, Slice, revision_matches
+from sidecar.features import (
+    FeatureKey,
+    FeatureKind,
+    FeatureSelector,
+    LayerKey,
+    Slice,
+    revision_matches,
+)
 from sidecar.jobs import Job, JobQueue, JobRequest, Portrait, Runner
 from sidecar.monitor.baselines import Baselines, BaselineVersion
 from sidecar.monitor.monitor import Monitor
@@ -41,7 +48,15 @@ from sidecar.monitor.views import (
     LayerStatus,
     Window,
 )
-from sidecar.recipes import PICTURE_KINDS, Recipe, Target, recipe_like, recipe_of
+from sidecar.recipes import (
+    PICTURE_KINDS,
+    SIDED_KINDS,
+    Recipe,
+    Side,
+    Target,
+    recipe_like,
+    recipe_of,
+)
 from sidecar.store import ArtifactStore, BaselineStore, Catalogue, EvidenceStore
 
 PORTRAIT_LIMIT = 20
@@ -466,6 +481,11 @@ class Operations:
             )
         for target in request.targets:
             self.feature(target.feature)
+            if "directions" in target.inputs:
+                raise UnsupportedTarget(
+                    f"{target.feature} is a direction, and jobs are handed no dictionaries of them yet: "
+                    "name a channel, neuron, logit or norm"
+                )
         owners = {(t.feature.layer.model, t.feature.layer.revision) for t in request.targets}
         if len(owners) > 1:
             raise UnsupportedTarget(f"job names {len(owners)} model revisions: make one job each")
@@ -551,11 +571,12 @@ class Operations:
     def portrait_of(self, key: FeatureKey, idempotency_key: str, detail: str) -> Job | None:
         """Ask for a feature's portrait because it fires; None where none can be made."""
         model = self._config.model(key.layer.model)
-        possible = key.layer.kind in PICTURE_KINDS and model is not None and model.factory
+        pictured = key.layer.kind in PICTURE_KINDS - {FeatureKind.DIRECTION}
+        possible = pictured and model is not None and model.factory
         if not self._config.alerts.portrait_on_firing or not possible:
             return None
         request = JobRequest(
-            (Target(key),),
+            (Target(key, side=self._side(key)),),
             self.default_recipe(),
             origin="alert",
             idempotency_key=idempotency_key,
@@ -566,6 +587,12 @@ class Operations:
         if job.created == now and not job.attempts:  # else it was asked for before
             self.record((Event(now, "portrait_requested", str(key), detail),))
         return job
+
+    def _side(self, key: FeatureKey) -> Side:
+        """Return the end of a feature's range that its flag is about; that of ``both`` is the upper."""
+        flag = self.feature(key).flag
+        below = flag is not None and flag.direction is Direction.BELOW
+        return Side.NEGATIVE if below and key.layer.kind in SIDED_KINDS else Side.POSITIVE
 
     def _react(self, event: Event) -> None:
         """Ask for the portrait of a feature that began to fire, where no Alertmanager does."""

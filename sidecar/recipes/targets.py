@@ -20,7 +20,8 @@ PICTURE_KINDS = frozenset(
 """Kinds of unit that activation maximisation of an image model applies to. A ``norm`` is its whole layer,
 and has index 0; a ``direction`` is a row of the layer's dictionary of vectors."""
 
-_WITHOUT_SIDES = frozenset({FeatureKind.NORM})
+SIDED_KINDS = PICTURE_KINDS - {FeatureKind.NORM}
+"""Of these, the kinds of unit that have least values to look for, and can be weighed."""
 
 TERMS_LIMIT = 16
 """Most further units of one target; each is read in every pass."""
@@ -78,7 +79,7 @@ class Target:
             raise UnsupportedTarget(f"no picture of a {kind} can be made yet: use one of {wanted}")
         if self.position is not None and kind is not FeatureKind.NEURON:
             raise UnsupportedTarget(f"a position applies to neurons, not to a {kind}: leave it out")
-        if kind in _WITHOUT_SIDES and (
+        if kind not in SIDED_KINDS and (
             self.feature.index or self.terms or self.side is Side.NEGATIVE
         ):
             raise UnsupportedTarget(

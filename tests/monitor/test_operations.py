@@ -35,7 +35,7 @@ from sidecar.features import (
 from sidecar.jobs import JobRequest
 from sidecar.monitor import Event, Flag, Operations
 from sidecar.monitor.operations import urgency
-from sidecar.recipes import Target
+from sidecar.recipes import Side, Target
 from sidecar.testing import running_daemon, wait_until
 
 pytestmark = pytest.mark.service
@@ -186,6 +186,27 @@ def test_an_alert_is_one_job_however_often_it_is_sent(operations: Operations) ->
     assert jobs[0] is not None
     assert later.id != jobs[0].id
     assert "alert" == later.request.origin
+
+
+@pytest.mark.parametrize(
+    ("direction", "side"),
+    [("above", Side.POSITIVE), ("both", Side.POSITIVE), ("below", Side.NEGATIVE)],
+)
+def test_a_flag_that_watches_below_asks_for_the_negative_side(
+    tmp_path: Path, direction: str, side: Side
+) -> None:
+    """What is too low is shown by what makes the unit low."""
+    flag = {"feature": "m/a/channel/2", "name": "x", "direction": direction}
+    configured = {"models": [{"name": "m", "factory": "nowhere.at_all:build"}], "flags": [flag]}
+    with running_daemon(tmp_path, configured) as running:
+        running.daemon.monitor.register(next(iter(LAYERS)), 5, Capture(), 0.0)
+        operations = running.daemon.operations
+        key = operations.resolve("m/a/channel/2")
+
+        job = operations.portrait_of(key, "once", "")
+
+    assert job is not None
+    assert side == job.request.targets[0].side
 
 
 def test_an_alert_about_no_feature_is_refused_by_name(operations: Operations) -> None:
