@@ -76,7 +76,7 @@ def target(layer: str, unit: int) -> Target:
 def _units(maker: str) -> dict[str, list[float]]:
     makers = {
         "ours": _ours(PLAIN),
-        "ours-half": _ours(replace(PLAIN, steps=STEPS // 2)),
+        "ours-half": _ours(replace(PLAIN, steps=STEPS // 2, learning_rate=0.1)),
         "lucent": _lucent(CANVAS),
     }
     return _timed(makers[maker], TEN)

@@ -104,7 +104,8 @@ def _model() -> ImageModel:
 
 
 def _materials(model: ImageModel) -> Materials:
-    images = {CAT: data.chelsea(), COFFEE: data.coffee()}
+    photographs = {CAT: "chelsea", COFFEE: "coffee"}
+    images = {digest: getattr(data, name)() for digest, name in photographs.items()}
     with torch.no_grad():
         view = square(images[COFFEE], model.input_size)[None]
         mean = forward_to(model, "_blocks.11", view).mean((0, 2, 3)).numpy()  # (width,)

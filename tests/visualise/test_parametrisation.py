@@ -5,8 +5,12 @@ import pytest
 import torch
 
 from sidecar.visualise.parametrisation import (
+    Fourier,
+    Maco,
+    Pixels,
     colour_axes,
     frequency_scale,
+    natural_magnitude,
     random_spectrum,
     render,
 )
@@ -85,3 +89,39 @@ def test_the_start_is_a_faint_grey_cloud() -> None:
 
     assert picture.mean().item() == pytest.approx(0.5, abs=0.02)
     assert 0.001 < picture.std().item() < 0.05
+
+
+@pytest.mark.parametrize("decorrelated", [True, False])
+@pytest.mark.parametrize("kind", [Fourier, Pixels])
+def test_a_picture_that_begins_with_an_image_is_that_image(
+    kind: type[Fourier | Pixels], decorrelated: bool
+) -> None:
+    """Up to what is held off the ends of the range."""
+    axes, cpu = colour_axes(decorrelated=decorrelated), torch.device("cpu")
+    writing = Fourier(33, 1.1, axes, cpu) if kind is Fourier else Pixels(33, axes, cpu)
+    image = torch.rand(3, 33, 33, generator=torch.Generator().manual_seed(6))
+
+    found = writing.render(writing.start_from(image)[None])[0]
+
+    assert torch.allclose(image.clamp(0.02, 0.98), found, atol=1e-3)
+
+
+@pytest.mark.parametrize("canvas", [32, 64])
+def test_maco_changes_phases_and_never_magnitudes(canvas: int) -> None:
+    """Whatever the phases, the spectrum of the planes has the magnitudes of photographs."""
+    writing = Maco(canvas, torch.eye(3), torch.device("cpu"))
+    values = writing.start(torch.Generator().manual_seed(1))
+
+    planes = torch.logit(writing.render((values * 3)[None])[0].double())
+
+    found = torch.fft.rfft2(planes, norm="ortho").abs()[:, 1 : canvas // 2, 1 : canvas // 2]
+    wanted = natural_magnitude(canvas)[:, 1 : canvas // 2, 1 : canvas // 2].double()
+    assert torch.allclose(wanted, found, rtol=0.02)
+
+
+def test_natural_magnitudes_fall_with_frequency() -> None:
+    """About as 1/f, and the constant term is none: pictures are grey on average."""
+    brightness = natural_magnitude(256)[0]
+
+    assert brightness[0, 0] == 0
+    assert 4 < brightness[0, 4] / brightness[0, 32] < 24
