@@ -41,22 +41,29 @@ def _rows(measured: Callable[[str], dict[str, list[float]]]) -> list[Row]:
         ours = measured(f"units_{maker}")
         print(f"activations, ours{name}: {_listed(ours)}\nactivations, Lucent: {_listed(lucent)}")
         rows.append(
-            _row(f"fourier.cpu_s_per_unit{name}", ours, lucent, "torch-lucent, 128 px, 128 steps")
+            _row(
+                f"visualise.fourier.cpu_s_per_unit{name}",
+                ours,
+                lucent,
+                "torch-lucent, 128 px, 128 steps",
+            )
         )
-        rows.append(_wins(f"fourier.activation_wins{name}", ours, lucent))
+        rows.append(_wins(f"visualise.fourier.activation_wins{name}", ours, lucent))
     ours, lucent = measured("classes_ours"), measured("classes_lucent")
     for sibling in ("lite1", "lite2"):
         mine, theirs = (float(np.mean(one[sibling])) for one in (ours, lucent))
         unit = f"p of {len(CLASSES)} classes, best 3 of 26 views"
         peer = "torch-lucent, its defaults"
-        rows.append(Row(f"fourier.transfer_{sibling}", mine, unit, peer, theirs, mine / theirs))
+        rows.append(
+            Row(f"visualise.fourier.transfer_{sibling}", mine, unit, peer, theirs, mine / theirs)
+        )
     ours, horama = measured("maco_ours"), measured("maco_horama")
     print(f"activations, ours: {_listed(ours)}\nactivations, Horama: {_listed(horama)}")
-    rows.append(_row("maco.cpu_s_per_unit", ours, horama, "Horama maco, 128 steps"))
+    rows.append(_row("visualise.maco.cpu_s_per_unit", ours, horama, "Horama maco, 128 steps"))
     mine, theirs = (float(np.mean(one["activation"])) for one in (ours, horama))
     rows.append(
         Row(
-            "maco.activation",
+            "visualise.maco.activation",
             mine,
             "mean of 2 units",
             "Horama maco",

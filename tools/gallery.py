@@ -35,7 +35,7 @@ QUALITY = 84
 HEAD = """# Gallery
 
 One picture of each method, of real units of EfficientNet-Lite0 with its ImageNet weights, seed 0, made by
-`make gallery` on a CPU. What was seen in them is in the last column; a person looked, once. Activations
+`make gallery` on a CPU. What was seen in them is in the last column. Activations
 are of the whole picture, resized to the network's input, in the view in which the unit is watched live.
 
 | picture | target | recipe | activation, start → picture | verdict | seen |
@@ -123,36 +123,36 @@ PEACOCK, EDGES, EYES = (
 )  # fmt: skip
 GOLDEN, ZEBRA = (_target("_fc", label, FeatureKind.LOGIT) for label in (207, 340))
 ENTRIES = (
-    Entry("class", ZEBRA, Maximisation(), "activation maximisation, as usual", "SEEN class"),
-    Entry("channel", PEACOCK, Maximisation(), "as usual", "SEEN channel"),
+    Entry("class", ZEBRA, Maximisation(), "activation maximisation, as usual", "two zebras and a dark herd on a savannah, plain at first sight"),
+    Entry("channel", PEACOCK, Maximisation(), "as usual", "peacock feathers: eyes on long barbs, one bird-like shape of them"),
     Entry(
         "jitter", PEACOCK, Maximisation(transforms="jitter", noise=0.0),
-        "`transforms: jitter`, no noise", "SEEN jitter",
+        "`transforms: jitter`, no noise", "the same feathers all over, in higher contrast; the activation is higher, the bird is gone",
     ),
-    Entry("maco", PEACOCK, Maximisation(parametrisation="maco"), "`parametrisation: maco`", "SEEN maco"),
+    Entry("maco", PEACOCK, Maximisation(parametrisation="maco"), "`parametrisation: maco`", "a peacock's tail before a blue sky; softer, colours as in a photograph"),
     Entry(
         "pixel", PEACOCK, Maximisation(parametrisation="pixel", total_variation=0.5),
-        "`parametrisation: pixel`, `total_variation: 0.5`", "SEEN pixel",
+        "`parametrisation: pixel`, `total_variation: 0.5`", "faint eyes and hatching on grey: why pixels are not the default",
     ),
     Entry(
-        "negative", replace(EDGES, side=Side.NEGATIVE), Maximisation(), "negative side", "SEEN negative"
+        "negative", replace(EDGES, side=Side.NEGATIVE), Maximisation(), "negative side", "dark, furry heads with eyes, on grass; for what the channel itself looks for see the end of `stops`"
     ),
-    Entry("facets", EYES, Maximisation(facets=4, canvas=192), "`facets: 4`", "SEEN facets"),
+    Entry("facets", EYES, Maximisation(facets=4, canvas=192), "`facets: 4`", "four answers to one unit: beads, the front of a helmet or car, insects on a net, a bird's head"),
     Entry(
         "stops", replace(PEACOCK, terms=(Term(EDGES.feature),)), Maximisation(stops=4, canvas=192),
-        "`stops: 4`, to channel 101", "SEEN stops",
+        "`stops: 4`, to channel 101", "from peacock eyes over a mixture to leaves",
     ),
     Entry(
         "direction", _target("_blocks.11", 0, FeatureKind.DIRECTION), Maximisation(objective="cosine"),
-        "a direction, `objective: cosine`", "SEEN direction",
+        "a direction, `objective: cosine`", "bowls and saucers seen from above, in brown and blue",
     ),
     Entry(
         "dream", _target("_blocks.8", 0, FeatureKind.NORM), DeepDream(start=COFFEE),
-        "DeepDream of a whole layer", "SEEN dream",
+        "DeepDream of a whole layer", "the cup, saucer and spoon are kept and covered with rings and eyes",
     ),
     Entry(
         "accentuation", GOLDEN, Accentuation(start=CAT), "feature accentuation of a cat",
-        "SEEN accentuation",
+        "the cat keeps its face; its coat turns golden and its nose a dog's",
     ),
 )  # fmt: skip
 
