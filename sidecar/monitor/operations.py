@@ -30,7 +30,6 @@ from sidecar.errors import (
 )
 from sidecar.features import (
     FeatureKey,
-    FeatureKind,
     FeatureSelector,
     LayerKey,
     Slice,
@@ -49,6 +48,7 @@ from sidecar.monitor.views import (
     Window,
 )
 from sidecar.recipes import (
+    JOB_KINDS,
     PICTURE_KINDS,
     SIDED_KINDS,
     Recipe,
@@ -481,7 +481,7 @@ class Operations:
             )
         for target in request.targets:
             self.feature(target.feature)
-            if "directions" in target.inputs:
+            if target.feature.layer.kind in PICTURE_KINDS - JOB_KINDS:
                 raise UnsupportedTarget(
                     f"{target.feature} is a direction, and jobs are handed no dictionaries of them yet: "
                     "name a channel, neuron, logit or norm"
@@ -571,7 +571,7 @@ class Operations:
     def portrait_of(self, key: FeatureKey, idempotency_key: str, detail: str) -> Job | None:
         """Ask for a feature's portrait because it fires; None where none can be made."""
         model = self._config.model(key.layer.model)
-        pictured = key.layer.kind in PICTURE_KINDS - {FeatureKind.DIRECTION}
+        pictured = key.layer.kind in JOB_KINDS
         possible = pictured and model is not None and model.factory
         if not self._config.alerts.portrait_on_firing or not possible:
             return None

@@ -10,9 +10,10 @@ from sidecar.recipes.content import RECIPES, content_key, recipe_like, recipe_of
 from sidecar.recipes.dream import DeepDream
 from sidecar.recipes.maximisation import Maximisation
 from sidecar.recipes.recipe import Recipe
-from sidecar.recipes.targets import PICTURE_KINDS, SIDED_KINDS, Side, Target, Term
+from sidecar.recipes.targets import JOB_KINDS, PICTURE_KINDS, SIDED_KINDS, Side, Target, Term
 
 __all__ = [
+    "JOB_KINDS",
     "PICTURE_KINDS",
     "RECIPES",
     "SIDED_KINDS",

@@ -35,7 +35,7 @@ from sidecar.features import (
 from sidecar.jobs import JobRequest
 from sidecar.monitor import Event, Flag, Operations
 from sidecar.monitor.operations import urgency
-from sidecar.recipes import Side, Target
+from sidecar.recipes import Maximisation, Side, Target
 from sidecar.testing import running_daemon, wait_until
 
 pytestmark = pytest.mark.service
@@ -220,6 +220,20 @@ def test_an_alert_about_a_unit_without_pictures_asks_for_none(operations: Operat
     labels = {"model": "m", "revision": REVISION, "layer": "fc", "kind": "head", "feature": "1"}
 
     assert operations.alert_fired("f3", 1.0, labels, {}) is None
+
+
+def test_a_job_about_a_direction_is_refused_before_it_is_queued(
+    tmp_path: Path,
+) -> None:
+    """The daemon hands a worker no dictionary of vectors."""
+    configured = {"models": [{"name": "m", "factory": "nowhere.at_all:build"}]}
+    layer = LayerKey("m", REVISION, "a", FeatureKind.DIRECTION, View.MEAN)
+    with running_daemon(tmp_path, configured) as running:
+        running.daemon.monitor.register(layer, 3, Capture(), 0.0)
+        target = Target(layer.feature(1))
+
+        with pytest.raises(UnsupportedTarget, match="handed no dictionaries"):
+            running.daemon.operations.submit(JobRequest((target,), Maximisation()))
 
 
 def test_a_job_that_cannot_be_done_is_refused_before_it_is_queued(operations: Operations) -> None:

@@ -18,19 +18,19 @@ pytestmark = pytest.mark.unit
 
 Unit = Callable[..., Target]
 IMAGE = "a" * 64
-SHORT = {"steps": 4, "canvas": 32}
+SHORT = {"steps": 3, "canvas": 32}
 
 RECIPES: dict[str, Recipe] = {
     "maximisation": Maximisation(learning_rate=0.2, **SHORT),
-    "pixels": Maximisation(parametrisation="pixel", learning_rate=0.2, **SHORT),
-    "maco": Maximisation(parametrisation="maco", crops=2, **SHORT),
-    "jitter": Maximisation(transforms="jitter", colours="plain", noise=0.0, l2=0.1, **SHORT),
-    "facets": Maximisation(facets=3, learning_rate=0.2, **SHORT),
-    "accentuation": Accentuation(start=IMAGE, noise=0.02, **SHORT),
-    "accentuation elsewhere": Accentuation(start=IMAGE, layer="low", **SHORT),
+    "maco, jitter": Maximisation(
+        parametrisation="maco", transforms="jitter", colours="plain", crops=2, l2=0.1, **SHORT
+    ),
+    "pixels, facets": Maximisation(parametrisation="pixel", facets=2, learning_rate=0.2, **SHORT),
+    "accentuation": Accentuation(start=IMAGE, layer="low", **SHORT),
     "dream": DeepDream(start=IMAGE, steps=2, canvas=40, octaves=2),
-    "dream of nothing": DeepDream(steps=2, canvas=40, octaves=2),
+    "dream of nothing": DeepDream(steps=1, canvas=40, octaves=2),
 }
+"""Between them every value that changes what is done, in as few steps as show it."""
 
 
 class NormedNet(nn.Module):
