@@ -7,9 +7,10 @@ noise; the model is left without hooks, whatever happened. Only the worker impor
 needs torch.
 """
 
+from sidecar.visualise.directions import read_directions
 from sidecar.visualise.images import maximise, plan
 from sidecar.visualise.loading import ImageModel, load_model
-from sidecar.visualise.method import Checkpoint, Materials, Method
+from sidecar.visualise.method import Checkpoint, Directions, Materials, Method
 from sidecar.visualise.methods import METHODS, method_for
 from sidecar.visualise.pictures import Cost, Picture, Progress, TypicalRange, read_image
 
@@ -17,6 +18,7 @@ __all__ = [
     "METHODS",
     "Checkpoint",
     "Cost",
+    "Directions",
     "ImageModel",
     "Materials",
     "Method",
@@ -27,5 +29,6 @@ __all__ = [
     "maximise",
     "method_for",
     "plan",
+    "read_directions",
     "read_image",
 ]
