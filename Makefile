@@ -17,7 +17,7 @@ WORKERS ?= 2
 PROTOS := $(wildcard proto/sidecar/wire/v1/*.proto)
 PROTOC := .venv-proto/bin/python -m grpc_tools.protoc -Iproto
 
-.PHONY: help setup demo test check fix proto golden bench fuzz soak store chaos docs ci
+.PHONY: help setup demo test check fix proto golden gallery bench fuzz soak store chaos docs ci
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -73,7 +73,16 @@ $(VENV)/.benched: $(VENV)/.installed
 	  || echo "whylogs cannot be installed here: its row is skipped"
 	@touch $@
 
-bench: setup $(VENV)/.benched .venv-whylogs/.installed ## ratios against named peers; SUITE=hook runs one suite
+# Peers whose dependencies would bring another torch, beside what they need and nothing else has.
+.peers/.installed: benchmarks/visualise-requirements.txt $(VENV)/.installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+	  --target .peers -r $< || echo "peers cannot be installed here: the suite visualise is skipped"
+	@mkdir -p .peers && touch $@
+
+gallery: setup ## the pictures of docs/gallery.md, minutes on a CPU
+	@$(BIN)/python tools/gallery.py
+
+bench: setup $(VENV)/.benched .venv-whylogs/.installed .peers/.installed ## ratios against named peers; SUITE=hook runs one suite
 	@$(BIN)/python -m benchmarks $(SUITE)
 
 fuzz: setup ## damaged and hostile input to both lanes; COUNT items from SEED

@@ -21,8 +21,11 @@ TARGET = Target(LayerKey("m", "r", "conv").feature(3))
 def test_every_recipe_value_is_part_of_the_content_key(name: str) -> None:
     """No two different requests share an answer."""
     before = getattr(Maximisation(), name)
-    smaller = {"zoom_max": 0.9, "noise": 0.2, "zoom_min": 0.3}
-    changed = dataclasses.replace(Maximisation(), **{name: smaller.get(name, before + 1)})
+    others = {"zoom_max": 0.9, "noise": 0.2, "zoom_min": 0.3, "parametrisation": "maco"}
+    others |= {"colours": "plain", "objective": "cosine", "transforms": "jitter", "plateau": 0.1}
+    others |= {"jitter": 0.1, "scale": 0.2}
+    value = others[name] if name in others else before + 1
+    changed = dataclasses.replace(Maximisation(), **{name: value})
 
     assert content_key(TARGET, Maximisation()) != content_key(TARGET, changed)
 

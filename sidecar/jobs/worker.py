@@ -77,6 +77,8 @@ def main(argv: list[str]) -> int:
     descriptor = int(argv[1])
     os.set_inheritable(descriptor, False)  # noqa: FBT003 - takes it by position only
     _bind_to_daemon()
+    # Read when torch is imported: its waiting threads would spin, on cores that the model server uses.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         spec = decode_spec(_read_line())
     except CorruptState as error:

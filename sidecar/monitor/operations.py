@@ -43,7 +43,16 @@ from sidecar.monitor.views import (
     LayerStatus,
     Window,
 )
-from sidecar.recipes import PICTURE_KINDS, Recipe, Target, recipe_like, recipe_of
+from sidecar.recipes import (
+    JOB_KINDS,
+    PICTURE_KINDS,
+    SIDED_KINDS,
+    Recipe,
+    Side,
+    Target,
+    recipe_like,
+    recipe_of,
+)
 from sidecar.store import ArtifactStore, BaselineStore, Catalogue, EvidenceStore, References
 
 PORTRAIT_LIMIT = 20
@@ -545,6 +554,11 @@ class Operations:
             )
         for target in request.targets:
             self.feature(target.feature)
+            if target.feature.layer.kind in PICTURE_KINDS - JOB_KINDS:
+                raise UnsupportedTarget(
+                    f"{target.feature} is a direction, and jobs are handed no dictionaries of them yet: "
+                    "name a channel, neuron, logit or norm"
+                )
         owners = {(t.feature.layer.model, t.feature.layer.revision) for t in request.targets}
         if len(owners) > 1:
             raise UnsupportedTarget(f"job names {len(owners)} model revisions: make one job each")
@@ -654,11 +668,12 @@ class Operations:
     ) -> Job | None:
         """Ask for a feature's portrait because it fires; None where none can be made."""
         model = self._config.model(key.layer.model)
-        possible = key.layer.kind in PICTURE_KINDS and model is not None and model.is_loadable
+        pictured = key.layer.kind in JOB_KINDS
+        possible = pictured and model is not None and model.is_loadable
         if not self._config.alerts.portrait_on_firing or not possible:
             return None
         request = JobRequest(
-            (Target(key),),
+            (Target(key, side=self._side(key)),),
             self.default_recipe(),
             origin="alert",
             idempotency_key=idempotency_key,
@@ -670,6 +685,12 @@ class Operations:
         if job.created == now and not job.attempts:  # else it was asked for before
             self.record((Event(now, "portrait_requested", str(key), detail),))
         return job
+
+    def _side(self, key: FeatureKey) -> Side:
+        """Return the end of a feature's range that its flag is about; that of ``both`` is the upper."""
+        flag = self.feature(key).flag
+        below = flag is not None and flag.direction is Direction.BELOW
+        return Side.NEGATIVE if below and key.layer.kind in SIDED_KINDS else Side.POSITIVE
 
     def _react(self, event: Event) -> None:
         """Ask for the portrait of a feature that began to fire, where no Alertmanager does."""

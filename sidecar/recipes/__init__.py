@@ -5,19 +5,25 @@ webhook through the job queue to the worker; a recipe that can be built can be m
 have equal content keys, and an answer once made is found again by its key.
 """
 
+from sidecar.recipes.accentuation import Accentuation
 from sidecar.recipes.comparison import Comparison
 from sidecar.recipes.content import RECIPES, content_key, recipe_like, recipe_of
 from sidecar.recipes.dataset import Dataset
+from sidecar.recipes.dream import DeepDream
 from sidecar.recipes.examples import Examples
 from sidecar.recipes.maximisation import Maximisation
 from sidecar.recipes.recipe import Recipe
-from sidecar.recipes.targets import PICTURE_KINDS, Side, Target, Term
+from sidecar.recipes.targets import JOB_KINDS, PICTURE_KINDS, SIDED_KINDS, Side, Target, Term
 
 __all__ = [
+    "JOB_KINDS",
     "PICTURE_KINDS",
     "RECIPES",
+    "SIDED_KINDS",
+    "Accentuation",
     "Comparison",
     "Dataset",
+    "DeepDream",
     "Examples",
     "Maximisation",
     "Recipe",

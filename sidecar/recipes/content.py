@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from sidecar.errors import UnsupportedTarget
+from sidecar.recipes.accentuation import Accentuation
 from sidecar.recipes.comparison import Comparison
+from sidecar.recipes.dream import DeepDream
 from sidecar.recipes.examples import Examples
 from sidecar.recipes.maximisation import Maximisation
 from sidecar.recipes.recipe import Recipe
 from sidecar.recipes.targets import Target
 
 RECIPES: Mapping[str, type[Recipe]] = {
-    kind.method: kind for kind in (Maximisation, Examples, Comparison)
+    kind.method: kind for kind in (Maximisation, Accentuation, DeepDream, Examples, Comparison)
 }
 """The kinds of recipe by the name of their method."""
 
@@ -51,8 +53,8 @@ def content_key(target: Target, recipe: Recipe, inputs: Mapping[str, str] | None
     Args:
         target: What the picture is of; its revision is the model digest.
         recipe: How it is made.
-        inputs: Digests of what else the answer depends on, by the names of ``Recipe.inputs``, such
-            as ``typical`` for the typical ranges; others are left alone.
+        inputs: Digests of what else the answer depends on, by the names of ``Recipe.inputs`` and
+            ``Target.inputs``, such as ``typical`` for the typical ranges; others are left alone.
 
     Returns:
         64 hexadecimal digits, equal for equal requests on any machine.
@@ -62,7 +64,7 @@ def content_key(target: Target, recipe: Recipe, inputs: Mapping[str, str] | None
         "target": target.document(),
         "recipe": recipe.values(),
         "version": recipe.version,
-        "inputs": {name: given.get(name, "") for name in recipe.inputs},
+        "inputs": {name: given.get(name, "") for name in (*recipe.inputs, *target.inputs)},
     }
     text = json.dumps(request, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,5 +1,6 @@
 """What every recipe is: named values with limits, whatever the method."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Self, TypeVar
@@ -48,10 +49,35 @@ def word(default: str = "") -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Text:
+    """What other text of a recipe may be.
+
+    Attributes:
+        pattern: Regular expression of the whole text; empty text is always right.
+        wanted: What it must be, in words.
+    """
+
+    pattern: str
+    wanted: str
+
+
+def digest() -> str:
+    """Declare the sha256 of an artifact as a field of a recipe; empty: none."""
+    return field(default="", metadata={"text": Text("[0-9a-f]{64}", "64 hexadecimal digits")})
+
+
+def layer_path() -> str:
+    """Declare a layer's module path as a field of a recipe; empty: none."""
+    pattern = r"[A-Za-z0-9_][A-Za-z0-9_.:\-]{0,199}"
+    return field(default="", metadata={"text": Text(pattern, "a layer's module path")})
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """How a picture is made: one frozen dataclass a method.
 
-    Fields are declared with ``number`` and ``choice`` and checked when a recipe is built.
+    Fields are declared with ``number``, ``choice``, ``digest`` and ``layer_path``, and checked when a
+    recipe is built.
 
     Attributes:
         seed: Seed of every random number.
@@ -63,6 +89,9 @@ class Recipe:
     version: ClassVar[int]
     """Raised whenever the method's pictures change; part of every content key, so old answers age
     out."""
+
+    random: ClassVar[bool] = True
+    """Whether the seed matters."""
 
     seed: int = number(0, 0, 2**63 - 1)
 
@@ -113,6 +142,11 @@ class Recipe:
 
 def _check(name: str, value: Any, wanted: object, metadata: Mapping[str, Any]) -> None:
     limits, choices = metadata.get("limits"), metadata.get("choices")
+    text = metadata.get("text")
+    if text is not None and (
+        not isinstance(value, str) or (value and not re.fullmatch(text.pattern, value))
+    ):
+        raise UnsupportedTarget(f"recipe.{name} {value!r:.80} is not {text.wanted}")
     if choices is not None and value not in choices.words:
         raise UnsupportedTarget(
             f"recipe.{name} {value!r} is unknown: use one of {', '.join(choices.words)}"

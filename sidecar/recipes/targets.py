@@ -8,8 +8,23 @@ from typing import Any, Self
 from sidecar.errors import UnsupportedTarget
 from sidecar.features import FeatureKey, FeatureKind
 
-PICTURE_KINDS = frozenset({FeatureKind.CHANNEL, FeatureKind.NEURON, FeatureKind.LOGIT})
-"""Kinds of unit that activation maximisation of an image model applies to."""
+PICTURE_KINDS = frozenset(
+    {
+        FeatureKind.CHANNEL,
+        FeatureKind.NEURON,
+        FeatureKind.LOGIT,
+        FeatureKind.DIRECTION,
+        FeatureKind.NORM,
+    }
+)
+"""Kinds of unit that activation maximisation of an image model applies to. A ``norm`` is its whole layer,
+and has index 0; a ``direction`` is a row of the layer's dictionary of vectors."""
+
+SIDED_KINDS = PICTURE_KINDS - {FeatureKind.NORM}
+"""Of these, the kinds of unit that have least values to look for, and can be weighed."""
+
+JOB_KINDS = PICTURE_KINDS - {FeatureKind.DIRECTION}
+"""Of these, the ones that a job of the daemon can be about: it hands over no dictionaries yet."""
 
 TERMS_LIMIT = 16
 """Most further units of one target; each is read in every pass."""
@@ -67,6 +82,12 @@ class Target:
             raise UnsupportedTarget(f"no picture of a {kind} can be made yet: use one of {wanted}")
         if self.position is not None and kind is not FeatureKind.NEURON:
             raise UnsupportedTarget(f"a position applies to neurons, not to a {kind}: leave it out")
+        if kind not in SIDED_KINDS and (
+            self.feature.index or self.terms or self.side is Side.NEGATIVE
+        ):
+            raise UnsupportedTarget(
+                f"{self.feature}: a {kind} is a whole layer: use index 0, the positive side, no terms"
+            )
         if len(self.terms) > TERMS_LIMIT:
             raise UnsupportedTarget(
                 f"{self.feature} has {len(self.terms)} further units: use at most {TERMS_LIMIT}"
@@ -76,6 +97,11 @@ class Target:
                 raise UnsupportedTarget(
                     f"{term.feature} is not in the layer of {self.feature}: weigh units of one layer"
                 )
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of what the answer depends on beside the weights, see ``content_key``."""
+        return ("directions",) if self.feature.layer.kind is FeatureKind.DIRECTION else ()
 
     def document(self) -> dict[str, Any]:
         """Return the target as JSON-able values; what is as usual is left out."""

@@ -8,9 +8,10 @@ loads it, and a converted graph is compared with the original before it is used.
 needs torch.
 """
 
+from sidecar.visualise.directions import read_directions
 from sidecar.visualise.images import maximise, plan
 from sidecar.visualise.loading import load_model, load_onnx
-from sidecar.visualise.method import Checkpoint, Materials, Method
+from sidecar.visualise.method import Checkpoint, Directions, Materials, Method
 from sidecar.visualise.methods import METHODS, method_for
 from sidecar.visualise.model import ImageModel, InputForm, VisionModel, with_gradients
 from sidecar.visualise.onnx_forward import ForwardModel
@@ -20,6 +21,7 @@ __all__ = [
     "METHODS",
     "Checkpoint",
     "Cost",
+    "Directions",
     "ForwardModel",
     "ImageModel",
     "InputForm",
@@ -34,6 +36,7 @@ __all__ = [
     "maximise",
     "method_for",
     "plan",
+    "read_directions",
     "read_image",
     "with_gradients",
 ]

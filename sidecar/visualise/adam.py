@@ -36,6 +36,13 @@ class Adam:
         self._second = torch.zeros_like(values, requires_grad=False)
         self._steps = 0
 
+    def only(self, which: list[int], values: torch.Tensor) -> "Adam":
+        """Go on with some rows of the values, which have been copied to ``values``."""
+        rest = Adam(values, self._rate)
+        rest._first, rest._second = self._first[which], self._second[which]
+        rest._steps = self._steps
+        return rest
+
     @torch.no_grad()
     def step(self, gradient: torch.Tensor) -> None:
         """Move the values downhill along a gradient of the same shape."""

@@ -8,7 +8,9 @@ import hashlib
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
 from sidecar.recipes import Maximisation, Target
@@ -27,8 +29,10 @@ class Crop:
     noise: torch.Tensor
 
 
-def generator_for(target: Target, seed: int, purpose: str) -> torch.Generator:
+def generator_for(target: Target, seed: int, purpose: str, facet: int = 0) -> torch.Generator:
     """Return a stream of random numbers that depends on nothing but the arguments.
+
+    The target's side and terms stay out of it, so that what they change can be seen.
 
     Model and revision stay out of it on purpose: the same unit of two revisions starts from the same
     noise, so their pictures differ by the weights alone. The stream lives on the CPU, so that it is
@@ -38,20 +42,34 @@ def generator_for(target: Target, seed: int, purpose: str) -> torch.Generator:
     text = (
         f"{seed}\0{purpose}\0{layer.layer}\0{layer.kind}\0{target.feature.index}\0{target.position}"
     )
+    if facet:
+        text += f"\0{facet}"
     word = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
     return torch.Generator().manual_seed(word >> 1)  # signed 64 bits
 
 
 def draw_crop(recipe: Maximisation, size: int, generator: torch.Generator) -> Crop:
-    """Draw one crop: zoom uniform, centre Gaussian and clipped so that the crop stays inside."""
+    """Draw one view of a picture, as the recipe's transforms want it.
+
+    A zoomed crop has a uniform zoom, and a Gaussian centre clipped so that the crop stays inside. A
+    jittered whole is shifted and scaled uniformly, and may show reflections at its borders.
+    """
     zoom_draw, turn_draw = torch.rand(2, generator=generator).tolist()
-    centre = torch.randn(2, generator=generator) * recipe.centre_sigma
-    noise = torch.randn((3, size, size), generator=generator) * recipe.noise
-    zoom = recipe.zoom_min + (recipe.zoom_max - recipe.zoom_min) * zoom_draw
+    if recipe.transforms == "jitter":
+        zoom = 1 + recipe.scale * (2 * zoom_draw - 1)
+        # Both run from -1 to 1 over the canvas, so a ratio of it counts twice.
+        across, down = ((torch.rand(2, generator=generator) * 4 - 2) * recipe.jitter).tolist()
+    else:
+        zoom = recipe.zoom_min + (recipe.zoom_max - recipe.zoom_min) * zoom_draw
+        centre = torch.randn(2, generator=generator) * recipe.centre_sigma
+        across, down = centre.clamp(-(1 - zoom), 1 - zoom).tolist()
+    noise = torch.zeros(())
+    if recipe.noise:
+        noise = torch.randn((3, size, size), generator=generator) * recipe.noise
     turn = math.radians(recipe.rotation_degrees) * (2 * turn_draw - 1)
-    across, down = centre.clamp(-(1 - zoom), 1 - zoom).tolist()
     cosine, sine = zoom * math.cos(turn), zoom * math.sin(turn)
-    return Crop(torch.tensor([[cosine, -sine, across], [sine, cosine, down]]), noise)
+    affine = torch.tensor([[cosine, -sine, across], [sine, cosine, down]])
+    return Crop(affine, noise.expand(3, size, size))
 
 
 def cut_crops(canvases: torch.Tensor, crops: list[Crop]) -> torch.Tensor:
@@ -91,3 +109,21 @@ def resize_whole(canvases: torch.Tensor, size: int) -> torch.Tensor:
     return functional.interpolate(
         canvases, (size, size), mode="bilinear", align_corners=False, antialias=True
     )
+
+
+def square(image: NDArray[np.uint8], side: int) -> torch.Tensor:
+    """Return the middle square of an image as colours from 0 to 1.
+
+    Args:
+        image: Shape ``(height, width, 3)``.
+        side: Of the result in pixels.
+
+    Returns:
+        Shape ``(3, side, side)``.
+    """
+    height, width, _ = image.shape
+    least = min(height, width)
+    top, left = (height - least) // 2, (width - least) // 2
+    middle = np.ascontiguousarray(image[top : top + least, left : left + least])
+    colours = torch.from_numpy(middle).permute(2, 0, 1)[None].float() / 255  # (1, 3, least, least)
+    return resize_whole(colours, side)[0].clamp(0, 1)

@@ -20,12 +20,12 @@ from sidecar.recipes import Comparison, Dataset, Maximisation, Target
 from sidecar.visualise.agreement import Agreement, Fate, agreement, similarity, summary
 from sidecar.visualise.ascent import pass_images
 from sidecar.visualise.augmentation import resize_whole
+from sidecar.visualise.contact_sheet import Tile, draw_sheet
 from sidecar.visualise.datasets import batches, colours, read_square
 from sidecar.visualise.images import ActivationMaximisation
 from sidecar.visualise.method import Checkpoint, Materials
 from sidecar.visualise.model import ImageModel
 from sidecar.visualise.pictures import Cost, Picture, Progress
-from sidecar.visualise.sheets import Tile, draw_sheet
 from sidecar.visualise.units import Site, Units, check_targets, dry_run, find_layer, forward_to
 
 _KINDS = frozenset({FeatureKind.CHANNEL, FeatureKind.LOGIT})

@@ -13,15 +13,20 @@ from sidecar.errors import JobCancelled, NonFiniteActivation, UnsupportedTarget
 from sidecar.features import FeatureKind, LayerKey
 from sidecar.recipes import Dataset, Examples, Side, Target
 from sidecar.visualise.ascent import pass_images
+from sidecar.visualise.contact_sheet import Tile, draw_sheet
 from sidecar.visualise.datasets import batches, colours, read_square
 from sidecar.visualise.method import Checkpoint, Materials
 from sidecar.visualise.model import ImageModel
 from sidecar.visualise.pictures import Cost, Picture, Progress
-from sidecar.visualise.sheets import Tile, draw_sheet
 from sidecar.visualise.units import Dry, Site, Units, check_targets, dry_run, forward_to
 
 _DARKEST = 0.2
 """Of the brightness that an image keeps where the unit is silent: what is dark must still be seen."""
+
+_KINDS = frozenset({FeatureKind.CHANNEL, FeatureKind.NEURON, FeatureKind.LOGIT})
+
+_REPORT_PASSES = 16
+"""A report is due after; people watch, and each one costs a picture."""
 
 _SCRATCH_RATIO = 2.0
 """Memory of a forward pass without gradients against what autograd would keep, at most."""
@@ -105,6 +110,10 @@ class DatasetExamples:
 def _checked(model: ImageModel, targets: Sequence[Target]) -> Dry:
     dry = check_targets(model, targets)
     for target in targets:
+        if target.feature.layer.kind not in _KINDS:
+            raise UnsupportedTarget(
+                f"{target.feature}: examples are of single channels, neurons and logits"
+            )
         if target.terms:
             raise UnsupportedTarget(
                 f"{target.feature}: examples are of one unit; leave the further units out"
@@ -152,7 +161,8 @@ class _Watch:
                 units = units or Units.of(wanted, Site(*maps.shape[1:]), self._model.device)
                 values[np.ix_(members, numbers)] = _values(units, maps)
                 step += 1
-                self._tell(step, members, values, images)
+                if step % _REPORT_PASSES == 0 or step in (1, self._steps):
+                    self._tell(step, members, values, images)
         self._refuse_nonfinite(values)
         return values
 
@@ -182,16 +192,10 @@ class _Watch:
 
 def _values(units: Units, maps: torch.Tensor) -> NDArray[np.float64]:
     """Return each unit's value on each image, shape ``(units, images)``."""
-    count = len(units.indices)
-    images = len(maps)
-    everyone = Units(
-        units.layer,
-        units.indices.repeat_interleave(images),
-        units.rows.repeat_interleave(images),
-        units.columns.repeat_interleave(images),
-    )
-    repeated = maps.repeat(count, 1, 1, 1)  # (units * images, width, rows, columns)
-    return everyone.values(repeated).view(count, images).double().cpu().numpy()
+    count, images = len(units.indices), len(maps)
+    rows = [units.only([place]).repeated(images).values(maps) for place in range(count)]
+    found: NDArray[np.float64] = torch.stack(rows).double().cpu().numpy()
+    return found
 
 
 def _choose(values: NDArray[np.float64], recipe: Examples, side: Side) -> list[_Chosen]:

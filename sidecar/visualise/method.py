@@ -27,6 +27,19 @@ class Checkpoint(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Directions:
+    """Named vectors over the units of one layer.
+
+    Attributes:
+        vectors: Shape ``(directions, width)``, float32.
+        digest: sha256 of the file they are from.
+    """
+
+    vectors: NDArray[np.float32]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Materials:
     """What a run is given beside its targets.
 
@@ -36,13 +49,14 @@ class Materials:
             ``(height, width, 3)``.
         datasets: What the recipe looks through, by name.
         models: Other models that it looks at, by name.
+        directions: Dictionaries of vectors, by the layer they are of.
     """
 
     typical: TypicalRange | None = None
     images: Mapping[str, NDArray[np.uint8]] = field(default_factory=lambda: MappingProxyType({}))
     datasets: Mapping[str, Dataset] = field(default_factory=lambda: MappingProxyType({}))
-
     models: Mapping[str, ImageModel] = field(default_factory=lambda: MappingProxyType({}))
+    directions: Mapping[str, Directions] = field(default_factory=lambda: MappingProxyType({}))
 
     def model(self, name: str) -> ImageModel:
         """Return another model that the recipe looks at.

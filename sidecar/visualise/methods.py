@@ -5,14 +5,20 @@ from collections.abc import Mapping
 from sidecar.errors import UnsupportedTarget
 from sidecar.recipes import Recipe
 from sidecar.visualise.comparison import RevisionComparison
+from sidecar.visualise.dream import Dream
 from sidecar.visualise.examples import DatasetExamples
-from sidecar.visualise.images import ActivationMaximisation
+from sidecar.visualise.images import ActivationMaximisation, FeatureAccentuation
 from sidecar.visualise.method import AnyMethod
 
-METHODS: Mapping[type[Recipe], AnyMethod] = {
-    method.recipe: method
-    for method in (ActivationMaximisation(), DatasetExamples(), RevisionComparison())
-}
+_ALL: tuple[AnyMethod, ...] = (
+    ActivationMaximisation(),
+    FeatureAccentuation(),
+    Dream(),
+    DatasetExamples(),
+    RevisionComparison(),
+)
+
+METHODS: Mapping[type[Recipe], AnyMethod] = {method.recipe: method for method in _ALL}
 """Every method, by its kind of recipe."""
 
 

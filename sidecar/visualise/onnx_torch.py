@@ -21,7 +21,7 @@ from sidecar.errors import ModelLoadFailed
 from sidecar.visualise.model import InputForm
 from sidecar.visualise.onnx_files import OnnxFile
 from sidecar.visualise.onnx_forward import CPU, open_session, run_once, tapped
-from sidecar.visualise.parametrisation import frequency_scale, random_spectrum, render
+from sidecar.visualise.parametrisation import colour_axes, frequency_scale, random_spectrum, render
 
 PARITY_LIMIT = 1e-3
 """Largest difference at a tap, over the largest value there. The relative tolerance of ONNX's own
@@ -163,7 +163,9 @@ def _images(side: int) -> torch.Tensor:
     even = side + side % 2
     # Their start is a faint cloud; a hundred times it has the contrast of a photograph.
     spectrum = 100 * random_spectrum(even, stream)[None]
-    photograph = render(spectrum, frequency_scale(even, 1.0))[:, :, :side, :side]
+    photograph = render(spectrum, frequency_scale(even, 1.0), colour_axes(decorrelated=True))[
+        :, :, :side, :side
+    ]
     return torch.cat([pixels, photograph])  # (2, 3, side, side)
 
 

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from sidecar.errors import ShapeMismatch, UnsupportedTarget
 from sidecar.features import LayerKey
-from sidecar.recipes import Recipe, Target, content_key
+from sidecar.recipes import Recipe, Side, Target, content_key
 
 _PREFIX = "sidecar."
 
@@ -109,7 +109,9 @@ class Picture:
         model_digest: sha256 of the weights it was made with.
         inputs: Digests of what else it depends on, by the names of ``Recipe.inputs``; ``typical`` is
             the sha256 of the typical ranges.
-        image: RGB, shape ``(canvas, canvas, 3)``; what the numbers below were measured on.
+        image: RGB, shape ``(canvas, canvas, 3)``; what the numbers below were measured on. A sheet of
+            several pictures is as much wider, and the numbers are its first one's; the others' are
+            in ``findings["tiles"]``.
         activation: Of the whole picture, resized to the network's input.
         activation_augmented: Mean over 16 fresh augmentations of the recipe.
         activation_augmented_spread: Their standard deviation.
@@ -144,6 +146,8 @@ class Picture:
         facts = {
             "method": f"{self.recipe.method}/{self.recipe.version}",
             "feature": str(self.target.feature),
+            "side": "" if self.target.side is Side.POSITIVE else str(self.target.side),
+            "terms": " ".join(f"{term.weight:+g}*{term.feature}" for term in self.target.terms),
             "position": "" if position is None else f"{position[0]},{position[1]}",
             "model_digest": self.model_digest,
             "recipe": json.dumps(self.recipe.values(), sort_keys=True),
@@ -156,6 +160,24 @@ class Picture:
         chunks = {_PREFIX + name: text for name, text in facts.items() if text}
         # "Software" and "Title" are registered PNG keywords that image viewers show.
         return {"Software": "feature-sidecar", "Title": str(self.target.feature), **chunks}
+
+
+def with_cost(picture: Picture, cost: Cost, forwards: int, seconds: float) -> Picture:
+    """Return the picture with what its request took beside what was predicted, in its findings.
+
+    Args:
+        picture: One of a request, whose passes are shared.
+        cost: What its plan predicted.
+        forwards: Images that went forward through the network for the whole request.
+        seconds: How long that took.
+    """
+    taken = {
+        "forwards": forwards,
+        "forwards_planned": cost.forwards,
+        "seconds": seconds,
+        "seconds_planned": cost.seconds_estimate,
+    }
+    return replace(picture, findings={**picture.findings, "cost": taken})
 
 
 def encode_png(image: NDArray[np.uint8], texts: Mapping[str, str]) -> bytes:

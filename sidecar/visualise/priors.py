@@ -1,6 +1,7 @@
-"""Priors: what a picture pays for being unlike a photograph or unlike live traffic."""
+"""Priors: what a picture pays for being unlike a photograph, live traffic, or what it should stay near."""
 
 import torch
+from torch.nn import functional
 
 from sidecar.errors import ShapeMismatch
 from sidecar.features import LayerKey
@@ -24,6 +25,53 @@ def total_variation(pictures: torch.Tensor) -> torch.Tensor:
     down = (pictures[:, :, 1:] - pictures[:, :, :-1]).abs().mean((1, 2, 3))  # (n,)
     across = (pictures[..., 1:] - pictures[..., :-1]).abs().mean((1, 2, 3))  # (n,)
     return down + across
+
+
+def greyness(pictures: torch.Tensor) -> torch.Tensor:
+    """Return the mean squared distance of the colours from mid-grey, shape ``(n,)``."""
+    return (pictures - 0.5).square().mean((1, 2, 3))
+
+
+def likeness(maps: torch.Tensor, facets: int) -> torch.Tensor:
+    """Return how alike the pictures of one sheet are to the network.
+
+    Texture is compared, by the cosine of the Gram matrices of the maps; of a vector, its own cosine.
+
+    Args:
+        maps: Shape ``(sheets * facets, width, rows, columns)``, the facets of a sheet together.
+        facets: Pictures a sheet, 2 or more.
+
+    Returns:
+        The mean cosine with the sheet's other pictures, shape ``(sheets * facets,)``.
+
+    Source:
+        Olah, Mordvintsev and Schubert 2017, "Feature visualization", on diversity.
+    """
+    if maps[0, 0].numel() > 1:
+        flat = maps.flatten(2)  # (n, width, positions)
+        marks = (flat @ flat.transpose(1, 2)).flatten(1)  # (n, width * width)
+    else:
+        marks = maps.flatten(1)  # (n, width)
+    sheets = functional.normalize(marks, dim=1).view(-1, facets, marks.shape[1])
+    alike = sheets @ sheets.transpose(1, 2)  # (sheets, facets, facets)
+    own = torch.diagonal(alike, dim1=1, dim2=2)  # (sheets, facets)
+    return ((alike.sum(2) - own) / (facets - 1)).flatten()
+
+
+def distance(maps: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
+    """Return how far maps are from others, as a ratio of those, shape ``(n,)``.
+
+    Args:
+        maps: Shape ``(n, width, rows, columns)``.
+        anchors: The same shape.
+
+    Source:
+        Hamblin et al. 2024, "Feature accentuation: revealing 'what' features respond to in natural
+        images".
+    """
+    away: torch.Tensor = torch.linalg.vector_norm((maps - anchors).flatten(1), dim=1)
+    size: torch.Tensor = torch.linalg.vector_norm(anchors.flatten(1), dim=1)
+    return away / size.clamp(min=torch.finfo(size.dtype).tiny)
 
 
 class TypicalRangePrior:

@@ -21,7 +21,7 @@ from sidecar.monitor import (
     LayerStatus,
     Window,
 )
-from sidecar.recipes import PICTURE_KINDS
+from sidecar.recipes import JOB_KINDS
 from sidecar.web import histogram, wording
 from sidecar.web.captions import caption
 from sidecar.web.console import Console
@@ -174,7 +174,7 @@ def feature(request: Request) -> Response:
         evidence=record,
         alarm=_alarm(status, record),
         recipe=backend.default_recipe(),
-        can_picture=key.layer.kind in PICTURE_KINDS,
+        can_picture=key.layer.kind in JOB_KINDS,
         commands=_commands(key),
         form_key=secrets.token_hex(8),
         notice=_notice(request),

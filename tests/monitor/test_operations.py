@@ -35,7 +35,7 @@ from sidecar.features import (
 from sidecar.jobs import Cause, JobRequest
 from sidecar.monitor import Event, Flag, Operations
 from sidecar.monitor.operations import urgency
-from sidecar.recipes import Target
+from sidecar.recipes import Maximisation, Side, Target
 from sidecar.testing import running_daemon, wait_until
 
 pytestmark = pytest.mark.service
@@ -189,6 +189,27 @@ def test_an_alert_is_one_job_however_often_it_is_sent(operations: Operations) ->
     assert Cause(alert="f1", alert_started=200.0) == later.request.cause
 
 
+@pytest.mark.parametrize(
+    ("direction", "side"),
+    [("above", Side.POSITIVE), ("both", Side.POSITIVE), ("below", Side.NEGATIVE)],
+)
+def test_a_flag_that_watches_below_asks_for_the_negative_side(
+    tmp_path: Path, direction: str, side: Side
+) -> None:
+    """What is too low is shown by what makes the unit low."""
+    flag = {"feature": "m/a/channel/2", "name": "x", "direction": direction}
+    configured = {"models": [{"name": "m", "factory": "nowhere.at_all:build"}], "flags": [flag]}
+    with running_daemon(tmp_path, configured) as running:
+        running.daemon.monitor.register(next(iter(LAYERS)), 5, Capture(), 0.0)
+        operations = running.daemon.operations
+        key = operations.resolve("m/a/channel/2")
+
+        job = operations.portrait_of(key, "once", "")
+
+    assert job is not None
+    assert side == job.request.targets[0].side
+
+
 def test_an_alert_about_no_feature_is_refused_by_name(operations: Operations) -> None:
     """Alerts of other systems may come by the same webhook."""
     with pytest.raises(NotFound, match="has no labels revision, layer"):
@@ -200,6 +221,20 @@ def test_an_alert_about_a_unit_without_pictures_asks_for_none(operations: Operat
     labels = {"model": "m", "revision": REVISION, "layer": "fc", "kind": "head", "feature": "1"}
 
     assert operations.alert_fired("f3", 1.0, labels, {}) is None
+
+
+def test_a_job_about_a_direction_is_refused_before_it_is_queued(
+    tmp_path: Path,
+) -> None:
+    """The daemon hands a worker no dictionary of vectors."""
+    configured = {"models": [{"name": "m", "factory": "nowhere.at_all:build"}]}
+    layer = LayerKey("m", REVISION, "a", FeatureKind.DIRECTION, View.MEAN)
+    with running_daemon(tmp_path, configured) as running:
+        running.daemon.monitor.register(layer, 3, Capture(), 0.0)
+        target = Target(layer.feature(1))
+
+        with pytest.raises(UnsupportedTarget, match="handed no dictionaries"):
+            running.daemon.operations.submit(JobRequest((target,), Maximisation()))
 
 
 def test_a_job_that_cannot_be_done_is_refused_before_it_is_queued(operations: Operations) -> None:

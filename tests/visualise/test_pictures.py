@@ -52,7 +52,7 @@ def test_the_png_says_where_it_comes_from(picture: Picture) -> None:
 
     assert "lite0@3fa1/_blocks.14/channel/33" == texts["sidecar.feature"] == texts["Title"]
     assert "feature-sidecar" == texts["Software"]
-    assert "activation_maximisation/1" == texts["sidecar.method"]
+    assert "activation_maximisation/2" == texts["sidecar.method"]
     assert "a" * 64 == texts["sidecar.model_digest"]
     assert picture.recipe.values() == json.loads(texts["sidecar.recipe"])
     assert "9" == texts["sidecar.seed"]

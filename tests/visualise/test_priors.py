@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sidecar.errors import ShapeMismatch
 from sidecar.features import FeatureKey, FeatureKind, LayerKey, View
 from sidecar.recipes import Maximisation, Target
-from sidecar.visualise import ImageModel, TypicalRange, maximise
+from sidecar.visualise import ImageModel, Materials, TypicalRange, maximise
 from sidecar.visualise.priors import TypicalRangePrior, total_variation
 from sidecar.visualise.units import Site, Units, forward_to
 
@@ -79,7 +79,9 @@ def test_the_typical_range_keeps_the_other_units_in_and_the_target_free(
     long = replace(recipe, steps=40)
 
     free = maximise(model, [target], long)[0]
-    kept = maximise(model, [target], replace(long, typical_range=3.0), typical=typical)[0]
+    kept = maximise(
+        model, [target], replace(long, typical_range=3.0), materials=Materials(typical)
+    )[0]
 
     loose, tight = (_overshoot(model, p.image, typical, target) for p in (free, kept))
     assert tight < 0.6 * loose
@@ -135,7 +137,10 @@ def test_a_range_of_another_width_is_refused(
 
     with pytest.raises(ShapeMismatch, match="7 units, the layer has 8"):
         maximise(
-            model, [target], replace(recipe, typical_range=1.0), typical=TypicalRange(ends, ends)
+            model,
+            [target],
+            replace(recipe, typical_range=1.0),
+            materials=Materials(TypicalRange(ends, ends)),
         )
 
 
