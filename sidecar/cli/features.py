@@ -140,7 +140,8 @@ def _describe(found: features_pb2.Feature) -> None:
         click.echo(f"state      {_state(found)} since {since}")
         click.echo(f"threshold  {found.threshold:.4g}")
     click.echo(f"why        {found.explanation}")
-    click.echo(f"portrait   {found.portrait_digest or '-'}")
+    believed = f" ({found.portrait_verdict})" if found.portrait_verdict else ""
+    click.echo(f"portrait   {found.portrait_digest or '-'}{believed}")
 
 
 def _draw(live: features_pb2.GetDistributionResponse, window: str) -> None:

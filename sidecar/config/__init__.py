@@ -9,7 +9,14 @@ from sidecar.config.access import AlertsConfig, IngestConfig, ListenConfig, Metr
 from sidecar.config.detection import ScreenConfig, SpikeConfig, StatisticsConfig
 from sidecar.config.file import PolicyConfig, SidecarConfig
 from sidecar.config.keeping import EvidenceConfig, RecordingConfig, StoreConfig
-from sidecar.config.models import DatasetConfig, FlagConfig, InputConfig, JobsConfig, ModelConfig
+from sidecar.config.models import (
+    DatasetConfig,
+    FlagConfig,
+    InputConfig,
+    JobsConfig,
+    ModelConfig,
+    ReliabilityConfig,
+)
 from sidecar.config.reading import load, load_policy
 from sidecar.config.values import read_labels
 
@@ -26,6 +33,7 @@ __all__ = [
     "ModelConfig",
     "PolicyConfig",
     "RecordingConfig",
+    "ReliabilityConfig",
     "ScreenConfig",
     "SidecarConfig",
     "SpikeConfig",

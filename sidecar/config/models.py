@@ -59,6 +59,11 @@ class ModelConfig(Section):
         default=None, description="JSON list of class names, in the order of the logits."
     )
     input: InputConfig = Field(default_factory=InputConfig, description="What images it takes.")
+    sibling: str | None = Field(
+        default=None,
+        description="Name of another model with the same classes: portraits of logits are shown to it, and "
+        "are believed the more if it sees the class in them.",
+    )
 
 
 class DatasetConfig(Section):
@@ -110,6 +115,23 @@ class FlagConfig(Section):
     )
 
 
+class ReliabilityConfig(Section):
+    """How much is done to find out how far a portrait can be believed. See docs/portraits.md."""
+
+    seeds: Annotated[int, Field(ge=0, le=16)] = Field(
+        default=3,
+        description="Further pictures of each feature from other seeds; 0 leaves their agreement out.",
+    )
+    share: Annotated[float, Field(gt=0.0, le=10.0)] = Field(
+        default=0.5, description="Of a job's optimiser steps, that those pictures may take."
+    )
+    dataset: str | None = Field(
+        default=None,
+        description="Name of a dataset of photographs from the model's world: portraits are compared with "
+        "those that excite the feature most.",
+    )
+
+
 class JobsConfig(Section):
     """How visualisation jobs run."""
 
@@ -133,4 +155,7 @@ class JobsConfig(Section):
     )
     recipe: Annotated[dict[str, Any], AfterValidator(check_recipe)] = Field(
         default={}, description="Recipe values of jobs that do not name them."
+    )
+    reliability: ReliabilityConfig = Field(
+        default_factory=ReliabilityConfig, description="How far portraits can be believed."
     )

@@ -13,7 +13,7 @@ import structlog
 from sidecar.detect import State
 from sidecar.errors import SidecarError
 from sidecar.features import FeatureKind, Scope, View
-from sidecar.jobs import Job, JobState
+from sidecar.jobs import Job, JobState, Portrait
 from sidecar.monitor import (
     BaselineVersion,
     EvidenceRecord,
@@ -73,8 +73,8 @@ async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: SidecarErr
     raise AssertionError("unreachable: abort raises")
 
 
-def feature(status: FeatureStatus, portrait_digest: str) -> features_pb2.Feature:
-    """Return a feature's status as its message."""
+def feature(status: FeatureStatus, portrait: Portrait | None = None) -> features_pb2.Feature:
+    """Return a feature's status as its message, with its newest portrait if that is asked for."""
     key, flag = status.key, status.flag
     layer = key.layer
     return features_pb2.Feature(
@@ -96,7 +96,8 @@ def feature(status: FeatureStatus, portrait_digest: str) -> features_pb2.Feature
         baseline_exceedance_ratio=_number(status.baseline_ratio),
         threshold=status.threshold,
         requests=status.requests,
-        portrait_digest=portrait_digest,
+        portrait_digest=portrait.picture_digest if portrait else "",
+        portrait_verdict=portrait.verdict if portrait else "",
         explanation=status.explanation,
     )
 
@@ -203,6 +204,8 @@ def job(found: Job) -> jobs_pb2.Job:
                 content_key=portrait.content_key,
                 picture_digest=portrait.picture_digest,
                 manifest_digest=portrait.manifest_digest,
+                verdict=portrait.verdict,
+                reasons=portrait.reasons.splitlines(),
             )
             for portrait in found.portraits
         ],

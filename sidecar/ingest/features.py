@@ -119,7 +119,7 @@ class FeatureServicer(features_pb2_grpc.FeatureServiceServicer):
     def _message(self, key: FeatureKey) -> features_pb2.Feature:
         status = self._operations.feature(key)
         portraits = self._operations.portraits(key)
-        return answers.feature(status, portraits[0].picture_digest if portraits else "")
+        return answers.feature(status, portraits[0] if portraits else None)
 
     def _describe(self, text: str) -> features_pb2.Feature:
         return self._message(self._operations.resolve(text))
@@ -140,7 +140,7 @@ class FeatureServicer(features_pb2_grpc.FeatureServiceServicer):
         )
         end = offset + len(found)
         return features_pb2.ListFeaturesResponse(
-            features=[answers.feature(status, "") for status in found],
+            features=[answers.feature(status) for status in found],
             next_page_token=str(end) if end < total else "",
             total=total,
         )

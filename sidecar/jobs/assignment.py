@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sidecar
-from sidecar.config import JobsConfig, ModelConfig
+from sidecar.config import JobsConfig, ModelConfig, ReliabilityConfig
 from sidecar.errors import ModelLoadFailed, UnknownModel, UnsupportedTarget
 from sidecar.jobs.datasets import Datasets
 from sidecar.jobs.protocol import Job, JobRequest, Portrait
 from sidecar.jobs.queue import JobQueue
-from sidecar.jobs.spec import JobSpec, LiveContext, ModelSpec
+from sidecar.jobs.spec import JobSpec, LiveContext, ModelSpec, ReliabilitySpec
 from sidecar.recipes import Dataset, Target, content_key
 from sidecar.store import ArtifactStore
 
@@ -99,6 +99,7 @@ def child_spec(
     models: ModelLookup,
     config: JobsConfig,
     artifacts: ArtifactStore,
+    datasets: Datasets,
 ) -> JobSpec:
     """Write down what the child must know.
 
@@ -106,6 +107,7 @@ def child_spec(
         UnknownModel: The model is not configured.
         ModelLoadFailed: It is, but without a factory, so there is nothing to look into.
         UnknownArtifact: The recipe looks at an image that is not in the store.
+        UnsupportedTarget: The photographs that pictures are held against cannot be read.
     """
     name = job.request.targets[0].feature.layer.model
     model = models(name)
@@ -128,7 +130,25 @@ def child_spec(
         device=config.device,
         live=live if typical else {name: _without_ranges(c) for name, c in live.items()},
         images={digest: str(artifacts.open(digest)[0]) for digest in job.request.recipe.images},
-        datasets=assignment.datasets,
+        datasets={**assignment.datasets, **_photographs(config, datasets)},
+        reliability=_reliability(model, models, config.reliability),
+    )
+
+
+def _photographs(config: JobsConfig, datasets: Datasets) -> dict[str, Dataset]:
+    name = config.reliability.dataset
+    return {} if name is None else {name: datasets.read(name)}
+
+
+def _reliability(
+    model: ModelConfig, models: ModelLookup, config: ReliabilityConfig
+) -> ReliabilitySpec:
+    sibling = models(model.sibling) if model.sibling else None
+    return ReliabilitySpec(
+        seeds=config.seeds,
+        share=config.share,
+        dataset=config.dataset or "",
+        sibling=_model_spec(sibling, sibling.factory) if sibling and sibling.factory else None,
     )
 
 

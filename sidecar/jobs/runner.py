@@ -23,6 +23,7 @@ from sidecar.jobs.assignment import (
 )
 from sidecar.jobs.child import Child
 from sidecar.jobs.datasets import Datasets
+from sidecar.jobs.manifest import read_verdict
 from sidecar.jobs.owner import is_dead, is_stale_scratch, make_scratch, owner_name
 from sidecar.jobs.protocol import Job, Portrait
 from sidecar.jobs.queue import JobQueue
@@ -217,7 +218,9 @@ class Runner:
         assignment = assign(job.request, self._queue, self._artifacts, live, self._datasets)
         if not assignment.missing:
             return self._complete(assignment, {}, lease)
-        spec = child_spec(job, assignment, self._models, self._config, self._artifacts)
+        spec = child_spec(
+            job, assignment, self._models, self._config, self._artifacts, self._datasets
+        )
         folder = make_scratch(self._scratch, job.id, job.attempts)
         try:
             limit = self._config.time_limit_seconds
@@ -260,7 +263,12 @@ class Runner:
             stored = self._put(picture, "image/png", keep)
             noted = self._put(manifest, "application/json", keep | {stored.digest})
             made[key] = Portrait(
-                str(target.feature), key, stored.digest, noted.digest, self._clock()
+                str(target.feature),
+                key,
+                stored.digest,
+                noted.digest,
+                self._clock(),
+                *read_verdict(manifest),
             )
         return made
 

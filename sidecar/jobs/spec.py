@@ -83,6 +83,23 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ReliabilitySpec:
+    """How much the child does to find out how far its pictures can be believed.
+
+    Attributes:
+        seeds: Further pictures of each target.
+        share: Of the optimiser steps, that those may take.
+        dataset: Name of the photographs among ``JobSpec.datasets``; empty: there are none.
+        sibling: Another model with the same classes.
+    """
+
+    seeds: int = 3
+    share: float = 0.5
+    dataset: str = ""
+    sibling: ModelSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class JobSpec:
     """Everything the child needs to know.
 
@@ -98,6 +115,7 @@ class JobSpec:
         live: Live distributions by text form of the feature; targets may be missing.
         images: Paths of the artifacts that the recipe looks at, by their digests.
         datasets: What it looks through, by name.
+        reliability: How much is done to find out how far the pictures can be believed.
     """
 
     job_id: str
@@ -111,6 +129,7 @@ class JobSpec:
     live: Mapping[str, LiveContext] = field(default_factory=dict)
     images: Mapping[str, str] = field(default_factory=dict)
     datasets: Mapping[str, Dataset] = field(default_factory=dict)
+    reliability: ReliabilitySpec = field(default_factory=ReliabilitySpec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +220,7 @@ def encode_spec(spec: JobSpec) -> bytes:
         "live": {feature: _live_document(live) for feature, live in spec.live.items()},
         "images": dict(spec.images),
         "datasets": [one.document() for one in spec.datasets.values()],
+        "reliability": asdict(spec.reliability),
     }
     return json.dumps(document).encode() + b"\n"
 
@@ -213,18 +233,25 @@ def decode_spec(line: bytes) -> JobSpec:
     """
     try:
         document = json.loads(line)
-        model = document.pop("model")
-        model |= {"mean": tuple(model["mean"]), "std": tuple(model["std"])}
+        reliability = document.pop("reliability")
+        sibling = reliability.pop("sibling")
         return JobSpec(
             targets=tuple(Target.of(target) for target in document.pop("targets")),
             recipe=recipe_of(document.pop("recipe")),
-            model=ModelSpec(**model),
+            model=_model(document.pop("model")),
+            reliability=ReliabilitySpec(
+                sibling=None if sibling is None else _model(sibling), **reliability
+            ),
             live={feature: _live(live) for feature, live in document.pop("live").items()},
             datasets={one["name"]: Dataset.of(one) for one in document.pop("datasets")},
             **document,
         )
     except (ValueError, KeyError, TypeError, AttributeError, SidecarError) as error:
         raise CorruptState(f"the line on stdin is no job: {error}") from error
+
+
+def _model(document: dict[str, Any]) -> ModelSpec:
+    return ModelSpec(**document | {"mean": tuple(document["mean"]), "std": tuple(document["std"])})
 
 
 def encode_request(request: JobRequest) -> str:

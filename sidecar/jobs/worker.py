@@ -37,6 +37,7 @@ from sidecar.jobs.spec import (
     Event,
     FailureEvent,
     JobSpec,
+    ModelSpec,
     PreviewEvent,
     ProgressEvent,
     ResultEvent,
@@ -46,7 +47,14 @@ from sidecar.jobs.spec import (
 from sidecar.recipes import content_key
 
 if TYPE_CHECKING:
-    from sidecar.visualise import ImageModel, Materials, Picture, Progress, TypicalRange
+    from sidecar.visualise import (
+        ImageModel,
+        Materials,
+        Picture,
+        Progress,
+        Settings,
+        TypicalRange,
+    )
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _PR_SET_NO_NEW_PRIVS = 38
@@ -99,35 +107,43 @@ def _work(spec: JobSpec, folder: Path, announce: Callable[[Event], None]) -> Non
     """Make the pictures of a job, and lay them and their manifests into its folder."""
     started = time.time()
     announce(ProgressEvent(0, 0, "importing torch"))
-    from sidecar.visualise import load_model, method_for  # noqa: PLC0415 - torch, seconds
+    from sidecar.visualise import assess, method_for, with_reliability  # noqa: PLC0415 - torch, seconds
 
     announce(ProgressEvent(0, 0, f"loading {spec.model.name}"))
-    model = load_model(
-        spec.model.factory,
-        Path(spec.model.weights) if spec.model.weights else None,
-        input_size=spec.model.input_size,
-        mean=spec.model.mean,
-        std=spec.model.std,
-        device=spec.device,
-        expected_digest=_expected_digest(spec),
-    )
-    method, materials = method_for(spec.recipe), _materials(spec)
+    model = _load(spec.model, spec.device, _expected_digest(spec))
+    method, materials, settings = method_for(spec.recipe), _materials(spec), _settings(spec)
     cost = method.plan(model, spec.targets, spec.recipe, materials)
+    cost = with_reliability(cost, spec.targets, spec.recipe, settings)
     announce(ProgressEvent(0, 0, f"making pictures: {cost.forwards} passes"))
+    cancelled, begun = _listen_for_cancel(), time.monotonic()
     pictures = method.run(
         model,
         spec.targets,
         spec.recipe,
         materials,
         on_progress=_Reporter(folder, announce),
-        cancelled=_listen_for_cancel(),
+        cancelled=cancelled,
+    )
+    made = time.monotonic()
+    announce(ProgressEvent(0, 0, "measuring how far the pictures can be believed"))
+    reports = assess(
+        method,
+        model,
+        pictures,
+        spec.recipe,
+        materials,
+        settings,
+        on_layer=lambda layer: announce(ProgressEvent(0, 0, f"measuring pictures of {layer}")),
+        cancelled=cancelled,
     )
     facts = _common_facts(spec, model, started)
-    for index, picture in enumerate(pictures):
-        png = picture.png()
+    facts["timings"] = {"pictures": made - begun, "reliability": time.monotonic() - made}
+    for index, (picture, report) in enumerate(zip(pictures, reports, strict=True)):
+        png = picture.png({} if report is None else {"verdict": report.verdict})
         names = (f"picture-{index}.png", f"manifest-{index}.json")
         (folder / names[0]).write_bytes(png)
         manifest = {**facts, **_picture_facts(spec, picture, png)}
+        manifest["reliability"] = None if report is None else report.document()
         manifest["duration_seconds"] = time.time() - started
         (folder / names[1]).write_bytes(encode_manifest(manifest))
         announce(ResultEvent(index, *names))
@@ -153,6 +169,32 @@ class _Reporter:
         self._announce(PreviewEvent(name))
         old = self._folder / f"preview-{self._count - _PREVIEWS_KEPT}.png"
         old.unlink(missing_ok=True)
+
+
+def _load(spec: ModelSpec, device: str, digest: str = "") -> "ImageModel":
+    from sidecar.visualise import load_model  # noqa: PLC0415 - torch, loaded by now
+
+    return load_model(
+        spec.factory,
+        Path(spec.weights) if spec.weights else None,
+        input_size=spec.input_size,
+        mean=spec.mean,
+        std=spec.std,
+        device=device,
+        expected_digest=digest,
+    )
+
+
+def _settings(spec: JobSpec) -> "Settings":
+    from sidecar.visualise import Settings  # noqa: PLC0415 - torch, loaded by now
+
+    wanted = spec.reliability
+    return Settings(
+        seeds=wanted.seeds,
+        share=wanted.share,
+        photographs=spec.datasets.get(wanted.dataset),
+        sibling=None if wanted.sibling is None else _load(wanted.sibling, spec.device),
+    )
 
 
 def _expected_digest(spec: JobSpec) -> str:

@@ -12,6 +12,7 @@ from sidecar.visualise.loading import ImageModel, load_model
 from sidecar.visualise.method import Checkpoint, Materials, Method
 from sidecar.visualise.methods import METHODS, method_for
 from sidecar.visualise.pictures import Cost, Picture, Progress, TypicalRange, read_image
+from sidecar.visualise.reliability import Settings, assess, with_reliability
 
 __all__ = [
     "METHODS",
@@ -22,10 +23,13 @@ __all__ = [
     "Method",
     "Picture",
     "Progress",
+    "Settings",
     "TypicalRange",
+    "assess",
     "load_model",
     "maximise",
     "method_for",
     "plan",
     "read_image",
+    "with_reliability",
 ]

@@ -88,6 +88,7 @@ class Feature(google.protobuf.message.Message):
     REQUESTS_FIELD_NUMBER: builtins.int
     PORTRAIT_DIGEST_FIELD_NUMBER: builtins.int
     EXPLANATION_FIELD_NUMBER: builtins.int
+    PORTRAIT_VERDICT_FIELD_NUMBER: builtins.int
     key: builtins.str
     """model@revision/layer/kind/index[;view[;scope]]"""
     model: builtins.str
@@ -112,6 +113,8 @@ class Feature(google.protobuf.message.Message):
     """sha256 of the newest portrait, or empty."""
     explanation: builtins.str
     """Why the state is what it is, in words."""
+    portrait_verdict: builtins.str
+    """How far the newest portrait can be believed: trusted, weak, unreliable, or empty."""
     def __init__(
         self,
         *,
@@ -135,8 +138,9 @@ class Feature(google.protobuf.message.Message):
         requests: builtins.int = ...,
         portrait_digest: builtins.str = ...,
         explanation: builtins.str = ...,
+        portrait_verdict: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["baseline_exceedance_ratio", b"baseline_exceedance_ratio", "exceedance_ratio", b"exceedance_ratio", "explanation", b"explanation", "flagged", b"flagged", "index", b"index", "key", b"key", "kind", b"kind", "layer", b"layer", "model", b"model", "name", b"name", "owner", b"owner", "portrait_digest", b"portrait_digest", "requests", b"requests", "revision", b"revision", "scope", b"scope", "severity", b"severity", "state", b"state", "state_since_unix_seconds", b"state_since_unix_seconds", "threshold", b"threshold", "view", b"view"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["baseline_exceedance_ratio", b"baseline_exceedance_ratio", "exceedance_ratio", b"exceedance_ratio", "explanation", b"explanation", "flagged", b"flagged", "index", b"index", "key", b"key", "kind", b"kind", "layer", b"layer", "model", b"model", "name", b"name", "owner", b"owner", "portrait_digest", b"portrait_digest", "portrait_verdict", b"portrait_verdict", "requests", b"requests", "revision", b"revision", "scope", b"scope", "severity", b"severity", "state", b"state", "state_since_unix_seconds", b"state_since_unix_seconds", "threshold", b"threshold", "view", b"view"]) -> None: ...
 
 global___Feature = Feature
 

@@ -14,43 +14,43 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asidecar/wire/v1/jobs.proto\x12\x0fsidecar.wire.v1\"\x8b\x03\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.sidecar.wire.v1.JobState\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x03(\t\x12\x13\n\x0brecipe_json\x18\x04 \x01(\t\x12\x0c\n\x04step\x18\x05 \x01(\r\x12\r\n\x05steps\x18\x06 \x01(\r\x12\x0f\n\x07message\x18\x07 \x01(\t\x12\x12\n\nerror_code\x18\x08 \x01(\t\x12\r\n\x05\x65rror\x18\t \x01(\t\x12\x1c\n\x14\x63reated_unix_seconds\x18\n \x01(\x01\x12\x1c\n\x14started_unix_seconds\x18\x0b \x01(\x01\x12\x1a\n\x12\x65nded_unix_seconds\x18\x0c \x01(\x01\x12\x10\n\x08\x61ttempts\x18\r \x01(\r\x12/\n\tartifacts\x18\x0e \x03(\x0b\x32\x1c.sidecar.wire.v1.JobArtifact\x12\x12\n\nfrom_cache\x18\x0f \x01(\x08\x12\x0e\n\x06origin\x18\x10 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x11 \x01(\t\"d\n\x0bJobArtifact\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12\x13\n\x0b\x63ontent_key\x18\x02 \x01(\t\x12\x16\n\x0epicture_digest\x18\x03 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x04 \x01(\t\"n\n\x10SubmitJobRequest\x12\x10\n\x08\x66\x65\x61tures\x18\x01 \x03(\t\x12\x13\n\x0brecipe_json\x18\x02 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\x12\x1a\n\x12time_limit_seconds\x18\x04 \x01(\x01\"6\n\x11SubmitJobResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.sidecar.wire.v1.Job\"\x1b\n\rGetJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"3\n\x0eGetJobResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.sidecar.wire.v1.Job\"8\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"O\n\x10ListJobsResponse\x12\"\n\x04jobs\x18\x01 \x03(\x0b\x32\x14.sidecar.wire.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1d\n\x0fWatchJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"F\n\x10WatchJobResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.sidecar.wire.v1.Job\x12\x0f\n\x07picture\x18\x02 \x01(\x0c\"\x1e\n\x10\x43\x61ncelJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"6\n\x11\x43\x61ncelJobResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.sidecar.wire.v1.Job\"$\n\x12GetArtifactRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"8\n\x13GetArtifactResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t*\x95\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x12\n\x0eJOB_STATE_DONE\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x32\xff\x03\n\nJobService\x12R\n\tSubmitJob\x12!.sidecar.wire.v1.SubmitJobRequest\x1a\".sidecar.wire.v1.SubmitJobResponse\x12I\n\x06GetJob\x12\x1e.sidecar.wire.v1.GetJobRequest\x1a\x1f.sidecar.wire.v1.GetJobResponse\x12O\n\x08ListJobs\x12 .sidecar.wire.v1.ListJobsRequest\x1a!.sidecar.wire.v1.ListJobsResponse\x12Q\n\x08WatchJob\x12 .sidecar.wire.v1.WatchJobRequest\x1a!.sidecar.wire.v1.WatchJobResponse0\x01\x12R\n\tCancelJob\x12!.sidecar.wire.v1.CancelJobRequest\x1a\".sidecar.wire.v1.CancelJobResponse\x12Z\n\x0bGetArtifact\x12#.sidecar.wire.v1.GetArtifactRequest\x1a$.sidecar.wire.v1.GetArtifactResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asidecar/wire/v1/jobs.proto\x12\x0fsidecar.wire.v1\"\x8b\x03\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.sidecar.wire.v1.JobState\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x03(\t\x12\x13\n\x0brecipe_json\x18\x04 \x01(\t\x12\x0c\n\x04step\x18\x05 \x01(\r\x12\r\n\x05steps\x18\x06 \x01(\r\x12\x0f\n\x07message\x18\x07 \x01(\t\x12\x12\n\nerror_code\x18\x08 \x01(\t\x12\r\n\x05\x65rror\x18\t \x01(\t\x12\x1c\n\x14\x63reated_unix_seconds\x18\n \x01(\x01\x12\x1c\n\x14started_unix_seconds\x18\x0b \x01(\x01\x12\x1a\n\x12\x65nded_unix_seconds\x18\x0c \x01(\x01\x12\x10\n\x08\x61ttempts\x18\r \x01(\r\x12/\n\tartifacts\x18\x0e \x03(\x0b\x32\x1c.sidecar.wire.v1.JobArtifact\x12\x12\n\nfrom_cache\x18\x0f \x01(\x08\x12\x0e\n\x06origin\x18\x10 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x11 \x01(\t\"\x86\x01\n\x0bJobArtifact\x12\x0f\n\x07\x66\x65\x61ture\x18\x01 \x01(\t\x12\x13\n\x0b\x63ontent_key\x18\x02 \x01(\t\x12\x16\n\x0epicture_digest\x18\x03 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x04 \x01(\t\x12\x0f\n\x07verdict\x18\x05 \x01(\t\x12\x0f\n\x07reasons\x18\x06 \x03(\t\"n\n\x10SubmitJobRequest\x12\x10\n\x08\x66\x65\x61tures\x18\x01 \x03(\t\x12\x13\n\x0brecipe_json\x18\x02 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\x12\x1a\n\x12time_limit_seconds\x18\x04 \x01(\x01\"6\n\x11SubmitJobResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.sidecar.wire.v1.Job\"\x1b\n\rGetJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"3\n\x0eGetJobResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.sidecar.wire.v1.Job\"8\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"O\n\x10ListJobsResponse\x12\"\n\x04jobs\x18\x01 \x03(\x0b\x32\x14.sidecar.wire.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1d\n\x0fWatchJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"F\n\x10WatchJobResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.sidecar.wire.v1.Job\x12\x0f\n\x07picture\x18\x02 \x01(\x0c\"\x1e\n\x10\x43\x61ncelJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"6\n\x11\x43\x61ncelJobResponse\x12!\n\x03job\x18\x01 \x01(\x0b\x32\x14.sidecar.wire.v1.Job\"$\n\x12GetArtifactRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"8\n\x13GetArtifactResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x12\n\nmedia_type\x18\x02 \x01(\t*\x95\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x12\n\x0eJOB_STATE_DONE\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x32\xff\x03\n\nJobService\x12R\n\tSubmitJob\x12!.sidecar.wire.v1.SubmitJobRequest\x1a\".sidecar.wire.v1.SubmitJobResponse\x12I\n\x06GetJob\x12\x1e.sidecar.wire.v1.GetJobRequest\x1a\x1f.sidecar.wire.v1.GetJobResponse\x12O\n\x08ListJobs\x12 .sidecar.wire.v1.ListJobsRequest\x1a!.sidecar.wire.v1.ListJobsResponse\x12Q\n\x08WatchJob\x12 .sidecar.wire.v1.WatchJobRequest\x1a!.sidecar.wire.v1.WatchJobResponse0\x01\x12R\n\tCancelJob\x12!.sidecar.wire.v1.CancelJobRequest\x1a\".sidecar.wire.v1.CancelJobResponse\x12Z\n\x0bGetArtifact\x12#.sidecar.wire.v1.GetArtifactRequest\x1a$.sidecar.wire.v1.GetArtifactResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sidecar.wire.v1.jobs_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_JOBSTATE']._serialized_start=1224
-  _globals['_JOBSTATE']._serialized_end=1373
+  _globals['_JOBSTATE']._serialized_start=1259
+  _globals['_JOBSTATE']._serialized_end=1408
   _globals['_JOB']._serialized_start=48
   _globals['_JOB']._serialized_end=443
-  _globals['_JOBARTIFACT']._serialized_start=445
-  _globals['_JOBARTIFACT']._serialized_end=545
-  _globals['_SUBMITJOBREQUEST']._serialized_start=547
-  _globals['_SUBMITJOBREQUEST']._serialized_end=657
-  _globals['_SUBMITJOBRESPONSE']._serialized_start=659
-  _globals['_SUBMITJOBRESPONSE']._serialized_end=713
-  _globals['_GETJOBREQUEST']._serialized_start=715
-  _globals['_GETJOBREQUEST']._serialized_end=742
-  _globals['_GETJOBRESPONSE']._serialized_start=744
-  _globals['_GETJOBRESPONSE']._serialized_end=795
-  _globals['_LISTJOBSREQUEST']._serialized_start=797
-  _globals['_LISTJOBSREQUEST']._serialized_end=853
-  _globals['_LISTJOBSRESPONSE']._serialized_start=855
-  _globals['_LISTJOBSRESPONSE']._serialized_end=934
-  _globals['_WATCHJOBREQUEST']._serialized_start=936
-  _globals['_WATCHJOBREQUEST']._serialized_end=965
-  _globals['_WATCHJOBRESPONSE']._serialized_start=967
-  _globals['_WATCHJOBRESPONSE']._serialized_end=1037
-  _globals['_CANCELJOBREQUEST']._serialized_start=1039
-  _globals['_CANCELJOBREQUEST']._serialized_end=1069
-  _globals['_CANCELJOBRESPONSE']._serialized_start=1071
-  _globals['_CANCELJOBRESPONSE']._serialized_end=1125
-  _globals['_GETARTIFACTREQUEST']._serialized_start=1127
-  _globals['_GETARTIFACTREQUEST']._serialized_end=1163
-  _globals['_GETARTIFACTRESPONSE']._serialized_start=1165
-  _globals['_GETARTIFACTRESPONSE']._serialized_end=1221
-  _globals['_JOBSERVICE']._serialized_start=1376
-  _globals['_JOBSERVICE']._serialized_end=1887
+  _globals['_JOBARTIFACT']._serialized_start=446
+  _globals['_JOBARTIFACT']._serialized_end=580
+  _globals['_SUBMITJOBREQUEST']._serialized_start=582
+  _globals['_SUBMITJOBREQUEST']._serialized_end=692
+  _globals['_SUBMITJOBRESPONSE']._serialized_start=694
+  _globals['_SUBMITJOBRESPONSE']._serialized_end=748
+  _globals['_GETJOBREQUEST']._serialized_start=750
+  _globals['_GETJOBREQUEST']._serialized_end=777
+  _globals['_GETJOBRESPONSE']._serialized_start=779
+  _globals['_GETJOBRESPONSE']._serialized_end=830
+  _globals['_LISTJOBSREQUEST']._serialized_start=832
+  _globals['_LISTJOBSREQUEST']._serialized_end=888
+  _globals['_LISTJOBSRESPONSE']._serialized_start=890
+  _globals['_LISTJOBSRESPONSE']._serialized_end=969
+  _globals['_WATCHJOBREQUEST']._serialized_start=971
+  _globals['_WATCHJOBREQUEST']._serialized_end=1000
+  _globals['_WATCHJOBRESPONSE']._serialized_start=1002
+  _globals['_WATCHJOBRESPONSE']._serialized_end=1072
+  _globals['_CANCELJOBREQUEST']._serialized_start=1074
+  _globals['_CANCELJOBREQUEST']._serialized_end=1104
+  _globals['_CANCELJOBRESPONSE']._serialized_start=1106
+  _globals['_CANCELJOBRESPONSE']._serialized_end=1160
+  _globals['_GETARTIFACTREQUEST']._serialized_start=1162
+  _globals['_GETARTIFACTREQUEST']._serialized_end=1198
+  _globals['_GETARTIFACTRESPONSE']._serialized_start=1200
+  _globals['_GETARTIFACTRESPONSE']._serialized_end=1256
+  _globals['_JOBSERVICE']._serialized_start=1411
+  _globals['_JOBSERVICE']._serialized_end=1922
 # @@protoc_insertion_point(module_scope)
