@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.row import Row
 
-SUITES = ("bank", "evidence", "lane", "hook", "scrape", "detect", "scaling")
+SUITES = ("bank", "evidence", "lane", "hook", "scrape", "detect", "scaling", "reliability")
 OUT = Path(__file__).parent / "out"
 
 
