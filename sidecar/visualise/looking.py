@@ -68,7 +68,7 @@ class Look:
         size = self._model.input_size
         found = [
             self._pass(resize_whole(part.to(self._model.device), size))
-            for part in colours.split(pass_images(self._model))
+            for part in _parts(colours, pass_images(self._model))
         ]
         units, *path = (
             torch.cat(parts).cpu().double().numpy() for parts in zip(*found, strict=True)
@@ -110,9 +110,14 @@ def deep_features(model: ImageModel, layer: str, colours: torch.Tensor) -> NDArr
     with torch.no_grad():
         found = [
             forward_to(model, layer, resize_whole(part.to(model.device), model.input_size))
-            for part in colours.split(pass_images(model))
+            for part in _parts(colours, pass_images(model))
         ]
     return torch.cat([maps.mean((2, 3)) for maps in found]).cpu().double().numpy()
+
+
+def _parts(colours: torch.Tensor, most: int) -> Iterator[torch.Tensor]:
+    for first in range(0, len(colours), most):
+        yield colours[first : first + most]
 
 
 @torch.no_grad()

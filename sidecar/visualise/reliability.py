@@ -17,7 +17,7 @@ from PIL import Image
 
 from sidecar.errors import JobCancelled
 from sidecar.features import FeatureKind
-from sidecar.recipes import Dataset, Recipe, Side, Target
+from sidecar.recipes import Dataset, Recipe, Side, Target, recipe_like
 from sidecar.visualise import measures
 from sidecar.visualise.augmentation import resize_whole
 from sidecar.visualise.datasets import colours, read_square
@@ -136,7 +136,7 @@ def assess(
     if not is_computed(recipe):
         return found
     steps = rerun_steps(recipe, settings.seeds, settings.share)
-    again = replace(recipe, steps=steps) if steps else recipe
+    again = recipe_like(recipe, {"steps": steps}) if steps else recipe
     rerunner = Rerunner(method, model, again, materials, cancelled)
     photographs, depth = _read(settings, model), _Depth.of(model) if steps else None
     for members in _by_layer(pictures):
@@ -255,19 +255,19 @@ class _Bench:
         mine = np.append(self.look(again).of(target), value)
         found["preference"] = measures.preference(mine, self.look(beside).of(target))
         if self.depth is not None:
-            features = [self.depth(part) for part in (torch.cat([whole, again]), beside)]
-            found["agreement"] = measures.agreement(*features, self.depth.generic)
+            own, others = self.depth(torch.cat([whole, again])), self.depth(beside)
+            found["agreement"] = measures.agreement(own, others, self.depth.generic)
         return found
 
     def _beside_photographs(self, own: Seen, natural: Seen, target: Target) -> dict[str, float]:
         responses = natural.of(target)
         best, value = float(responses.max()), float(own.of(target)[0])
         found = {"best_example": value / best} if best > 0 else {}
-        ways = [list(seen.path) for seen in (own, natural)]
+        mine, theirs = list(own.path), list(natural.path)
         if self.look.ends_at_unit:  # that the unit itself is excited is no news
-            for way in ways:
+            for way in (mine, theirs):
                 way[-1] = np.delete(way[-1], target.feature.index, axis=1)
-        path, ceiling = measures.path_agreement(*ways, responses, _EXAMPLES)
+        path, ceiling = measures.path_agreement(mine, theirs, responses, _EXAMPLES)
         later = np.arange(len(path)) >= len(path) // 2
         known = later & (ceiling >= _OWN_WAY)
         return {**found, "path": float(path[known].mean())} if known.any() else found
