@@ -140,12 +140,6 @@ RULES: Mapping[str, Rule] = {
     "best_example": Rule(
         "ratio", "Activation against that of the best photograph; far above 1 is normal."
     ),
-    "live_percentile": Rule(
-        "percent", "Share of live values at or below the activation, see `live`."
-    ),
-    "live_ratio": Rule(
-        "ratio", "Activation against the greatest live value; far above 1 is normal."
-    ),
     "score": Rule(
         "ratio",
         "Rise (three parts) and agreement (two), each on a scale from 0, as in random networks, to 1, as in "
