@@ -9,7 +9,17 @@ from pathlib import Path
 
 from benchmarks.row import Row
 
-SUITES = ("bank", "evidence", "lane", "hook", "scrape", "detect", "visualise", "scaling")
+SUITES = (
+    "bank",
+    "evidence",
+    "lane",
+    "hook",
+    "scrape",
+    "detect",
+    "visualise",
+    "reliability",
+    "scaling",
+)
 OUT = Path(__file__).parent / "out"
 
 

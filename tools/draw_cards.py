@@ -1,4 +1,4 @@
-"""Draws the cards that stand where a portrait is still missing.
+"""Draws the cards that stand where a portrait is missing, or must not be shown without words.
 
 Alerts carry the address of a portrait before there is one, and chat programmes show PNG only, so
 the cards ship as files: the daemon has no drawing library. Run this after a change here.
@@ -14,6 +14,7 @@ GROUND, LINE, INK, SOFT = (233, 236, 240), (150, 160, 173), (38, 46, 57), (86, 9
 CARDS = {
     "portrait-absent.png": ("No portrait yet", "Ask for one on the feature's page"),
     "portrait-rendering.png": ("Portrait in the making", "This address shows it when it is done"),
+    "portrait-unreliable.png": ("Unreliable portrait", "The feature's page shows it, and says why"),
 }
 
 

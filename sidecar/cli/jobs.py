@@ -153,6 +153,10 @@ def _describe(found: jobs_pb2.Job) -> None:
         click.echo(f"feature    {artifact.feature}")
         click.echo(f"  picture  {artifact.picture_digest}")
         click.echo(f"  manifest {artifact.manifest_digest}")
+        if artifact.verdict:
+            click.echo(f"  verdict  {artifact.verdict.upper()}")
+        for reason in artifact.reasons:
+            click.echo(f"           {reason}")
 
 
 def _state(found: jobs_pb2.Job) -> str:

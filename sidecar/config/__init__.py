@@ -8,7 +8,7 @@ is read again.
 from sidecar.config.access import AlertsConfig, IngestConfig, ListenConfig, MetricsConfig
 from sidecar.config.detection import ScreenConfig, SpikeConfig, StatisticsConfig
 from sidecar.config.file import PolicyConfig, SidecarConfig
-from sidecar.config.jobs import JobsConfig, WindowConfig, YieldConfig
+from sidecar.config.jobs import JobsConfig, ReliabilityConfig, WindowConfig, YieldConfig
 from sidecar.config.keeping import EvidenceConfig, RecordingConfig, StoreConfig
 from sidecar.config.models import DatasetConfig, FlagConfig, InputConfig, ModelConfig
 from sidecar.config.reading import load, load_policy
@@ -27,6 +27,7 @@ __all__ = [
     "ModelConfig",
     "PolicyConfig",
     "RecordingConfig",
+    "ReliabilityConfig",
     "ScreenConfig",
     "SidecarConfig",
     "SpikeConfig",

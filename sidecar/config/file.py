@@ -72,9 +72,22 @@ class SidecarConfig(Section):
     def _names_agree(self) -> "SidecarConfig":
         names = [model.name for model in self.models]
         problems = disagreements(names, [flag.feature for flag in self.flags])
+        problems += self._dangling(names)
         if problems:
             raise ValueError("; ".join(f"{section}: {what}" for section, what in problems))
         return self
+
+    def _dangling(self, names: Sequence[str]) -> list[tuple[str, str]]:
+        """Return names that lead nowhere, as ``(section, what)``."""
+        found = [
+            ("models", f"{model.name}: sibling {model.sibling!r} is not another model under models")
+            for model in self.models
+            if model.sibling is not None and model.sibling not in set(names) - {model.name}
+        ]
+        dataset = self.jobs.reliability.dataset
+        if dataset is not None and dataset not in {one.name for one in self.datasets}:
+            found.append(("jobs", f"reliability.dataset {dataset!r} is not under datasets"))
+        return found
 
     def model(self, name: str) -> ModelConfig | None:
         """Return the model of this name, or None."""

@@ -78,6 +78,23 @@ class YieldConfig(Section):
     poll_seconds: Positive = Field(default=5.0, description="How often the page is asked for.")
 
 
+class ReliabilityConfig(Section):
+    """How much is done to find out how far a portrait can be believed. See docs/portraits.md."""
+
+    seeds: Annotated[int, Field(ge=0, le=16)] = Field(
+        default=3,
+        description="Further pictures of each feature from other seeds; 0 leaves their agreement out.",
+    )
+    share: Annotated[float, Field(gt=0.0, le=10.0)] = Field(
+        default=0.5, description="Of a job's optimiser steps, that those pictures may take."
+    )
+    dataset: str | None = Field(
+        default=None,
+        description="Name of a dataset of photographs from the model's world: portraits are compared with "
+        "those that excite the feature most.",
+    )
+
+
 class JobsConfig(Section):
     """How visualisation jobs run."""
 
@@ -132,4 +149,7 @@ class JobsConfig(Section):
     )
     recipe: Annotated[dict[str, Any], AfterValidator(check_recipe)] = Field(
         default={}, description="Recipe values of jobs that do not name them."
+    )
+    reliability: ReliabilityConfig = Field(
+        default_factory=ReliabilityConfig, description="How far portraits can be believed."
     )

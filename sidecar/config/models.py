@@ -104,6 +104,11 @@ class ModelConfig(Section):
     )
     jobs: Count = Field(default=1, description="Most jobs of this model at once.")
     input: InputConfig = Field(default_factory=InputConfig, description="What images it takes.")
+    sibling: str | None = Field(
+        default=None,
+        description="Name of another model with the same classes: portraits of logits are shown to it, and "
+        "are believed the more if it sees the class in them.",
+    )
 
     @property
     def is_loadable(self) -> bool:

@@ -13,7 +13,7 @@ import structlog
 from sidecar.detect import State
 from sidecar.errors import SidecarError
 from sidecar.features import FeatureKind, Scope, View
-from sidecar.jobs import Fate, Job, JobState, MadePicture, Priority
+from sidecar.jobs import Fate, Job, JobState, MadePicture, Portrait, Priority
 from sidecar.monitor import (
     Anomaly,
     BaselineVersion,
@@ -83,7 +83,7 @@ async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: SidecarErr
 
 def feature(
     status: FeatureStatus,
-    portrait_digest: str,
+    portrait: Portrait | None,
     *,
     console_url: str,
     runbooks_url: str,
@@ -93,7 +93,7 @@ def feature(
 
     Args:
         status: How it stands.
-        portrait_digest: Of its newest portrait; empty: none, or not looked up.
+        portrait: The newest; None: there is none, or it was not looked up.
         console_url: What links begin with.
         runbooks_url: What those of runbooks begin with.
         shifted: Whether its layer moves as a whole.
@@ -119,7 +119,8 @@ def feature(
         baseline_exceedance_ratio=_number(status.baseline_ratio),
         threshold=status.threshold,
         requests=status.requests,
-        portrait_digest=portrait_digest,
+        portrait_digest=portrait.picture_digest if portrait else "",
+        portrait_verdict=portrait.verdict if portrait else "",
         explanation=status.explanation,
         conditions=status.conditions,
         drifting=status.drifting,
@@ -313,6 +314,8 @@ def job(found: Job) -> jobs_pb2.Job:
                 content_key=portrait.content_key,
                 picture_digest=portrait.picture_digest,
                 manifest_digest=portrait.manifest_digest,
+                verdict=portrait.verdict,
+                reasons=portrait.reasons.splitlines(),
             )
             for portrait in found.portraits
         ],

@@ -9,6 +9,7 @@ import grpc
 from sidecar.errors import InvalidInput, MessageTooLarge, Overloaded
 from sidecar.features import FeatureKey, LayerKey, revision_matches
 from sidecar.ingest import answers
+from sidecar.jobs import Portrait
 from sidecar.monitor import BaselineVersion, FeatureStatus, Flag, Operations
 from sidecar.wire.v1 import features_pb2, features_pb2_grpc
 
@@ -140,18 +141,18 @@ class FeatureServicer(features_pb2_grpc.FeatureServiceServicer):
 
     def _message(self, key: FeatureKey) -> features_pb2.Feature:
         portraits = self._operations.portraits(key)
-        digest = portraits[0].picture_digest if portraits else ""
-        return self._feature(self._operations.feature(key), digest, self._shifted())
+        portrait = portraits[0] if portraits else None
+        return self._feature(self._operations.feature(key), portrait, self._shifted())
 
     def _shifted(self) -> frozenset[LayerKey]:
         return frozenset(one.key for one in self._operations.layers() if one.shifted)
 
     def _feature(
-        self, status: FeatureStatus, digest: str, shifted: frozenset[LayerKey]
+        self, status: FeatureStatus, portrait: Portrait | None, shifted: frozenset[LayerKey]
     ) -> features_pb2.Feature:
         return answers.feature(
             status,
-            digest,
+            portrait,
             console_url=self._operations.console_url,
             runbooks_url=self._operations.runbooks_url,
             shifted=status.key.layer in shifted,
@@ -173,7 +174,7 @@ class FeatureServicer(features_pb2_grpc.FeatureServiceServicer):
         )
         end, shifted = offset + len(found), self._shifted()
         answer = features_pb2.ListFeaturesResponse(
-            features=[self._feature(status, "", shifted) for status in found],
+            features=[self._feature(status, None, shifted) for status in found],
             next_page_token=str(end) if end < total else "",
             total=total,
         )

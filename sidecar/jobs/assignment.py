@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sidecar
-from sidecar.config import JobsConfig, ModelConfig
+from sidecar.config import JobsConfig, ModelConfig, ReliabilityConfig
 from sidecar.errors import ModelLoadFailed, UnknownModel, UnsupportedTarget
 from sidecar.jobs.datasets import Datasets
 from sidecar.jobs.protocol import Job, JobRequest, Portrait
 from sidecar.jobs.queue import JobQueue
-from sidecar.jobs.spec import JobSpec, LiveContext, ModelSpec
+from sidecar.jobs.spec import JobSpec, LiveContext, ModelSpec, ReliabilitySpec
 from sidecar.recipes import Dataset, Target, content_key
 from sidecar.store import ArtifactStore
 
@@ -103,6 +103,7 @@ def child_spec(
     models: ModelLookup,
     config: JobsConfig,
     artifacts: ArtifactStore,
+    datasets: Datasets,
     checkpoint: tuple[Path | None, int] = (None, 0),
 ) -> JobSpec:
     """Write down what the child must know; its checkpoint is a folder and a limit in bytes.
@@ -111,6 +112,7 @@ def child_spec(
         UnknownModel: The model is not configured.
         ModelLoadFailed: It is, but without factory or ONNX file, so there is nothing to look into.
         UnknownArtifact: The recipe looks at an image that is not in the store.
+        UnsupportedTarget: The photographs that pictures are held against cannot be read.
     """
     name = job.request.targets[0].feature.layer.model
     model = models(name)
@@ -135,10 +137,28 @@ def child_spec(
         device=config.device,
         live=live if typical else {name: _without_ranges(c) for name, c in live.items()},
         images={digest: str(artifacts.open(digest)[0]) for digest in job.request.recipe.images},
-        datasets=assignment.datasets,
+        datasets={**assignment.datasets, **_photographs(config, datasets)},
         cause=job.request.cause,
         checkpoint=str(checkpoint[0] or ""),
         checkpoint_bytes=checkpoint[1],
+        reliability=_reliability(model, models, config.reliability),
+    )
+
+
+def _photographs(config: JobsConfig, datasets: Datasets) -> dict[str, Dataset]:
+    name = config.reliability.dataset
+    return {} if name is None else {name: datasets.read(name)}
+
+
+def _reliability(
+    model: ModelConfig, models: ModelLookup, config: ReliabilityConfig
+) -> ReliabilitySpec:
+    sibling = models(model.sibling) if model.sibling else None
+    return ReliabilitySpec(
+        seeds=config.seeds,
+        share=config.share,
+        dataset=config.dataset or "",
+        sibling=_model_spec(sibling) if sibling and sibling.is_loadable else None,
     )
 
 

@@ -31,22 +31,28 @@ stays readable.
 ``history``          ``step`` and ``activation`` lists of at most 64 points, as seen through the crops
 ``live``             the plain activation beside live traffic, see ``live_facts``, or null
 ``findings``         what the method has to say beside that, by name
-``reliability``      ``verdict``, ``reasons`` and ``measures``; null until somebody checked it
+``reliability``      how far the picture can be believed, see below, or null: nobody measured it
 ``picture``          ``sha256``, ``bytes``, ``width``, ``height``, ``media_type``
 ``job``              ``id``, ``attempt``, ``origin``
 ``parents``          ``alert`` (``fingerprint`` and ``started``, or null) and ``evidence``, the id of
                      the record that says why the feature fired, or null
 ``reproduces``       sha256 of the manifest whose picture was made again, or null
 ``started``          when the attempt began, ISO 8601 UTC; ``duration_seconds`` since then
-``timings``          ``load_seconds``, ``plan_seconds``, ``optimise_seconds``, ``measure_seconds`` of
-                     the attempt, which its pictures share
+``timings``          ``load_seconds``, ``plan_seconds``, ``optimise_seconds``, ``measure_seconds``,
+                     ``reliability_seconds`` of the attempt, which its pictures share
 ===================  ============================================================================
+
+``reliability`` is ``{"verdict": "trusted" | "weak" | "unreliable", "reasons": [sentence, ...],
+"measures": {name: {"value": number, "unit": text, "meaning": text, "decides": bool}}}``. Reasons are
+empty where it is trusted; a measure that could not be taken is absent; one that does not ``decide`` is
+told and has no part in the verdict.
 """
 
 import json
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,6 +63,12 @@ from sidecar.jobs.spec import LiveContext
 SCHEMA = 2
 """Version of the manifest."""
 
+VERDICTS = frozenset({"trusted", "weak", "unreliable"})
+"""How far a picture can be believed, in one word."""
+
+_REASONS_LIMIT = 4096
+"""Characters: a dozen sentences."""
+
 HISTORY_LIMIT = 64
 """Points of the optimisation's course that are kept: more than a sparkline shows."""
 
@@ -65,6 +77,20 @@ def encode_manifest(facts: Mapping[str, Any]) -> bytes:
     """Return a manifest as indented JSON with sorted keys; NaN and infinities become null."""
     text = json.dumps(_strict(facts), indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
     return text.encode() + b"\n"
+
+
+def read_verdict(path: Path) -> tuple[str, str]:
+    """Return the verdict of a manifest's file, and its reasons, a sentence a line.
+
+    Both are empty where it has none: a manifest is what a child wrote, so nothing in it is relied on.
+    """
+    try:
+        found = json.loads(path.read_bytes())["reliability"]
+        verdict, reasons = found["verdict"], [str(reason) for reason in found["reasons"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "", ""
+    lines = "\n".join(" ".join(reason.split()) for reason in reasons)
+    return (verdict, lines[:_REASONS_LIMIT]) if verdict in VERDICTS else ("", "")
 
 
 def _strict(value: Any) -> Any:

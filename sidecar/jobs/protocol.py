@@ -104,6 +104,9 @@ class Portrait:
         picture_digest: sha256 of the PNG in the artifact store.
         manifest_digest: sha256 of the JSON manifest in the artifact store.
         created: Unix seconds.
+        verdict: How far the picture can be believed: ``trusted``, ``weak`` or ``unreliable``; empty
+            where that was not measured.
+        reasons: Why, a sentence a line; empty where it is trusted.
     """
 
     feature: str
@@ -111,6 +114,8 @@ class Portrait:
     picture_digest: str
     manifest_digest: str
     created: float
+    verdict: str = ""
+    reasons: str = ""
 
 
 @dataclass(frozen=True, slots=True)

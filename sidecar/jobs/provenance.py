@@ -18,7 +18,7 @@ import sidecar
 if TYPE_CHECKING:
     import torch
 
-PHASES = ("load", "plan", "optimise", "measure")
+PHASES = ("load", "plan", "optimise", "measure", "reliability")
 """The parts of an attempt that are timed, in their order."""
 
 _LIBRARIES = ("pillow", "safetensors")

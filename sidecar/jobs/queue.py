@@ -405,20 +405,12 @@ class JobQueue:
 
     def portraits(self, feature: str, limit: int) -> tuple[Portrait, ...]:
         """Return the finished pictures of a feature, given in text form, newest first."""
-        rows = self._database.query(
-            "SELECT feature, content_key, picture_digest, manifest_digest, created FROM portraits "
-            "WHERE feature = ? ORDER BY created DESC, content_key LIMIT ?",
-            (feature, max(0, limit)),
-        )
+        rows = self._database.query(schema.PORTRAITS_OF, (feature, max(0, limit)))
         return tuple(Portrait(*row) for row in rows)
 
     def portrait(self, content_key: str) -> Portrait | None:
         """Return the answer to an equal request made before, or None."""
-        rows = self._database.query(
-            "SELECT feature, content_key, picture_digest, manifest_digest, created FROM portraits "
-            "WHERE content_key = ?",
-            (content_key,),
-        )
+        rows = self._database.query(schema.PORTRAIT, (content_key,))
         return Portrait(*rows[0]) if rows else None
 
     def kept_digests(self) -> AbstractSet[str]:
@@ -527,11 +519,7 @@ class JobQueue:
         )
 
     def _made(self, sequence: int) -> tuple[Portrait, ...]:
-        rows = self._database.query(
-            "SELECT feature, content_key, picture_digest, manifest_digest, created "
-            "FROM job_portraits WHERE job = ? ORDER BY position",
-            (sequence,),
-        )
+        rows = self._database.query(schema.PORTRAITS_MADE, (sequence,))
         return tuple(Portrait(*row) for row in rows)
 
 
@@ -574,14 +562,9 @@ def _insert_portraits(
     cursor: sqlite3.Cursor, sequence: int, portraits: Sequence[Portrait], *, remember: bool
 ) -> None:
     rows = [(sequence, position, *astuple(p)) for position, p in enumerate(portraits)]
-    cursor.executemany("INSERT INTO job_portraits VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-    if not remember:
-        return
-    cursor.executemany(
-        "INSERT OR REPLACE INTO portraits "
-        "(feature, content_key, picture_digest, manifest_digest, created) VALUES (?, ?, ?, ?, ?)",
-        [astuple(p) for p in portraits],
-    )
+    cursor.executemany(schema.ADD_MADE, rows)
+    if remember:
+        cursor.executemany(schema.ADD_PORTRAIT, [astuple(p) for p in portraits])
 
 
 def _ulid(now: float, entropy: bytes) -> str:

@@ -40,7 +40,7 @@ from sidecar.jobs.datasets import Datasets
 from sidecar.jobs.dispatch import Dispatcher
 from sidecar.jobs.fates import Fate, fates
 from sidecar.jobs.index import ArtifactIndex, MadePicture
-from sidecar.jobs.manifest import artifact_inputs
+from sidecar.jobs.manifest import artifact_inputs, read_verdict
 from sidecar.jobs.owner import is_dead, is_stale_scratch, make_scratch, owner_name
 from sidecar.jobs.pressure import Pressure
 from sidecar.jobs.protocol import Job, Portrait
@@ -322,8 +322,15 @@ class Runner:
         if not assignment.missing:
             return self._complete(job, assignment, {}, lease)
         self._queue.quarantine.refuse(quarantine_keys(job.request), self._clock())
-        checkpoint = self._checkpoints.open(job.id)
-        spec = child_spec(job, assignment, self._models, self._config, self._artifacts, checkpoint)
+        spec = child_spec(
+            job,
+            assignment,
+            self._models,
+            self._config,
+            self._artifacts,
+            self._datasets,
+            self._checkpoints.open(job.id),
+        )
         folder = make_scratch(self._scratch, job.id, job.attempts)
         try:
             limit = self._config.time_limit_seconds
@@ -374,7 +381,12 @@ class Runner:
             stored = self._put(picture, "image/png", keep)
             noted = self._put(manifest, "application/json", keep | {stored.digest})
             made[key] = Portrait(
-                str(target.feature), key, stored.digest, noted.digest, self._clock()
+                str(target.feature),
+                key,
+                stored.digest,
+                noted.digest,
+                self._clock(),
+                *read_verdict(manifest),
             )
             self._note(made[key], job, manifest)
         return made

@@ -83,6 +83,10 @@ TABLES = (
         reason TEXT NOT NULL,
         until REAL NOT NULL
     ) WITHOUT ROWID""",
+    "ALTER TABLE job_portraits ADD COLUMN verdict TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE job_portraits ADD COLUMN reasons TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE portraits ADD COLUMN verdict TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE portraits ADD COLUMN reasons TEXT NOT NULL DEFAULT ''",
 )
 
 # A worker that fell silent may have killed its daemon too, so silence counts as an attempt.
@@ -156,3 +160,19 @@ PRUNE = """DELETE FROM jobs WHERE state IN ('done', 'failed', 'cancelled')
 # The newest answer for every feature is what its page shows: never collected.
 KEPT = """SELECT picture_digest, manifest_digest FROM portraits AS p WHERE created =
     (SELECT MAX(created) FROM portraits WHERE feature = p.feature)"""
+
+# Portraits are read and written in the order of ``protocol.Portrait``.
+PORTRAITS_OF = """SELECT feature, content_key, picture_digest, manifest_digest, created, verdict, reasons
+    FROM portraits WHERE feature = ? ORDER BY created DESC, content_key LIMIT ?"""
+
+PORTRAIT = """SELECT feature, content_key, picture_digest, manifest_digest, created, verdict, reasons
+    FROM portraits WHERE content_key = ?"""
+
+PORTRAITS_MADE = """SELECT feature, content_key, picture_digest, manifest_digest, created, verdict,
+    reasons FROM job_portraits WHERE job = ? ORDER BY position"""
+
+ADD_PORTRAIT = """INSERT OR REPLACE INTO portraits (feature, content_key, picture_digest,
+    manifest_digest, created, verdict, reasons) VALUES (?, ?, ?, ?, ?, ?, ?)"""
+
+ADD_MADE = """INSERT INTO job_portraits (job, position, feature, content_key, picture_digest,
+    manifest_digest, created, verdict, reasons) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""

@@ -99,6 +99,23 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ReliabilitySpec:
+    """How much the child does to find out how far its pictures can be believed.
+
+    Attributes:
+        seeds: Further pictures of each target.
+        share: Of the optimiser steps, that those may take.
+        dataset: Name of the photographs among ``JobSpec.datasets``; empty: there are none.
+        sibling: Another model with the same classes.
+    """
+
+    seeds: int = 3
+    share: float = 0.5
+    dataset: str = ""
+    sibling: ModelSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class JobSpec:
     """Everything the child needs to know.
 
@@ -117,6 +134,7 @@ class JobSpec:
         cause: What led to the job.
         checkpoint: Folder for what was reached so far; empty: none is kept.
         checkpoint_bytes: Largest state that is kept there.
+        reliability: How much is done to find out how far the pictures can be believed.
     """
 
     job_id: str
@@ -133,6 +151,7 @@ class JobSpec:
     cause: Cause = field(default_factory=Cause)
     checkpoint: str = ""
     checkpoint_bytes: int = 0
+    reliability: ReliabilitySpec = field(default_factory=ReliabilitySpec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +245,7 @@ def encode_spec(spec: JobSpec) -> bytes:
         "cause": asdict(spec.cause),
         "checkpoint": spec.checkpoint,
         "checkpoint_bytes": spec.checkpoint_bytes,
+        "reliability": asdict(spec.reliability),
     }
     return json.dumps(document).encode() + b"\n"
 
@@ -238,12 +258,15 @@ def decode_spec(line: bytes) -> JobSpec:
     """
     try:
         document = json.loads(line)
-        model = document.pop("model")
-        model |= {"mean": tuple(model["mean"]), "std": tuple(model["std"])}
+        reliability = document.pop("reliability")
+        sibling = reliability.pop("sibling")
         return JobSpec(
             targets=tuple(Target.of(target) for target in document.pop("targets")),
             recipe=recipe_of(document.pop("recipe")),
-            model=ModelSpec(**model),
+            model=_model(document.pop("model")),
+            reliability=ReliabilitySpec(
+                sibling=None if sibling is None else _model(sibling), **reliability
+            ),
             live={feature: _live(live) for feature, live in document.pop("live").items()},
             datasets={one["name"]: Dataset.of(one) for one in document.pop("datasets")},
             cause=Cause(**document.pop("cause")),
@@ -251,6 +274,10 @@ def decode_spec(line: bytes) -> JobSpec:
         )
     except (ValueError, KeyError, TypeError, AttributeError, SidecarError) as error:
         raise CorruptState(f"the line on stdin is no job: {error}") from error
+
+
+def _model(document: dict[str, Any]) -> ModelSpec:
+    return ModelSpec(**document | {"mean": tuple(document["mean"]), "std": tuple(document["std"])})
 
 
 def encode_request(request: JobRequest) -> str:

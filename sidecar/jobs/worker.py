@@ -46,6 +46,7 @@ from sidecar.jobs.spec import (
     Event,
     FailureEvent,
     JobSpec,
+    ModelSpec,
     PreviewEvent,
     ProgressEvent,
     ResultEvent,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
         Materials,
         Picture,
         Progress,
+        Settings,
         TypicalRange,
         VisionModel,
     )
@@ -153,18 +155,26 @@ def _work(spec: JobSpec, folder: Path, announce: Callable[[Event], None]) -> Non
     started, phases = time.time(), Phases()
     phases.enter("load")
     announce(ProgressEvent(0, 0, "importing torch"))
-    from sidecar.visualise import method_for, with_gradients  # noqa: PLC0415 - torch, seconds
+    from sidecar.visualise import (  # noqa: PLC0415 - torch, seconds
+        assess,
+        method_for,
+        with_gradients,
+        with_reliability,
+    )
 
     announce(ProgressEvent(0, 0, f"loading {spec.model.name}"))
     began = time.monotonic()
-    loaded = _load(spec)  # once: all targets of a job are of one model and revision
+    # Once: all targets of a job are of one model and revision.
+    loaded = _load(spec.model, spec.device, _expected_digest(spec))
     load_seconds = time.monotonic() - began
     announce(ProgressEvent(0, 0, f"loaded {spec.model.name} in {load_seconds:.2f} s"))
     model = with_gradients(loaded, spec.recipe.method)
     phases.enter("plan")
-    method, materials = method_for(spec.recipe), _materials(spec)
+    method, materials, settings = method_for(spec.recipe), _materials(spec), _settings(spec)
     cost = method.plan(model, spec.targets, spec.recipe, materials)
+    cost = with_reliability(cost, spec.targets, spec.recipe, settings)
     announce(ProgressEvent(0, 0, f"making pictures: {cost.forwards} passes"))
+    cancelled = _listen_for_cancel()
     phases.enter("optimise")
     pictures = method.run(
         model,
@@ -172,18 +182,31 @@ def _work(spec: JobSpec, folder: Path, announce: Callable[[Event], None]) -> Non
         spec.recipe,
         materials,
         on_progress=_Reporter(folder, announce, phases),
-        cancelled=_listen_for_cancel(),
+        cancelled=cancelled,
         checkpoint=Checkpoint(
             Path(spec.checkpoint) if spec.checkpoint else None, spec.checkpoint_bytes
         ),
     )
+    phases.enter("reliability")
+    announce(ProgressEvent(0, 0, "measuring how far the pictures can be believed"))
+    reports = assess(
+        method,
+        model,
+        pictures,
+        spec.recipe,
+        materials,
+        settings,
+        on_layer=lambda layer: announce(ProgressEvent(0, 0, f"measuring pictures of {layer}")),
+        cancelled=cancelled,
+    )
     phases.enter("")
     facts = _common_facts(spec, model, started) | {"model_load_seconds": load_seconds}
-    for index, picture in enumerate(pictures):
-        png = picture.png()
+    for index, (picture, report) in enumerate(zip(pictures, reports, strict=True)):
+        png = picture.png({} if report is None else {"verdict": report.verdict})
         names = (f"picture-{index}.png", f"manifest-{index}.json")
         (folder / names[0]).write_bytes(png)
         manifest = {**facts, **_picture_facts(spec, picture, png)}
+        manifest["reliability"] = None if report is None else report.document()
         manifest["timings"] = phases.seconds()
         manifest["duration_seconds"] = time.time() - started
         (folder / names[1]).write_bytes(encode_manifest(manifest))
@@ -215,21 +238,19 @@ class _Reporter:
         old.unlink(missing_ok=True)
 
 
-def _load(spec: JobSpec) -> "VisionModel":
-    """Load the model of a job, and hold it against the revision and the configured digest."""
+def _load(wanted: ModelSpec, device: str, expected: str = "") -> "VisionModel":
+    """Load a model, and hold it against a revision and its configured digest."""
     from sidecar.visualise import InputForm, load_model, load_onnx  # noqa: PLC0415 - torch, loaded by now
 
-    wanted = spec.model
     height, width = wanted.height or wanted.input_size, wanted.width or wanted.input_size
     form = InputForm(height, width, wanted.top, wanted.channels, wanted.layout)
-    expected = _expected_digest(spec)
     if wanted.onnx:
         model: VisionModel = load_onnx(
             Path(wanted.onnx),
             form=form,
             mean=wanted.mean,
             std=wanted.std,
-            device=spec.device,
+            device=device,
             expected_digest=expected,
             gradients=wanted.gradients,
         )
@@ -240,7 +261,7 @@ def _load(spec: JobSpec) -> "VisionModel":
             input_size=wanted.input_size,
             mean=wanted.mean,
             std=wanted.std,
-            device=spec.device,
+            device=device,
             expected_digest=expected or wanted.digest,
             form=form,
         )
@@ -250,6 +271,21 @@ def _load(spec: JobSpec) -> "VisionModel":
             "either"
         )
     return model
+
+
+def _settings(spec: JobSpec) -> "Settings":
+    from sidecar.visualise import Settings, with_gradients  # noqa: PLC0415 - torch, loaded by now
+
+    wanted, sibling = spec.reliability, None
+    if wanted.sibling is not None:
+        loaded = _load(wanted.sibling, spec.device)
+        sibling = with_gradients(loaded, "transfer to a sibling")
+    return Settings(
+        seeds=wanted.seeds,
+        share=wanted.share,
+        photographs=spec.datasets.get(wanted.dataset),
+        sibling=sibling,
+    )
 
 
 def _expected_digest(spec: JobSpec) -> str:

@@ -16,6 +16,7 @@ from sidecar.visualise.methods import METHODS, method_for
 from sidecar.visualise.model import ImageModel, InputForm, VisionModel, with_gradients
 from sidecar.visualise.onnx_forward import ForwardModel
 from sidecar.visualise.pictures import Cost, Picture, Progress, TypicalRange, read_image
+from sidecar.visualise.reliability import Settings, assess, with_reliability
 
 __all__ = [
     "METHODS",
@@ -29,8 +30,10 @@ __all__ = [
     "Method",
     "Picture",
     "Progress",
+    "Settings",
     "TypicalRange",
     "VisionModel",
+    "assess",
     "load_model",
     "load_onnx",
     "maximise",
@@ -39,4 +42,5 @@ __all__ = [
     "read_directions",
     "read_image",
     "with_gradients",
+    "with_reliability",
 ]

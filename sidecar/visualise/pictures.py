@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -132,13 +133,14 @@ class Picture:
     history: tuple[float, ...]
     findings: Mapping[str, Any] = field(default_factory=dict)
 
-    def png(self) -> bytes:
+    def png(self, more: Mapping[str, str] = MappingProxyType({})) -> bytes:
         """Return the picture as a PNG that says where it comes from.
 
         Equal pictures give equal bytes: there is no clock in it. The text chunks are those of
-        ``provenance``.
+        ``provenance``, and ``more``, such as the verdict.
         """
-        return encode_png(self.image, self.provenance())
+        further = {_PREFIX + name: text for name, text in more.items()}
+        return encode_png(self.image, {**self.provenance(), **further})
 
     def provenance(self) -> dict[str, str]:
         """Return the text chunks of the PNG: method, target, model, recipe, seed, activations."""

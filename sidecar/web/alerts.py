@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sidecar.errors import InvalidInput, Overloaded, SidecarError, StorageError
+from sidecar.jobs import Job
 from sidecar.web.api import read_json
 from sidecar.web.backend import Backend
 from sidecar.web.console import Console
@@ -81,7 +82,16 @@ def _take_one(backend: Backend, alert: Any) -> dict[str, Any]:
         return _ignored(fingerprint, error.code, error.message)
     if job is None:
         return _ignored(fingerprint, "", "no portrait is made of this feature")
-    return {"fingerprint": fingerprint, "result": "submitted", "job": job.id}
+    answer = {"fingerprint": fingerprint, "result": "submitted", "job": job.id}
+    return {**answer, **_believed(backend, job)}
+
+
+def _believed(backend: Backend, job: Job) -> dict[str, Any]:
+    """Say how far the newest portrait there is can be believed; nothing where there is none."""
+    newest = next(iter(backend.portraits(job.request.targets[0].feature)), None)
+    if newest is None:
+        return {}
+    return {"verdict": newest.verdict, "reasons": newest.reasons.splitlines()}
 
 
 def _ignored(fingerprint: str, code: str, reason: str) -> dict[str, Any]:

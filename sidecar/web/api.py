@@ -70,6 +70,8 @@ def feature(request: Request) -> Response:
             "manifest": f"{console.base}/api/v1/artifacts/{one.manifest_digest}",
             "content_key": one.content_key,
             "created": one.created,
+            "verdict": one.verdict,
+            "reasons": one.reasons.splitlines(),
         }
         for one in console.backend.portraits(key)
     ]

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,28 @@ from sidecar.web.backend import Backend
 
 _MANIFEST_LIMIT_BYTES = 4 << 20  # a manifest has the loss of every step; more than this is none
 
+_MEASURES_LIMIT = 32  # twice as many as there are
+
 _REAL_LIMIT = 1e300  # JSON knows no bounds; a whole number of a thousand digits is no activation
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One measure of how far a portrait can be believed.
+
+    Attributes:
+        name: Of the measure.
+        value: In ``unit``.
+        unit: What it counts.
+        meaning: What it says, in words.
+        decides: Whether it has a part in the verdict.
+    """
+
+    name: str
+    value: float
+    unit: str
+    meaning: str
+    decides: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +57,7 @@ class Caption:
         device: Where it ran.
         code_version: The version of the sidecar that made it.
         verified: Whether the weights were proved to be those of the feature's revision.
+        measures: How far it can be believed, measure by measure.
     """
 
     portrait: Portrait
@@ -52,6 +75,7 @@ class Caption:
     device: str | None = None
     code_version: str | None = None
     verified: bool | None = None
+    measures: tuple[Measured, ...] = ()
 
 
 def caption(backend: Backend, portrait: Portrait) -> Caption:
@@ -93,7 +117,17 @@ def parse(portrait: Portrait, manifest: Any) -> Caption:
         device=_text(parts["device"].get("type")),
         code_version=_text(parts["code"].get("sidecar")),
         verified=verified if isinstance(verified, bool) else None,
+        measures=tuple(_measures(_mapping(_mapping(whole.get("reliability")).get("measures")))),
     )
+
+
+def _measures(found: dict[str, Any]) -> Iterator[Measured]:
+    for name, one in list(found.items())[:_MEASURES_LIMIT]:
+        part = _mapping(one)
+        value, meaning = _real(part.get("value")), _text(part.get("meaning"))
+        if value is not None and meaning is not None:
+            unit = _text(part.get("unit")) or ""
+            yield Measured(name[:80], value, unit, meaning, part.get("decides") is True)
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -64,11 +64,13 @@ class Row:
         status: How the feature stands.
         name: What it is called.
         picture: Digest of its newest portrait, or empty.
+        believed: The verdict on that portrait, or empty.
     """
 
     status: FeatureStatus
     name: str
     picture: str
+    believed: str = ""
 
 
 def feature_list(request: Request) -> Response:
@@ -124,10 +126,11 @@ def _rows(console: Console, found: Sequence[FeatureStatus]) -> list[Row]:
     labels = {model: tuple(console.backend.labels(model)) for model in models}
     rows = []
     for status in found:
-        portraits = console.backend.portraits(status.key)
+        newest = next(iter(console.backend.portraits(status.key)), None)
         own = status.flag.name if status.flag else ""
         name = own or wording.unit_name(status.key, labels[status.key.layer.model])
-        rows.append(Row(status, name, portraits[0].picture_digest if portraits else ""))
+        picture, believed = (newest.picture_digest, newest.verdict) if newest else ("", "")
+        rows.append(Row(status, name, picture, believed))
     return rows
 
 

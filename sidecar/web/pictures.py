@@ -18,6 +18,7 @@ _SANDBOX = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
 """Policy of artifacts: whatever the bytes are, nothing in them runs or fetches."""
 
 _ABSENT, _RENDERING = "portrait-absent.png", "portrait-rendering.png"
+_UNRELIABLE = "portrait-unreliable.png"
 
 
 def artifact(request: Request) -> Response:
@@ -53,10 +54,12 @@ def _stat(path: Path, name: str) -> os.stat_result:
 
 
 def portrait(request: Request) -> Response:
-    """``/f/{feature}/portrait.png``: the newest portrait, or a card that says there is none yet.
+    """``/f/{feature}/portrait.png``: the newest portrait, or a card that says why there is none.
 
     Alerts carry this address before the picture exists, so a well-formed one always answers with
-    a picture. ``x-sidecar-portrait`` says which: ``ready``, ``rendering`` or ``absent``.
+    a picture. ``x-sidecar-portrait`` says which: ``ready``, ``rendering``, ``absent`` or
+    ``unreliable``. Dashboards and chat programs show it without a caption, so an unreliable picture
+    is shown here only on demand, with ``?unreliable=show``.
     """
     console = Console.of(request)
     text = request.path_params["feature"]
@@ -67,11 +70,15 @@ def portrait(request: Request) -> Response:
         FeatureKey.parse(text)  # refuses what is no feature key at all
         return _card(console, _ABSENT, "absent")
     for one in found:
+        bare = request.query_params.get("unreliable") == "show"
+        if one.verdict == "unreliable" and not bare:
+            return _card(console, _UNRELIABLE, "unreliable")
         try:
             answer = _file(request, one.picture_digest, "no-cache")
         except UnknownArtifact:
             continue  # the store makes room by dropping old pictures
         answer.headers["x-sidecar-portrait"] = "ready"
+        answer.headers["x-sidecar-portrait-verdict"] = one.verdict or "unknown"
         return answer
     if _is_rendering(console.backend, key):
         return _card(console, _RENDERING, "rendering")

@@ -274,6 +274,7 @@ def job(value: Job, base: str) -> dict[str, Any]:
         "portraits": [
             {
                 **asdict(portrait),
+                "reasons": portrait.reasons.splitlines(),
                 "picture": f"{base}/api/v1/artifacts/{portrait.picture_digest}",
                 "manifest": f"{base}/api/v1/artifacts/{portrait.manifest_digest}",
             }

