@@ -17,7 +17,7 @@ from PIL import Image
 
 from sidecar.errors import JobCancelled
 from sidecar.features import FeatureKind
-from sidecar.recipes import Maximisation, Recipe, Side, Target, recipe_like
+from sidecar.recipes import Dataset, Maximisation, Recipe, Side, Target, recipe_like
 from sidecar.visualise import measures
 from sidecar.visualise.augmentation import resize_whole
 from sidecar.visualise.datasets import colours, read_square
