@@ -12,7 +12,14 @@ from demo.display import Display
 from demo.layout import FOR_SECONDS, Site
 from demo.lite0 import BLOCKS
 from demo.processes import Children
-from demo.story import BASELINE_REQUESTS, BASELINE_SECONDS, FLAGGED, QUIET_SECONDS, Flagged
+from demo.story import (
+    BASELINE_REQUESTS,
+    BASELINE_SECONDS,
+    FLAGGED,
+    QUIET_SECONDS,
+    RATE,
+    Flagged,
+)
 from demo.traffic import Phase, Traffic
 
 POLL_SECONDS = 0.25
@@ -106,8 +113,8 @@ def learn_baseline(follower: Follower, site: Site, traffic: Traffic) -> None:
         done = len(layers) == frozen == LAYERS
         return Look(done, detail, requests / BASELINE_REQUESTS)
 
-    # Four times what the least baseline takes: a slow machine answers fewer requests a second.
-    seconds = 4 * BASELINE_SECONDS
+    # Four times what it takes: a slow machine answers fewer requests a second.
+    seconds = 4 * max(BASELINE_SECONDS, BASELINE_REQUESTS / RATE)
     follower.follow("Baseline of every feature is learned", seconds, look, f"{site.console}/layers")
 
 

@@ -244,9 +244,10 @@ class Operations:
         anomaly = next(found, None)
         if anomaly is None:
             return status
+        quantile = self._monitor.screened_quantile(status.key.layer)
         words = (
             f"Not flagged, but the screen finds it: {anomaly.exceedances} of {anomaly.requests} requests "
-            f"are beyond its baseline's {100 * self._config.spike.quantile:.10g} % quantile, "
+            f"are beyond its baseline's {100 * quantile:.10g} % quantile, "
             f"{anomaly.factor:.3g} times as often as in its baseline."
         )
         return replace(status, anomaly=anomaly, explanation=words)

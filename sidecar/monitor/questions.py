@@ -1,5 +1,6 @@
 """What the monitor answers: layers, features and distributions as they stand."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -119,6 +120,15 @@ class Questions(Books):
             layer = self._layers[key]
             return layer.screening.anomalies.top(key, set(layer.watch.indices.tolist()))
 
+    def screened_quantile(self, key: LayerKey) -> float:
+        """Return the baseline quantile at which a registered layer is screened; NaN: it is not yet.
+
+        That of the spike test, unless the setting was changed after the baseline was learned.
+        """
+        with self._lock:
+            expected = self._expected(key)
+            return math.nan if expected is None else expected.level
+
     def _measured_windows(self, key: LayerKey) -> int:
         expected = self._expected(key)
         return 0 if expected is None else expected.windows
@@ -188,6 +198,8 @@ class Questions(Books):
 
     def _learning(self, key: LayerKey) -> str:
         layer, settings = self._layers[key], self._settings
+        if self._frozen(key):
+            return "Its baseline has no finite value of it: nothing can be said."
         return (
             f"Learning its baseline: {layer.baseline_requests} of at least "
             f"{settings.baseline_min_requests} requests over at least "

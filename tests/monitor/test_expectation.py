@@ -196,6 +196,21 @@ def test_another_quantile_after_a_restart_is_not_taken_for_the_measured_one(wind
     assert State.NORMAL is status.state
 
 
+def test_a_feature_without_a_value_in_its_baseline_is_not_said_to_be_learning() -> None:
+    """Waiting would not help: there is a baseline, and nothing of the feature in it."""
+    made, rng = monitor(), np.random.default_rng(0)
+    sample = alike(rng)
+    sample.values[:, FEATURE.index] = np.nan
+    made.apply(sample, 1.0)
+    made.tick(WINDOW)
+    made.freeze([LAYER], WINDOW)
+
+    found = made.feature(FEATURE)
+
+    assert State.UNKNOWN is found.state
+    assert "Its baseline has no finite value of it: nothing can be said." == found.explanation
+
+
 def test_another_quantile_leaves_the_screen_on_and_is_cautioned_against() -> None:
     """A layer that was measured at one quantile is screened at it, whatever the setting says now."""
     screen = ScreenConfig(baseline_windows=HALF)
@@ -208,6 +223,7 @@ def test_another_quantile_leaves_the_screen_on_and_is_cautioned_against() -> Non
 
     (before,), (after,) = made.layers(), restored.layers()
     assert WIDTH == before.screened_features == after.screened_features
+    assert 0.95 == made.screened_quantile(LAYER) == restored.screened_quantile(LAYER)
     assert {} == made.baseline_cautions()
     ((told,),) = restored.baseline_cautions().values()
     assert told.startswith("it was learned at quantile 0.95, and spike.quantile says 0.9: ")
