@@ -30,7 +30,7 @@ that so few cannot rule out is 3 to 5 %: no more than three times a usual level 
 OwnLimits = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]
 """Upper and lower thresholds, exceeding requests and all requests of flags, see ``OwnRates.limits``."""
 
-_Way = tuple[int, bool, bool, Slice]
+_Way = tuple[int, bool, bool, Slice, float]
 
 
 def plain(flags: Sequence[Flag]) -> NDArray[np.bool_]:
@@ -82,8 +82,8 @@ class OwnRates:
     """What was measured for the flags of one layer, each on its own side and traffic.
 
     An entry is counted until its baseline is frozen, and from then on while it has fewer than
-    ``OWN_REQUESTS``. Entries that no flag asks for any more are kept for one that may, the newest
-    ``OWN_COUNTS`` of them.
+    ``OWN_REQUESTS``. Entries that no flag asks for any more, at another quantile too, are kept for one
+    that may, the newest ``OWN_COUNTS`` of them.
     """
 
     _counts: dict[_Way, OwnCount] = field(default_factory=dict)
@@ -107,11 +107,11 @@ class OwnRates:
             own: Which are watched in their own way, see ``in_own_way``.
             quantile: Beyond which a value exceeds.
         """
-        missing = []
-        for at in np.flatnonzero(own).tolist():
-            known = self._counts.get(_way(int(indices[at]), flags[at]))
-            if known is None or known.level != quantile:
-                missing.append(at)
+        missing = [
+            at
+            for at in np.flatnonzero(own).tolist()
+            if _way(int(indices[at]), flags[at], quantile) not in self._counts
+        ]
         return np.array(missing, np.int64)
 
     def place(
@@ -129,8 +129,9 @@ class OwnRates:
                 above = float(high[at]) if np.isfinite(high[at]) else np.inf
                 below = float(low[at]) if np.isfinite(low[at]) else -np.inf
                 fresh = OwnCount(index, flag.traffic, quantile, above, below)
-                self._counts.pop(_way(index, flag), None)  # the newest come last
-                self._counts[_way(index, flag)] = fresh
+                way = _way(index, flag, quantile)
+                self._counts.pop(way, None)  # the newest come last
+                self._counts[way] = fresh
         while len(self._counts) > OWN_COUNTS:
             del self._counts[next(iter(self._counts))]
 
@@ -149,9 +150,12 @@ class OwnRates:
         if not self._counts:
             return told
         for at, flag in enumerate(flags):
-            way, requests = _way(int(counts.indices[at]), flag), int(counts.watched_requests[at])
+            way, requests = (
+                _way(int(counts.indices[at]), flag, quantile),
+                int(counts.watched_requests[at]),
+            )
             known = self._counts.get(way)
-            if known is None or known.level != quantile or not requests:
+            if known is None or not requests:
                 continue
             if learning or known.requests < OWN_REQUESTS:
                 grown = known.plus(requests, int(counts.exceedances[at]))
@@ -176,8 +180,8 @@ class OwnRates:
         high, low = (np.full(len(flags), np.nan) for _ in range(2))
         passed, requests = (np.zeros(len(flags), np.int64) for _ in range(2))
         for at, flag in enumerate(flags):
-            known = self._counts.get(_way(int(indices[at]), flag))
-            if known is None or known.level != quantile:
+            known = self._counts.get(_way(int(indices[at]), flag, quantile))
+            if known is None:
                 continue
             high[at] = known.high if np.isfinite(known.high) else np.nan
             low[at] = known.low if np.isfinite(known.low) else np.nan
@@ -185,9 +189,9 @@ class OwnRates:
                 passed[at], requests[at] = known.exceedances, known.requests
         return high, low, passed, requests
 
-    def words(self, index: int, flag: Flag) -> str:
+    def words(self, index: int, flag: Flag, quantile: float) -> str:
         """Return that a flag's rate is being learned, and how far; empty: it is not."""
-        known = self._counts.get(_way(index, flag))
+        known = self._counts.get(_way(index, flag, quantile))
         if known is None or known.requests >= OWN_REQUESTS:
             return ""
         on = f" of {flag.traffic}" if flag.traffic.pairs else ""
@@ -200,7 +204,13 @@ class OwnRates:
     def take(self, counts: Iterable[OwnCount]) -> None:
         """Become what ``counts`` returned, here or elsewhere."""
         self._counts = {
-            (one.index, bool(np.isfinite(one.high)), bool(np.isfinite(one.low)), one.traffic): one
+            (
+                one.index,
+                bool(np.isfinite(one.high)),
+                bool(np.isfinite(one.low)),
+                one.traffic,
+                one.level,
+            ): one
             for one in counts
         }
 
@@ -217,7 +227,7 @@ class OwnRates:
         self.take(OwnCount.from_dict(one) for one in saved)
 
 
-def _way(index: int, flag: Flag) -> _Way:
+def _way(index: int, flag: Flag, quantile: float) -> _Way:
     """Return what a flag's rate depends on."""
-    direction = flag.direction
-    return index, direction is not Direction.BELOW, direction is not Direction.ABOVE, flag.traffic
+    above, below = flag.direction is not Direction.BELOW, flag.direction is not Direction.ABOVE
+    return index, above, below, flag.traffic, quantile

@@ -313,7 +313,7 @@ class LayerWatch:
             return ""
         if self.limits.short[at]:
             return _SHORT
-        return self.own.words(int(self.indices[at]), self.flags[at])
+        return self.own.words(int(self.indices[at]), self.flags[at], self.quantile)
 
     def statuses(self, policy: SpikePolicy, learning: str, flagged: int) -> Sequence[FeatureStatus]:
         """Return how each watched feature stands.

@@ -45,6 +45,7 @@ def facts_of(feature: str = FEATURE, seed: int = 0, **changes: Any) -> dict[str,
         "recipe": recipe.values(),
         "seed": seed,
         "inputs": [],
+        "findings": {},
         "typical_digest": "",
         "content_key": content_key(Target(key), recipe),
         "code": {

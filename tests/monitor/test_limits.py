@@ -193,6 +193,19 @@ def test_another_quantile_is_a_rate_of_its_own() -> None:
     assert 0.05 < judged.baseline_ratio < 0.1
 
 
+def test_a_quantile_that_is_put_right_has_what_was_measured_at_it() -> None:
+    """What the baseline counted is not lost by a restart with another setting, and not learned anew."""
+    unlike = Unlike(Flag(direction=Direction.BELOW), Flag(traffic=EU))
+    before = [one.baseline_ratio for one in unlike.monitor.watched()]
+    changed = Unlike.of(Monitor(STATISTICS, SpikeConfig(quantile=0.95), now=0.0), unlike)
+    changed.windows(3)
+    restored = Unlike.of(Monitor(STATISTICS, SPIKE, now=0.0), changed)
+    restored.windows(1, by=-3.0)
+
+    assert np.isfinite(before).all()
+    assert before == [one.baseline_ratio for one in restored.monitor.watched()]
+
+
 @pytest.mark.parametrize("direction", [Direction.BELOW, Direction.BOTH])
 def test_a_floor_at_a_value_taken_very_often_sees_a_fall(direction: Direction) -> None:
     """Half of all values are the least there is: they are not below it, and what is less is."""
