@@ -143,7 +143,7 @@ def _row(found: features_pb2.Feature) -> list[str]:
         percent(found.exceedance_ratio) if learned and found.requests else "-",
         percent(found.level_ratio) if found.HasField("level_ratio") else "-",
         percent(found.tolerated_ratio) if found.HasField("tolerated_ratio") else "-",
-        percent(found.baseline_exceedance_ratio) if learned else "-",
+        percent(found.baseline_exceedance_ratio) if found.HasField("tolerated_ratio") else "-",
         str(found.requests),
         found.direction if found.direction not in ("", "above") else "-",
         found.slice or "-",

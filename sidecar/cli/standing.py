@@ -138,8 +138,10 @@ def _numbers(found: features_pb2.Feature, record: features_pb2.Evidence | None) 
         "numbers", f"exceeding {now} of {found.requests} requests; {_exceeds(found)} exceeds"
     )
     level = percent(found.level_ratio) if found.HasField("level_ratio") else "not known"
-    tolerated = percent(found.tolerated_ratio) if found.HasField("tolerated_ratio") else "not known"
-    usual = percent(found.baseline_exceedance_ratio)
+    # On the wire a share that is not known is 0; one is tolerated as soon as the baseline's is known.
+    known = found.HasField("tolerated_ratio")
+    tolerated = percent(found.tolerated_ratio) if known else "not known"
+    usual = percent(found.baseline_exceedance_ratio) if known else "not known"
     yield _line("", f"baseline {usual}, recent level {level}, tolerated {tolerated}")
     if found.HasField("spike_evidence_log10"):
         yield _line("", _evidence(found, record))

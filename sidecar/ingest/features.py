@@ -44,7 +44,7 @@ class FeatureServicer(features_pb2_grpc.FeatureServiceServicer):
     async def ListFeatures(  # noqa: N802 - named by the protocol
         self, request: features_pb2.ListFeaturesRequest, context: Context
     ) -> features_pb2.ListFeaturesResponse:
-        """Return one page of features, in the order of their keys."""
+        """Return one page of features, the flagged ones first, see ``Operations.features``."""
         return await answers.answer(context, self._list, request)
 
     async def DescribeFeature(  # noqa: N802 - named by the protocol

@@ -15,6 +15,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from sidecar.cli import main
+from sidecar.cli.features import _row
 from sidecar.features import Capture, LayerSample, Request, Slice
 from sidecar.testing import FakeClock, RunningDaemon, running_daemon
 from sidecar.wire.v1 import features_pb2, features_pb2_grpc
@@ -305,3 +306,14 @@ def test_what_is_certain_leads_the_page(tmp_path: Path) -> None:
     assert "It gives NaN or infinities" in page
     assert "/runbooks/SidecarNonFinite" in page
     assert (["nonfinite"], ["SidecarNonFinite"]) == (found["conditions"], found["alerts"])
+
+
+def test_a_rate_that_is_still_learned_is_no_share_of_zero() -> None:
+    """A flag with a threshold and without a rate of its own yet: 0 % would look like a quiet feature."""
+    learning = features_pb2.Feature(key=str(LAYER.feature(2)), flagged=True, threshold=2.0)
+    learned = features_pb2.Feature()
+    learned.CopyFrom(learning)
+    learned.tolerated_ratio, learned.baseline_exceedance_ratio = 0.15, 0.1
+
+    assert "10%" in _row(learned)
+    assert not [cell for cell in _row(learning) if cell.endswith("%")]
