@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.jobs import ArtifactIndex, Cause, JobState, MadePicture
+from sidecar.jobs import ArtifactIndex, Cause, JobQueue, JobState, MadePicture
 from sidecar.recipes import Maximisation
 from sidecar.store import ArtifactStore, OwnerKind, References, RemoteShelf
 from tests.jobs.bench import Bench, request, wait_until
@@ -117,6 +117,8 @@ def test_an_outage_of_the_store_fails_the_attempt_and_not_the_job(
     bench: Bench, tmp_path: Path
 ) -> None:
     """The job waits for its next attempt, says why, and is done once the store answers."""
+    # With attempts enough that they are not used up before somebody looks.
+    bench.queue = JobQueue(bench.database, queue_limit=4, lease_seconds=30.0, attempt_limit=10)
     with object_server() as server:
         bench.artifacts = ArtifactStore(
             RemoteShelf(server.url, tmp_path / "cache", 1 << 20, pause=lambda _: None), 1 << 20
