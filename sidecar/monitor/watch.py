@@ -28,7 +28,7 @@ from sidecar.features import FeatureKey, LayerKey, Slice
 from sidecar.monitor.conditions import WatchedConditions
 from sidecar.monitor.drift import WatchedDrift
 from sidecar.monitor.limits import Limits
-from sidecar.monitor.own_rates import OwnRates, in_own_way
+from sidecar.monitor.own_rates import OwnRates, in_own_way, plain
 from sidecar.monitor.views import Event, FeatureStatus, Flag
 from sidecar.stats import Distribution, Expectation, SparseDistribution, WindowCounts
 
@@ -39,6 +39,10 @@ _TELLING = (State.PENDING, State.FIRING, State.RESOLVED)  # states whose end som
 _SHORT = (
     "its baseline is too short to judge it: so few requests were measured that they may exceed more often "
     "than can be told from a spike; have a longer one learned with sidecar baseline relearn"
+)
+_LEARNED_SO = (
+    "; if its traffic was unusual while this was learned, have the baseline of the layer learned anew with "
+    "sidecar baseline relearn"
 )
 
 
@@ -370,6 +374,8 @@ class LayerWatch:
         if judged and learning:
             return learning[:1].upper() + learning[1:] + "."
         closed = blindness(float(self.baseline_rates[at]), policy, judged=judged)
+        if closed and judged and not plain([self.flags[at]])[0]:
+            closed += _LEARNED_SO
         return closed or self.reasons[at] or "Not sampled: nothing can be said."
 
     def to_dict(self) -> dict[str, Any]:

@@ -193,6 +193,19 @@ def test_another_quantile_is_a_rate_of_its_own() -> None:
     assert 0.05 < judged.baseline_ratio < 0.1
 
 
+def test_a_flag_that_learned_from_a_spike_says_what_helps() -> None:
+    """It cannot be judged from then on, and another quantile is not the way out."""
+    unlike = Unlike()
+    unlike.flag(Flag(direction=Direction.BELOW))
+    unlike.windows(20, by=-4.0)
+
+    (found,) = unlike.monitor.watched()
+
+    assert "unknown" == found.state
+    assert "too many to tell a spike from them" in found.explanation
+    assert "unusual while this was learned" in found.explanation
+
+
 def test_a_quantile_that_is_put_right_has_what_was_measured_at_it() -> None:
     """What the baseline counted is not lost by a restart with another setting, and not learned anew."""
     unlike = Unlike(Flag(direction=Direction.BELOW), Flag(traffic=EU))
