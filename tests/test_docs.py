@@ -80,7 +80,7 @@ def test_every_error_is_drawn_in_the_tree() -> None:
 
 def test_every_recipe_value_is_documented_with_its_default() -> None:
     """The table of the recipe is the recipe."""
-    text = read("docs/portraits.md")
+    text = read("docs/portraits.md") + read("docs/comparing.md")
 
     for one in (one for kind in RECIPES.values() for one in fields(kind)):
         assert f"`{one.name}`" in text, one.name

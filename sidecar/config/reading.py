@@ -171,7 +171,10 @@ def _problems(
     lines = []
     for item in error.errors(include_url=False):
         key = ".".join(str(part) for part in item["loc"]) or "file"
-        shown = "" if isinstance(item["input"], dict | list) else f" (found {item['input']!r})"
+        found = item["input"]
+        # A URL with somebody's password in it must not stand in a log.
+        secret = isinstance(found, str) and "://" in found and "@" in found
+        shown = "" if isinstance(found, dict | list) or secret else f" (found {found!r})"
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = _unknown(

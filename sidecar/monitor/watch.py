@@ -63,6 +63,8 @@ class LayerWatch:
         last: Largest value in the last window that had samples, shape ``(n,)``.
         counted: Requests compared, those that exceeded, and times it began to fire since the daemon
             started, shape ``(3, n)``.
+        sampled: Requests sampled in each of the newest windows, shape ``(windows, n)``, whether or not
+            there was a threshold to compare them with.
         reasons: Words of each feature's last transition.
         conditions: What is certain of each feature.
         drift: How far each hour of a feature is from its baseline.
@@ -78,6 +80,7 @@ class LayerWatch:
     limits: Limits
     last: NDArray[np.float64]
     counted: NDArray[np.int64]
+    sampled: NDArray[np.int64]
     reasons: list[str] = field(default_factory=list)
     conditions: WatchedConditions = field(default_factory=WatchedConditions.empty)
     drift: WatchedDrift = field(default_factory=WatchedDrift.empty)
@@ -87,9 +90,10 @@ class LayerWatch:
     def empty(cls, layer: LayerKey, policy: SpikePolicy, now: float) -> Self:
         """Return a watch over no feature."""
         indices, counted = np.empty(0, np.int64), np.zeros((3, 0), np.int64)
+        sampled = np.zeros((1, 0), np.int64)
         spikes = initial(0, policy, now)
         limits, quantile = Limits.none(0), policy.quantile
-        return cls(layer, indices, [], [], quantile, spikes, limits, np.empty(0), counted)
+        return cls(layer, indices, [], [], quantile, spikes, limits, np.empty(0), counted, sampled)
 
     def watches(self, flags: Mapping[int, Flag], policy: SpikePolicy) -> bool:
         """Whether exactly the features of ``flags`` are watched, and exactly so."""
@@ -124,6 +128,7 @@ class LayerWatch:
         self.drift.rewatch(drift)
         self.last = np.append(self.last, np.nan)[keep]
         self.counted = np.pad(self.counted, ((0, 0), (0, 1)))[:, keep]
+        self.sampled = np.pad(self.sampled, ((0, 0), (0, 1)))[:, keep]
         self.limits = Limits.none(len(indices))
         self.reasons = [self.reasons[at] if at >= 0 else "" for at in spikes]
         self._name(indices)
@@ -250,6 +255,8 @@ class LayerWatch:
             flagged: Features that are tested in all layers.
         """
         self.last = np.where(np.isfinite(counts.maximum), counts.maximum, self.last)
+        recent = [*self.sampled, counts.watched_requests]
+        self.sampled = np.stack(recent[-policy.short_windows :])
         found = self._step(counts.watched_requests, counts.exceedances, policy, now, flagged)
         known = np.isfinite(self.thresholds)
         fired = [one.index for one in found if one.after is State.FIRING]
@@ -333,7 +340,9 @@ class LayerWatch:
             self._explanation(at, state, policy) if ready else learning
             for at, (state, ready) in enumerate(zip(states, known.tolist(), strict=True))
         ]
-        requests, short, level = rates(self.spikes)
+        judged, short, level = rates(self.spikes)
+        # While there is no threshold nothing is judged, and yet its requests are sampled.
+        requests = np.where(known, judged, self.sampled.sum(axis=0))
         factors = self._factors(policy)
         tolerated = tolerated_rate(self.baseline_rates, level, factors, policy.baseline_factor)
         before = (
@@ -424,6 +433,7 @@ class LayerWatch:
         self.flags = [_flag(how) for how in saved["flags"]] if "flags" in saved else [Flag()] * n
         self.quantile = float(saved.get("quantile", self.quantile))
         self.counted = np.zeros((3, n), np.int64)
+        self.sampled = np.zeros((1, n), np.int64)
         self.forget_baseline()
 
 

@@ -21,6 +21,7 @@ class Examples(Recipe):
 
     method: ClassVar[str] = "dataset_examples"
     version: ClassVar[int] = 1
+    random: ClassVar[bool] = False
 
     dataset: str = word()
     top: int = number(6, 1, 64)

@@ -244,7 +244,7 @@ def _picture(
         rank = int((values > one.value).sum()) + 1
         found.append(
             {"file": name, "sha256": digest, "value": one.value, "rank": rank, "band": one.band}
-            | {"position": seen.position, "box": seen.box}
+            | {"position": list(seen.position), "box": list(seen.box)}
         )
     top_values = np.array([one.value for one in chosen if one.band == "top"])
     return Picture(

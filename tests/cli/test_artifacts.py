@@ -183,7 +183,9 @@ def test_a_state_directory_is_verified_as_it_lies(running: RunningDaemon) -> Non
     for wanted in ("--all", found["picture_digest"], found["manifest_digest"]):
         answer = CliRunner().invoke(main, ["artifact", "verify", wanted, "--folder", str(state)])
         assert 0 == answer.exit_code, answer.output
-        assert found["manifest_digest"] in answer.stdout
+        # Two manifests may have one picture: a reproduction is its equal to the byte.
+        known = "feature" if wanted == found["picture_digest"] else "manifest_digest"
+        assert found[known] in answer.stdout
 
 
 def test_a_pin_keeps_the_pair_until_it_is_taken_back(running: RunningDaemon) -> None:

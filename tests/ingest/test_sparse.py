@@ -75,7 +75,7 @@ def test_the_command_line_shows_a_latent(running: RunningDaemon) -> None:
     """A latent is described, listed and drawn like any feature, wide octaves as wide."""
     shown, listed = (
         CliRunner().invoke(main, [*arguments, "--address", running.grpc])
-        for arguments in (["feature", "get", KEY], ["feature", "list"])
+        for arguments in (["feature", "get", KEY, "--window", "baseline"], ["feature", "list"])
     )
 
     assert (0, 0) == (shown.exit_code, listed.exit_code)

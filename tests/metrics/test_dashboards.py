@@ -91,6 +91,8 @@ def test_every_family_is_on_the_dashboard_or_deliberately_not() -> None:
 
     unseen = {family.sample for family in FAMILIES} - asked
     reasons = {
+        "sidecar_artifacts": "their bytes are shown, against the limit",
+        "sidecar_artifacts_removed_total": "as configured, and nobody is woken by it",
         "sidecar_batches_accepted_total": "what becomes of them is shown",
         "sidecar_feature_activation": "exists only where native histograms are switched on",
         "sidecar_feature_state_changed_timestamp_seconds": "the state timeline shows it",

@@ -30,7 +30,7 @@ from sidecar.features import (
     Slice,
     View,
 )
-from sidecar.monitor import EvidenceBook, Flag, Monitor, Window
+from sidecar.monitor import EvidenceBook, Flag, Monitor, Window, alerts_of
 
 pytestmark = pytest.mark.unit
 
@@ -240,6 +240,26 @@ def test_an_unsampled_feature_becomes_unknown_and_not_quiet(rng: np.random.Gener
 
     assert State.NORMAL is before
     assert State.UNKNOWN is made.feature(LAYER.feature(2)).state
+
+
+def test_a_feature_that_learns_is_sampled(rng: np.random.Generator) -> None:
+    """Nothing is judged yet, but nobody is told that there is no data; when there is none they are."""
+    made = monitor(LAYER)
+    made.set_flags({FeatureSelector.parse("m/conv/channel/2"): Flag()}, 0.0)
+    for i in range(3):
+        made.apply(sample(rng), i * WINDOW + 1)
+        made.tick((i + 1) * WINDOW)
+
+    learning = made.feature(LAYER.feature(2))
+    for i in range(4, 12):
+        made.tick(i * WINDOW)
+    silent = made.feature(LAYER.feature(2))
+
+    assert State.UNKNOWN is learning.state
+    assert learning.requests >= 64
+    assert () == alerts_of(learning, shifted=False)
+    assert 0 == silent.requests
+    assert ("SidecarFeatureUnsampled",) == alerts_of(silent, shifted=False)
 
 
 def test_a_frozen_baseline_stands_while_traffic_moves(rng: np.random.Generator) -> None:

@@ -101,10 +101,10 @@ def test_what_was_measured_for_flags_travels_with_a_baseline() -> None:
     """To the bit; a baseline of an earlier build has none."""
     payload = replace(learned_bank().baseline(LAYER), own=OWN).encode()
 
-    assert OWN == empty_bank().adopt(LAYER, payload)
+    assert OWN == empty_bank().reader(LAYER)(payload).own
     header, arrays = unpack(b"base", payload)
     del header["own"]
-    assert () == empty_bank().adopt(LAYER, pack(b"base", header, arrays))
+    assert () == empty_bank().reader(LAYER)(pack(b"base", header, arrays)).own
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_counts_of_flags_that_cannot_be_are_corrupt(changed: dict[str, Any]) -> 
     header["own"][0] |= changed
 
     with pytest.raises(CorruptState):
-        empty_bank().adopt(LAYER, pack(b"base", header, arrays))
+        empty_bank().reader(LAYER)(pack(b"base", header, arrays))
 
 
 def test_what_comes_after_is_compared_with_the_adopted_baseline() -> None:

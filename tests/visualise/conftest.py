@@ -1,13 +1,17 @@
 """Tiny deterministic networks, so that every behaviour is seen in a fraction of a second."""
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from sidecar.features import FeatureKey, FeatureKind, LayerKey, View, default_view
-from sidecar.recipes import Maximisation, Target
+from sidecar.recipes import Dataset, Maximisation, Target
 from sidecar.visualise import ImageModel
 
 INPUT_SIZE = 24
@@ -43,6 +47,17 @@ def as_model(module: nn.Module, size: int = INPUT_SIZE) -> ImageModel:
     """Wrap a module the way ``load_model`` does."""
     module.eval().requires_grad_(requires_grad=False)
     return ImageModel(module, "d" * 64, size, (0.5,) * 3, (0.5,) * 3, torch.device("cpu"))
+
+
+def noise_in(folder: Path, count: int) -> Dataset:
+    """Fill a folder with images of noise over one colour each, and return it as a job is handed it."""
+    rng = np.random.default_rng(3)
+    for number in range(count):
+        ground = 100 + rng.integers(0, 30, 3) + rng.integers(0, 24, (26, 26, 3))
+        Image.fromarray(ground.astype(np.uint8)).save(folder / f"{number:02d}.png")
+    paths = sorted(folder.iterdir())
+    files = tuple((one.name, hashlib.sha256(one.read_bytes()).hexdigest()) for one in paths)
+    return Dataset("noise", str(folder), files)
 
 
 @pytest.fixture(autouse=True)

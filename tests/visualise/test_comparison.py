@@ -1,20 +1,17 @@
 """Comparison of revisions on tiny networks: the changed part is named, and nothing else."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 from sidecar.errors import JobCancelled, UnknownLayer, UnsupportedTarget
 from sidecar.features import FeatureKind
 from sidecar.recipes import Comparison, Dataset, Target, Term
 from sidecar.visualise import ImageModel, Materials, Picture, method_for
-from tests.visualise.conftest import TinyNet, as_model
+from tests.visualise.conftest import TinyNet, as_model, noise_in
 
 pytestmark = pytest.mark.unit
 
@@ -25,14 +22,7 @@ COUNT = 48
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Images of noise over gradients of colour."""
-    folder = tmp_path_factory.mktemp("noise")
-    rng = np.random.default_rng(3)
-    for number in range(COUNT):
-        ground = 100 + rng.integers(0, 30, 3) + rng.integers(0, 24, (26, 26, 3))
-        Image.fromarray(ground.astype(np.uint8)).save(folder / f"{number:02d}.png")
-    paths = sorted(folder.iterdir())
-    files = tuple((one.name, hashlib.sha256(one.read_bytes()).hexdigest()) for one in paths)
-    return Dataset("noise", str(folder), files)
+    return noise_in(tmp_path_factory.mktemp("noise"), COUNT)
 
 
 def compare(

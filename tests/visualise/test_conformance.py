@@ -9,10 +9,22 @@ import torch
 from torch import nn
 
 from sidecar.features import FeatureKind
-from sidecar.recipes import Accentuation, DeepDream, Maximisation, Recipe, Side, Target, Term
+from sidecar.recipes import (
+    Accentuation,
+    Comparison,
+    Dataset,
+    DeepDream,
+    Examples,
+    Maximisation,
+    Recipe,
+    Side,
+    Target,
+    Term,
+)
 from sidecar.visualise import METHODS, ImageModel, Materials
 from sidecar.visualise.method import Directions
 from tests.visualise.conformance import PROMISES, Case
+from tests.visualise.conftest import noise_in
 
 pytestmark = pytest.mark.unit
 
@@ -29,6 +41,8 @@ RECIPES: dict[str, Recipe] = {
     "accentuation": Accentuation(start=IMAGE, layer="low", **SHORT),
     "dream": DeepDream(start=IMAGE, steps=2, canvas=40, octaves=2),
     "dream of nothing": DeepDream(steps=1, canvas=40, octaves=2),
+    "examples": Examples(dataset="noise", top=2, bands=1, per_band=1, tile=32),
+    "comparison": Comparison(other="next", dataset="noise", **SHORT),
 }
 """Between them every value that changes what is done, in as few steps as show it."""
 
@@ -55,9 +69,18 @@ class NormedNet(nn.Module):
         return found
 
 
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """As many images as a comparison takes at least."""
+    return noise_in(tmp_path_factory.mktemp("noise"), 32)
+
+
 @pytest.fixture(params=list(RECIPES))
 def case(
-    request: pytest.FixtureRequest, wrap: Callable[[nn.Module], ImageModel], unit: Unit
+    request: pytest.FixtureRequest,
+    wrap: Callable[[nn.Module], ImageModel],
+    unit: Unit,
+    noise: Dataset,
 ) -> Case:
     """One method's smallest request."""
     stream = np.random.default_rng(3)
@@ -82,8 +105,18 @@ def case(
         unit("middle", 0, FeatureKind.NORM, "max"),
         unit("middle", 1, FeatureKind.NEURON, position=(9, 9)),
     )
-    materials = Materials(images={IMAGE: image}, directions={"middle": vectors})
-    return Case(wrap(NormedNet()), targets, RECIPES[request.param], materials, refused)
+    materials = Materials(
+        images={IMAGE: image},
+        directions={"middle": vectors},
+        datasets={"noise": noise},
+        models={"next": wrap(NormedNet())},
+    )
+    recipe = RECIPES[request.param]
+    if isinstance(recipe, Examples):  # of single units that a photograph can drive
+        targets = (targets[0], targets[1], targets[3], targets[6])
+    if isinstance(recipe, Comparison):  # of single units that have a counterpart
+        targets = (targets[0], unit("low", 2), targets[6])
+    return Case(wrap(NormedNet()), targets, recipe, materials, refused)
 
 
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.__name__)
