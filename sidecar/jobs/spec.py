@@ -80,6 +80,7 @@ class ModelSpec:
         top: What white is: 1 or 255.
         channels: ``rgb`` or ``bgr``.
         layout: ``nchw`` or ``nhwc``.
+        source: sha256 of what it is made from, see ``sources.model_source``; empty: nobody asked.
     """
 
     name: str
@@ -96,6 +97,7 @@ class ModelSpec:
     top: float = 1.0
     channels: Literal["rgb", "bgr"] = "rgb"
     layout: Literal["nchw", "nhwc"] = "nchw"
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ class JobSpec:
         live: Live distributions by text form of the feature; targets may be missing.
         images: Paths of the artifacts that the recipe looks at, by their digests.
         datasets: What it looks through, by name.
+        models: Other models that it looks at, by name.
         cause: What led to the job.
     """
 
@@ -128,6 +131,7 @@ class JobSpec:
     live: Mapping[str, LiveContext] = field(default_factory=dict)
     images: Mapping[str, str] = field(default_factory=dict)
     datasets: Mapping[str, Dataset] = field(default_factory=dict)
+    models: Mapping[str, ModelSpec] = field(default_factory=dict)
     cause: Cause = field(default_factory=Cause)
 
 
@@ -219,6 +223,7 @@ def encode_spec(spec: JobSpec) -> bytes:
         "live": {feature: _live_document(live) for feature, live in spec.live.items()},
         "images": dict(spec.images),
         "datasets": [one.document() for one in spec.datasets.values()],
+        "models": [asdict(one) for one in spec.models.values()],
         "cause": asdict(spec.cause),
     }
     return json.dumps(document).encode() + b"\n"
@@ -232,12 +237,12 @@ def decode_spec(line: bytes) -> JobSpec:
     """
     try:
         document = json.loads(line)
-        model = document.pop("model")
-        model |= {"mean": tuple(model["mean"]), "std": tuple(model["std"])}
+        others = [_model(one) for one in document.pop("models")]
         return JobSpec(
             targets=tuple(Target.of(target) for target in document.pop("targets")),
             recipe=recipe_of(document.pop("recipe")),
-            model=ModelSpec(**model),
+            model=_model(document.pop("model")),
+            models={one.name: one for one in others},
             live={feature: _live(live) for feature, live in document.pop("live").items()},
             datasets={one["name"]: Dataset.of(one) for one in document.pop("datasets")},
             cause=Cause(**document.pop("cause")),
@@ -245,6 +250,10 @@ def decode_spec(line: bytes) -> JobSpec:
         )
     except (ValueError, KeyError, TypeError, AttributeError, SidecarError) as error:
         raise CorruptState(f"the line on stdin is no job: {error}") from error
+
+
+def _model(document: dict[str, Any]) -> ModelSpec:
+    return ModelSpec(**{**document, "mean": tuple(document["mean"]), "std": tuple(document["std"])})
 
 
 def encode_request(request: JobRequest) -> str:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from sidecar.errors import (
     WorkerCrashed,
 )
 from sidecar.features import is_digest
+from sidecar.jobs.files import FileDigests
 from sidecar.jobs.manifest import (
     SCHEMA,
     encode_manifest,
@@ -37,11 +38,13 @@ from sidecar.jobs.manifest import (
     thin_history,
 )
 from sidecar.jobs.provenance import Phases, code_facts, device_facts
+from sidecar.jobs.sources import model_source
 from sidecar.jobs.spec import (
     DoneEvent,
     Event,
     FailureEvent,
     JobSpec,
+    ModelSpec,
     PreviewEvent,
     ProgressEvent,
     ResultEvent,
@@ -111,16 +114,19 @@ def _work(spec: JobSpec, folder: Path, announce: Callable[[Event], None]) -> Non
     started, phases = time.time(), Phases()
     phases.enter("load")
     announce(ProgressEvent(0, 0, "importing torch"))
-    from sidecar.visualise import method_for, with_gradients  # noqa: PLC0415 - torch, seconds
+    from sidecar.visualise import FORWARD_METHODS, method_for, with_gradients  # noqa: PLC0415 - torch, seconds
 
     announce(ProgressEvent(0, 0, f"loading {spec.model.name}"))
     began = time.monotonic()
-    loaded = _load(spec)  # once: all targets of a job are of one model and revision
+    # Once: all targets of a job are of one model and revision.
+    model = _load(spec.model, spec.device, _expected_digest(spec))
     load_seconds = time.monotonic() - began
     announce(ProgressEvent(0, 0, f"loaded {spec.model.name} in {load_seconds:.2f} s"))
-    model = with_gradients(loaded, spec.recipe.method)
+    materials = _materials(spec, _load_others(spec, announce))
     phases.enter("plan")
-    method, materials = method_for(spec.recipe), _materials(spec)
+    method = method_for(spec.recipe)
+    if method.gradients:
+        model = with_gradients(model, spec.recipe.method, FORWARD_METHODS)
     cost = method.plan(model, spec.targets, spec.recipe, materials)
     announce(ProgressEvent(0, 0, f"making pictures: {cost.forwards} passes"))
     phases.enter("optimise")
@@ -158,7 +164,9 @@ class _Reporter:
         # What follows the last step is measuring.
         self._phases.enter("measure" if progress.step == progress.steps else "optimise")
         shown = ", ".join(f"{progress.activations[index]:.3g}" for index in progress.shown)
-        message = f"step {progress.step} of {progress.steps}, activation {shown}"
+        message = f"step {progress.step} of {progress.steps}"
+        if shown:
+            message += f", activation {shown}"
         self._announce(ProgressEvent(progress.step, progress.steps, message))
         self._count += 1
         name = f"preview-{self._count}.png"
@@ -170,21 +178,19 @@ class _Reporter:
         old.unlink(missing_ok=True)
 
 
-def _load(spec: JobSpec) -> "VisionModel":
-    """Load the model of a job, and hold it against the revision and the configured digest."""
+def _load(wanted: ModelSpec, device: str, expected: str) -> "VisionModel":
+    """Load a model, and hold it against the revision that was asked for and the configured digest."""
     from sidecar.visualise import InputForm, load_model, load_onnx  # noqa: PLC0415 - torch, loaded by now
 
-    wanted = spec.model
     height, width = wanted.height or wanted.input_size, wanted.width or wanted.input_size
     form = InputForm(height, width, wanted.top, wanted.channels, wanted.layout)
-    expected = _expected_digest(spec)
     if wanted.onnx:
         model: VisionModel = load_onnx(
             Path(wanted.onnx),
             form=form,
             mean=wanted.mean,
             std=wanted.std,
-            device=spec.device,
+            device=device,
             expected_digest=expected,
             gradients=wanted.gradients,
         )
@@ -195,7 +201,7 @@ def _load(spec: JobSpec) -> "VisionModel":
             input_size=wanted.input_size,
             mean=wanted.mean,
             std=wanted.std,
-            device=spec.device,
+            device=device,
             expected_digest=expected or wanted.digest,
             form=form,
         )
@@ -207,17 +213,31 @@ def _load(spec: JobSpec) -> "VisionModel":
     return model
 
 
+def _load_others(spec: JobSpec, announce: Callable[[Event], None]) -> "dict[str, VisionModel]":
+    """Load the other models that the recipe looks at, and make sure they are what was asked for."""
+    found = {}
+    for name, wanted in spec.models.items():
+        announce(ProgressEvent(0, 0, f"loading {name}"))
+        found[name] = _load(wanted, spec.device, "")
+        if model_source(wanted, FileDigests()) != wanted.source:
+            raise UnsupportedTarget(
+                f"model {name} has changed since the job was claimed: ask again"
+            )
+    return found
+
+
 def _expected_digest(spec: JobSpec) -> str:
     """Return the digest the targets' revision promises; empty where it is a name somebody chose."""
     revision = spec.targets[0].feature.layer.revision
     return revision if is_digest(revision) else ""
 
 
-def _materials(spec: JobSpec) -> "Materials":
+def _materials(spec: JobSpec, others: "Mapping[str, VisionModel]") -> "Materials":
     from sidecar.visualise import Materials, read_image  # noqa: PLC0415 - torch, loaded by now
 
     images = {digest: read_image(Path(path)) for digest, path in spec.images.items()}
-    return Materials(_typical_range(spec), images, spec.datasets)
+    sources = {name: wanted.source for name, wanted in spec.models.items()}
+    return Materials(_typical_range(spec), images, spec.datasets, others, sources)
 
 
 def _typical_range(spec: JobSpec) -> "TypicalRange | None":

@@ -11,12 +11,13 @@ needs torch.
 from sidecar.visualise.images import maximise, plan
 from sidecar.visualise.loading import load_model, load_onnx
 from sidecar.visualise.method import Checkpoint, Materials, Method
-from sidecar.visualise.methods import METHODS, method_for
+from sidecar.visualise.methods import FORWARD_METHODS, METHODS, method_for
 from sidecar.visualise.model import ImageModel, InputForm, VisionModel, with_gradients
 from sidecar.visualise.onnx_forward import ForwardModel
 from sidecar.visualise.pictures import Cost, Picture, Progress, TypicalRange, read_image
 
 __all__ = [
+    "FORWARD_METHODS",
     "METHODS",
     "Checkpoint",
     "Cost",

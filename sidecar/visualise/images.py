@@ -130,6 +130,7 @@ class ActivationMaximisation:
     """The method of ``Maximisation`` recipes, see ``maximise``."""
 
     recipe = Maximisation
+    gradients = True
 
     def plan(
         self,
