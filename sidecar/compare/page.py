@@ -3,6 +3,7 @@
 import base64
 import html
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 
 from sidecar.compare.gate import FATES
 from sidecar.compare.report import FeatureFate, LayerFate, Named, Report
@@ -19,7 +20,6 @@ p{margin:.25rem 0 .75rem;max-width:46rem}
 .lead{color:#525c6b}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-caption{text-align:left;color:#525c6b;padding-bottom:.5rem}
 th,td{padding:.4rem .75rem .4rem 0;text-align:right;border-bottom:1px solid #dfe3e8;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}
 thead th{font-weight:600;border-bottom:2px solid #1d2430}
@@ -32,11 +32,14 @@ thead th{font-weight:600;border-bottom:2px solid #1d2430}
 .verdict.failed{border-color:#c2372e;background:#fbf1f0}
 .verdict p,.verdict ul{margin:.1rem 0}.verdict ul{padding-left:1.2rem}
 article{border-top:1px solid #dfe3e8;padding:1.25rem 0;break-inside:avoid}
-article img{display:block;max-width:100%;height:auto;margin:.75rem 0;border:1px solid #dfe3e8}
+article img{display:block;max-width:100%;height:auto;margin:.5rem 0;border:1px solid #dfe3e8}
+@media(min-width:52rem){.both{display:grid;grid-template-columns:auto minmax(0,1fr);gap:1.5rem}}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;margin:.5rem 0}
 dt{color:#525c6b}dd{margin:0;overflow-wrap:anywhere}
+.id{color:#525c6b;max-width:none}
 code{font:.85em ui-monospace,monospace;overflow-wrap:anywhere}
-@media(max-width:34rem){dl{grid-template-columns:1fr}dd{margin-bottom:.4rem}}
+@media(max-width:34rem){dl{grid-template-columns:minmax(0,1fr) minmax(0,1fr)}.far{display:none}
+ th,td{padding-right:.4rem}}
 @media print{body{max-width:none;padding:0}h2{break-after:avoid}
  .bar i,.badge,.verdict{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """
@@ -53,20 +56,20 @@ _PAGE = """<!doctype html>
 <body>
 <h1>{model} against {other}</h1>
 <p class="lead">Both models were shown the {images} images of <b>{dataset}</b>. Units are matched by how their
-values correlate over them. {created}</p>
+values correlate over them. Made on {created}.</p>
 {verdict}
 <h2>Layers</h2>
+<p class="lead">Units by what became of them. New ones are units of {other} that none of {model} is like.</p>
 <div class="wide">
 <table>
-<caption>Units by what became of them. New ones are units of {other} that none of {model} is like.</caption>
-<thead><tr><th>Layer</th><th>In {other}</th><th>Units</th><th>Same</th><th>Moved</th><th>Lost</th><th>New</th>
-<th>Median r</th><th>Share</th></tr></thead>
+<thead><tr><th>Layer</th><th class="far">In {other}</th><th>Units</th><th>Same</th><th>Moved</th><th>Lost</th><th>New</th>
+<th class="far">Median r</th><th class="far">Share</th></tr></thead>
 <tbody>
 {rows}
 </tbody>
 </table>
 </div>
-<p class="lead">Same: the unit of the same index answers to the same images at about the same values. Moved: to
+<p class="lead" style="margin-top:.75rem">Same: the unit of the same index answers to the same images at about the same values. Moved: to
 partly other images, at other values, from another index, or not to its portrait any more. Lost: no unit of the
 layer is related to it.</p>
 <h2>Pictured units</h2>
@@ -86,7 +89,7 @@ _PORTRAIT_WORDS = {
     "activation_there": "The same portrait there to",
     "transfer": "Carries over",
     "rank_there": "Rank of the unit there on it",
-    "percentile_there": "Percentile there on the images",
+    "percentile_there": "Images that drive it there less",
     "own_activation_there": "Its own portrait there drives it to",
     "transfer_back": "Carries back",
     "feature_similarity": "Likeness of the two portraits",
@@ -94,7 +97,12 @@ _PORTRAIT_WORDS = {
     "no_portrait_there": "No portrait there",
 }
 
-_RATIOS = frozenset({"transfer", "transfer_back"})
+_FORMS = {
+    "transfer": "{:.0%}",
+    "transfer_back": "{:.0%}",
+    "percentile_there": "{:.0f} %",
+    "feature_similarity": "{:.2f}",
+}
 
 
 def render_page(report: Report) -> str:
@@ -105,7 +113,7 @@ def render_page(report: Report) -> str:
         other=html.escape(report.other.name),
         dataset=html.escape(report.dataset.name),
         images=report.dataset.images,
-        created=html.escape(report.created),
+        created=_moment(report.created),
         verdict=_verdict(report),
         rows="\n".join(map(_row, report.layers)),
         articles="\n".join(_article(report, one) for one in report.features),
@@ -133,10 +141,11 @@ def _row(layer: LayerFate) -> str:
         f'<i class="{fate}" style="width:{100 * layer.counts[fate] / layer.units:.1f}%"></i>'
         for fate in FATES[:3]
     )
+    shown = "-" if median is None else f"{median:.3f}"
     return (
-        f"<tr><td>{html.escape(layer.layer)}</td><td>{html.escape(layer.other)}</td><td>{layer.units}</td>"
-        f'{counts}<td>{"-" if median is None else f"{median:.3f}"}</td><td><div class="bar">{parts}'
-        "</div></td></tr>"
+        f'<tr><td>{html.escape(layer.layer)}</td><td class="far">{html.escape(layer.other)}</td>'
+        f'<td>{layer.units}</td>{counts}<td class="far">{shown}</td>'
+        f'<td class="far"><div class="bar">{parts}</div></td></tr>'
     )
 
 
@@ -147,8 +156,9 @@ def _article(report: Report, one: FeatureFate) -> str:
     return (
         f'<article><h3>{name} <span class="badge {one.fate}">{one.fate}</span></h3>\n'
         f"<p>{html.escape(one.reason[:1].upper() + one.reason[1:])}.</p>\n"
-        f'<img src="data:image/png;base64,{picture}" alt="Portraits and strongest images of {name} in both '
-        f'models">\n<dl>\n{lines}\n</dl></article>'
+        f'<div class="both"><img src="data:image/png;base64,{picture}" alt="Portraits and strongest images '
+        f'of {name} in both models">\n<dl>\n{lines}\n</dl></div>\n'
+        f'<p class="id">Picture <code>{one.picture}</code><br>Manifest <code>{one.manifest}</code></p></article>'
     )
 
 
@@ -156,12 +166,14 @@ def _numbers(one: FeatureFate) -> Iterator[tuple[str, str]]:
     """Yield what was measured of a unit, in words."""
     yield "Compared with", f"{one.other_layer}, unit {one.other_unit}"
     numbers = one.numbers
-    yield "Correlation at its own index", _number(numbers["correlation"])
-    best = numbers["best"]
-    index = "" if best is None else f", of unit {best:.0f}"
-    yield "Best correlation", _number(numbers["best_correlation"]) + index
-    yield "Median moved by", f"{_number(numbers['median_shift'])} standard deviations"
-    yield "Spread", f"times {_number(numbers['spread_ratio'])}"
+    yield "Correlation at its own index", _correlation(numbers["correlation"])
+    known = numbers["best_correlation"] is not None
+    index = f", of unit {numbers['best']:.0f}" if known else ""
+    yield "Best correlation", _correlation(numbers["best_correlation"]) + index
+    if numbers["median_shift"] is not None:
+        yield "Median moved, in deviations", f"{numbers['median_shift']:.3g}"
+    if numbers["spread_ratio"] is not None:
+        yield "Spread", f"times {numbers['spread_ratio']:.3g}"
     for name, label in _PORTRAIT_WORDS.items():
         if name not in one.portraits:
             continue
@@ -169,9 +181,7 @@ def _numbers(one: FeatureFate) -> Iterator[tuple[str, str]]:
         if isinstance(value, str) or value is None:
             yield label, value or "-"
         else:
-            yield label, f"{value:.0%}" if name in _RATIOS else _number(value)
-    yield "Picture", one.picture
-    yield "Manifest", one.manifest
+            yield label, _FORMS.get(name, "{:.4g}").format(value)
 
 
 def _facts(report: Report) -> Iterator[tuple[str, str]]:
@@ -196,5 +206,9 @@ def _line(name: str, value: str) -> str:
     return f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+def _correlation(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _moment(iso: str) -> str:
+    return f"{datetime.fromisoformat(iso).astimezone(UTC):%d %B %Y, %H:%M} UTC"

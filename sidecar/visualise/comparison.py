@@ -287,7 +287,9 @@ class _Portraits:
             return
         self._drawing = _portrait_recipe(recipe)
         self.here = self._together(model, targets, on_progress)
-        self.there = tuple(self._drawn(other, _partner(target, pairs)) for target in targets)
+        self.there = tuple(
+            self._drawn(other, _partner(target, pairs, recipe.other)) for target in targets
+        )
 
     def _together(
         self, model: VisionModel, targets: Sequence[Target], on_progress: Callable[[Progress], None]
@@ -323,10 +325,11 @@ class _Portraits:
             return error.message
 
 
-def _partner(target: Target, pairs: dict[LayerKey, _Pair]) -> Target:
+def _partner(target: Target, pairs: dict[LayerKey, _Pair], other: str) -> Target:
     pair = pairs[target.feature.layer]
+    layer = replace(pair.there.layer, model=other, revision=pair.there.model.digest)
     index = int(pair.found.partner[target.feature.index])
-    return replace(target, feature=pair.there.layer.feature(index))
+    return replace(target, feature=layer.feature(index))
 
 
 def _picture(
