@@ -34,7 +34,7 @@ FORM = InputForm(SIDE, SIDE, 255.0)
 MEAN, STD = (127.0,) * 3, (128.0,) * 3
 RECIPE = Comparison(other="next", dataset="photos", steps=0, canvas=64)
 COUNT = 60
-LAYERS = ("_blocks.2", "_blocks.10", "_blocks.15")
+LAYERS = ("_blocks.10", "_blocks.15")
 SAME_LEAST = 0.98
 """Share of a layer that eight bits leave as they were, on so few photographs."""
 
