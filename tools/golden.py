@@ -65,7 +65,8 @@ _COMMANDS = """\
 <!-- Generated from sidecar/cli/ by tools/golden.py; do not edit. -->
 
 Data goes to standard output, everything else to standard error. Exit status: 0 done, 1 failed, 2 wrong
-usage or configuration, 3 not found, 4 conflict, 5 the daemon cannot be reached or is overloaded.
+usage or configuration, 3 not found, 4 conflict, 5 the daemon cannot be reached or is overloaded, 6 a gate
+failed.
 """
 
 

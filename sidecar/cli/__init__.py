@@ -1,7 +1,7 @@
 """The ``sidecar`` command. ``sidecar --help`` loads no group: each is imported when it is used.
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage or
-configuration, 3 not found, 4 conflict, 5 the daemon cannot be reached or is overloaded.
+configuration, 3 not found, 4 conflict, 5 the daemon cannot be reached or is overloaded, 6 a gate failed.
 """
 
 import importlib
@@ -22,6 +22,7 @@ _COMMANDS = {
     "layer": ("sidecar.cli.layers", "List and describe layers, and what stands out in them."),
     "baseline": ("sidecar.cli.baselines", "Freeze, relearn, list, export and import baselines."),
     "job": ("sidecar.cli.jobs", "Run, list, watch and cancel visualisation jobs."),
+    "compare": ("sidecar.cli.compare", "Say what became of a model's units in another model."),
     "artifact": ("sidecar.cli.artifacts", "List, check, reproduce, export and keep pictures."),
     "replay": ("sidecar.cli.replay", "Say what a policy would have fired on."),
     "calibrate": ("sidecar.cli.calibrate", "Say how often a policy is wrong on recorded traffic."),

@@ -116,6 +116,15 @@ def list_features(
         click.echo(f"  and {lost - len(unmatched)} more", err=True)
 
 
+def flagged_keys(opened: grpc.Channel, model: str, revision: str) -> list[str]:
+    """Return the text forms of a model's flagged features, at most a page of them."""
+    request = features_pb2.ListFeaturesRequest(
+        model=model, revision=revision, flagged_only=True, page_size=PAGE
+    )
+    stub = features_pb2_grpc.FeatureServiceStub(opened)
+    return [one.key for one in stub.ListFeatures(request, timeout=TIMEOUT_SECONDS).features]
+
+
 def _print_list(found: Sequence[features_pb2.Feature]) -> None:
     """Print a table, and in a line each why what is not calm is so."""
     rows = [_row(one) for one in found]

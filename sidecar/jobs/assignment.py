@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import sidecar
-from sidecar.config import JobsConfig, ModelConfig, ReliabilityConfig
-from sidecar.errors import ModelLoadFailed, UnknownModel, UnsupportedTarget
+from sidecar.config import JobsConfig, ReliabilityConfig
+from sidecar.errors import UnsupportedTarget
 from sidecar.jobs.datasets import Datasets
 from sidecar.jobs.protocol import Job, JobRequest, Portrait
 from sidecar.jobs.queue import JobQueue
+from sidecar.jobs.sources import ModelSources
 from sidecar.jobs.spec import JobSpec, LiveContext, ModelSpec, ReliabilitySpec
 from sidecar.recipes import Dataset, Target, content_key
 from sidecar.store import ArtifactStore
-
-ModelLookup = Callable[[str], ModelConfig | None]
-"""Returns the configured model of a name, such as ``SidecarConfig.model``."""
 
 ContextLookup = Callable[[JobRequest], Mapping[str, LiveContext]]
 """Returns the live distributions of a request's targets by text form; targets may be missing."""
@@ -42,6 +40,7 @@ class Assignment:
         missing: Targets to be made, each once, by content key.
         live: Live distributions by text form of the feature.
         datasets: What the recipe looks through, by name.
+        models: Other models that it looks at, by name, with their sources.
     """
 
     keys: tuple[str, ...]
@@ -49,6 +48,7 @@ class Assignment:
     missing: Mapping[str, Target]
     live: Mapping[str, LiveContext]
     datasets: Mapping[str, Dataset]
+    models: Mapping[str, ModelSpec]
 
 
 def assign(
@@ -57,15 +57,20 @@ def assign(
     artifacts: ArtifactStore,
     live: Mapping[str, LiveContext],
     datasets: Datasets,
+    models: ModelSources,
 ) -> Assignment:
     """Look up every target of a request.
 
     Raises:
         UnsupportedTarget: The recipe needs typical ranges, and a target's layer has none; or a dataset
             that is unknown or cannot be read.
+        UnknownModel, ModelLoadFailed: Another model that the recipe looks at is not configured, or a
+            file of it cannot be read.
     """
     found_sets = {name: datasets.read(name) for name in request.recipe.datasets}
+    others = {name: models.read(name) for name in request.recipe.models}
     digests = {f"dataset:{name}": one.digest for name, one in found_sets.items()}
+    digests |= {f"model:{name}": one.source for name, one in others.items()}
     keys = tuple(_key(target, request, live, digests) for target in request.targets)
     # What is made again to be compared must not be answered with the original.
     found = {} if request.cause.reproduces else {key: queue.portrait(key) for key in keys}
@@ -78,7 +83,7 @@ def assign(
     }
     wanted = dict(zip(keys, request.targets, strict=True))
     missing = {key: target for key, target in wanted.items() if key not in cached}
-    return Assignment(keys, cached, missing, live, found_sets)
+    return Assignment(keys, cached, missing, live, found_sets, others)
 
 
 def _key(
@@ -100,7 +105,7 @@ def _key(
 def child_spec(
     job: Job,
     assignment: Assignment,
-    models: ModelLookup,
+    models: ModelSources,
     config: JobsConfig,
     artifacts: ArtifactStore,
     datasets: Datasets,
@@ -114,14 +119,7 @@ def child_spec(
         UnknownArtifact: The recipe looks at an image that is not in the store.
         UnsupportedTarget: The photographs that pictures are held against cannot be read.
     """
-    name = job.request.targets[0].feature.layer.model
-    model = models(name)
-    if model is None:
-        raise UnknownModel(f"model {name!r} is not in the configuration: add it under models")
-    if not model.is_loadable:
-        raise ModelLoadFailed(
-            f"model {name!r} has neither factory nor onnx: name one to have pictures made"
-        )
+    model = models.find(job.request.targets[0].feature.layer.model)
     typical = "typical" in job.request.recipe.inputs
     targets = tuple(assignment.missing.values())
     names = {str(target.feature) for target in targets}
@@ -133,11 +131,12 @@ def child_spec(
         parent_pid=os.getpid(),
         targets=targets,
         recipe=job.request.recipe,
-        model=_model_spec(model),
+        model=model,
         device=config.device,
         live=live if typical else {name: _without_ranges(c) for name, c in live.items()},
         images={digest: str(artifacts.open(digest)[0]) for digest in job.request.recipe.images},
         datasets={**assignment.datasets, **_photographs(config, datasets)},
+        models=assignment.models,
         cause=job.request.cause,
         checkpoint=str(checkpoint[0] or ""),
         checkpoint_bytes=checkpoint[1],
@@ -151,35 +150,13 @@ def _photographs(config: JobsConfig, datasets: Datasets) -> dict[str, Dataset]:
 
 
 def _reliability(
-    model: ModelConfig, models: ModelLookup, config: ReliabilityConfig
+    model: ModelSpec, models: ModelSources, config: ReliabilityConfig
 ) -> ReliabilitySpec:
-    sibling = models(model.sibling) if model.sibling else None
     return ReliabilitySpec(
         seeds=config.seeds,
         share=config.share,
         dataset=config.dataset or "",
-        sibling=_model_spec(sibling) if sibling and sibling.is_loadable else None,
-    )
-
-
-def _model_spec(model: ModelConfig) -> ModelSpec:
-    red, green, blue = model.input.mean
-    reds, greens, blues = model.input.std
-    return ModelSpec(
-        name=model.name,
-        factory=model.factory or "",
-        weights=str(model.weights.resolve()) if model.weights else "",
-        input_size=max(model.input.height or 0, model.input.width or 0) or model.input.size,
-        mean=(red, green, blue),
-        std=(reds, greens, blues),
-        onnx=str(model.onnx.resolve()) if model.onnx else "",
-        gradients=model.gradients,
-        digest=model.digest,
-        height=model.input.height or 0,
-        width=model.input.width or 0,
-        top=float(model.input.range[1]),
-        channels=model.input.channels,
-        layout=model.input.layout,
+        sibling=models.find(model.sibling) if model.sibling else None,
     )
 
 

@@ -1,13 +1,12 @@
 """The configured folders of images, and what is in them when a job asks."""
 
-import hashlib
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sidecar.config import DatasetConfig
 from sidecar.errors import UnsupportedTarget
+from sidecar.jobs.files import FileDigests
 from sidecar.recipes import Dataset
 
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -22,8 +21,7 @@ class Datasets:
     def __init__(self, configured: Sequence[DatasetConfig] = ()) -> None:
         """Take the configured datasets; nothing is read yet."""
         self._configured = {one.name: one for one in configured}
-        self._guard = threading.Lock()
-        self._digests: dict[Path, tuple[int, int, str]] = {}
+        self._digests = FileDigests()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -47,7 +45,7 @@ class Datasets:
         try:
             paths = sorted(_images(config.folder))[: config.image_limit]
             files = tuple(
-                (str(path.relative_to(config.folder)), self._digest(path)) for path in paths
+                (str(path.relative_to(config.folder)), self._digests.of(path)) for path in paths
             )
         except OSError as error:
             raise UnsupportedTarget(
@@ -59,19 +57,6 @@ class Datasets:
                 f"{', '.join(sorted(_SUFFIXES))}"
             )
         return Dataset(name, str(config.folder.resolve()), files)
-
-    def _digest(self, path: Path) -> str:
-        stat = path.stat()
-        seen = stat.st_size, stat.st_mtime_ns
-        with self._guard:
-            known = self._digests.get(path)
-        if known is not None and known[:2] == seen:
-            return known[2]
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        with self._guard:
-            self._digests[path] = (*seen, digest)
-        return digest
 
 
 def _images(folder: Path) -> Iterator[Path]:

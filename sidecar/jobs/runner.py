@@ -27,7 +27,6 @@ from sidecar.errors import (
 from sidecar.jobs.assignment import (
     Assignment,
     ContextLookup,
-    ModelLookup,
     assign,
     child_environment,
     child_spec,
@@ -46,6 +45,7 @@ from sidecar.jobs.pressure import Pressure
 from sidecar.jobs.protocol import Job, Portrait
 from sidecar.jobs.quarantine import quarantine_keys
 from sidecar.jobs.queue import JobQueue
+from sidecar.jobs.sources import ModelLookup, ModelSources
 from sidecar.jobs.spec import JobSpec, encode_spec
 from sidecar.jobs.supervision import Ending, Lease, Outcome, Supervisor
 from sidecar.store import Artifact, ArtifactStore, OwnerKind, References
@@ -105,7 +105,7 @@ class Runner:
         self._datasets = datasets or Datasets()
         self._queue = queue
         self._artifacts = artifacts
-        self._models = models
+        self._models = ModelSources(models)
         self._config = jobs_config
         self._scratch = scratch
         self._context = context
@@ -318,7 +318,9 @@ class Runner:
         if not job.request.targets:
             raise CorruptState("the stored request was damaged: submit it again")
         live = self._context(job.request)
-        assignment = assign(job.request, self._queue, self._artifacts, live, self._datasets)
+        assignment = assign(
+            job.request, self._queue, self._artifacts, live, self._datasets, self._models
+        )
         if not assignment.missing:
             return self._complete(job, assignment, {}, lease)
         self._queue.quarantine.refuse(quarantine_keys(job.request), self._clock())

@@ -80,6 +80,8 @@ class ModelSpec:
         top: What white is: 1 or 255.
         channels: ``rgb`` or ``bgr``.
         layout: ``nchw`` or ``nhwc``.
+        source: sha256 of what it is made from, see ``sources.model_source``; empty: nobody asked.
+        sibling: Name of another model with the same classes; empty: there is none.
     """
 
     name: str
@@ -96,6 +98,8 @@ class ModelSpec:
     top: float = 1.0
     channels: Literal["rgb", "bgr"] = "rgb"
     layout: Literal["nchw", "nhwc"] = "nchw"
+    source: str = ""
+    sibling: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +135,7 @@ class JobSpec:
         live: Live distributions by text form of the feature; targets may be missing.
         images: Paths of the artifacts that the recipe looks at, by their digests.
         datasets: What it looks through, by name.
+        models: Other models that it looks at, by name.
         cause: What led to the job.
         checkpoint: Folder for what was reached so far; empty: none is kept.
         checkpoint_bytes: Largest state that is kept there.
@@ -148,6 +153,7 @@ class JobSpec:
     live: Mapping[str, LiveContext] = field(default_factory=dict)
     images: Mapping[str, str] = field(default_factory=dict)
     datasets: Mapping[str, Dataset] = field(default_factory=dict)
+    models: Mapping[str, ModelSpec] = field(default_factory=dict)
     cause: Cause = field(default_factory=Cause)
     checkpoint: str = ""
     checkpoint_bytes: int = 0
@@ -242,6 +248,7 @@ def encode_spec(spec: JobSpec) -> bytes:
         "live": {feature: _live_document(live) for feature, live in spec.live.items()},
         "images": dict(spec.images),
         "datasets": [one.document() for one in spec.datasets.values()],
+        "models": [asdict(one) for one in spec.models.values()],
         "cause": asdict(spec.cause),
         "checkpoint": spec.checkpoint,
         "checkpoint_bytes": spec.checkpoint_bytes,
@@ -260,6 +267,7 @@ def decode_spec(line: bytes) -> JobSpec:
         document = json.loads(line)
         reliability = document.pop("reliability")
         sibling = reliability.pop("sibling")
+        others = [_model(one) for one in document.pop("models")]
         return JobSpec(
             targets=tuple(Target.of(target) for target in document.pop("targets")),
             recipe=recipe_of(document.pop("recipe")),
@@ -267,6 +275,7 @@ def decode_spec(line: bytes) -> JobSpec:
             reliability=ReliabilitySpec(
                 sibling=None if sibling is None else _model(sibling), **reliability
             ),
+            models={one.name: one for one in others},
             live={feature: _live(live) for feature, live in document.pop("live").items()},
             datasets={one["name"]: Dataset.of(one) for one in document.pop("datasets")},
             cause=Cause(**document.pop("cause")),

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from sidecar.errors import (
 from sidecar.features import is_digest
 from sidecar.jobs.checkpoint import Checkpoint
 from sidecar.jobs.confine import REPORT
+from sidecar.jobs.files import FileDigests
 from sidecar.jobs.manifest import (
     SCHEMA,
     encode_manifest,
@@ -41,6 +42,7 @@ from sidecar.jobs.manifest import (
     thin_history,
 )
 from sidecar.jobs.provenance import Phases, code_facts, device_facts
+from sidecar.jobs.sources import model_source
 from sidecar.jobs.spec import (
     DoneEvent,
     Event,
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
         Materials,
         Picture,
         Progress,
+        Report,
         Settings,
         TypicalRange,
         VisionModel,
@@ -156,6 +159,8 @@ def _work(spec: JobSpec, folder: Path, announce: Callable[[Event], None]) -> Non
     phases.enter("load")
     announce(ProgressEvent(0, 0, "importing torch"))
     from sidecar.visualise import (  # noqa: PLC0415 - torch, seconds
+        FORWARD_METHODS,
+        ImageModel,
         assess,
         method_for,
         with_gradients,
@@ -165,12 +170,14 @@ def _work(spec: JobSpec, folder: Path, announce: Callable[[Event], None]) -> Non
     announce(ProgressEvent(0, 0, f"loading {spec.model.name}"))
     began = time.monotonic()
     # Once: all targets of a job are of one model and revision.
-    loaded = _load(spec.model, spec.device, _expected_digest(spec))
+    model = _load(spec.model, spec.device, _expected_digest(spec))
     load_seconds = time.monotonic() - began
     announce(ProgressEvent(0, 0, f"loaded {spec.model.name} in {load_seconds:.2f} s"))
-    model = with_gradients(loaded, spec.recipe.method)
+    materials = _materials(spec, _load_others(spec, announce))
     phases.enter("plan")
-    method, materials, settings = method_for(spec.recipe), _materials(spec), _settings(spec)
+    method, settings = method_for(spec.recipe), _settings(spec)
+    if method.gradients:
+        model = with_gradients(model, spec.recipe.method, FORWARD_METHODS)
     cost = method.plan(model, spec.targets, spec.recipe, materials)
     cost = with_reliability(cost, spec.targets, spec.recipe, settings)
     announce(ProgressEvent(0, 0, f"making pictures: {cost.forwards} passes"))
@@ -189,16 +196,18 @@ def _work(spec: JobSpec, folder: Path, announce: Callable[[Event], None]) -> Non
     )
     phases.enter("reliability")
     announce(ProgressEvent(0, 0, "measuring how far the pictures can be believed"))
-    reports = assess(
-        method,
-        model,
-        pictures,
-        spec.recipe,
-        materials,
-        settings,
-        on_layer=lambda layer: announce(ProgressEvent(0, 0, f"measuring pictures of {layer}")),
-        cancelled=cancelled,
-    )
+    reports: list[Report | None] = [None] * len(pictures)
+    if isinstance(model, ImageModel):
+        reports = assess(
+            method,
+            model,
+            pictures,
+            spec.recipe,
+            materials,
+            settings,
+            on_layer=lambda layer: announce(ProgressEvent(0, 0, f"measuring pictures of {layer}")),
+            cancelled=cancelled,
+        )
     phases.enter("")
     facts = _common_facts(spec, model, started) | {"model_load_seconds": load_seconds}
     for index, (picture, report) in enumerate(zip(pictures, reports, strict=True)):
@@ -226,7 +235,9 @@ class _Reporter:
         # What follows the last step is measuring.
         self._phases.enter("measure" if progress.step == progress.steps else "optimise")
         shown = ", ".join(f"{progress.activations[index]:.3g}" for index in progress.shown)
-        message = f"step {progress.step} of {progress.steps}, activation {shown}"
+        message = f"step {progress.step} of {progress.steps}"
+        if shown:
+            message += f", activation {shown}"
         self._announce(ProgressEvent(progress.step, progress.steps, message))
         self._count += 1
         name = f"preview-{self._count}.png"
@@ -273,6 +284,19 @@ def _load(wanted: ModelSpec, device: str, expected: str = "") -> "VisionModel":
     return model
 
 
+def _load_others(spec: JobSpec, announce: Callable[[Event], None]) -> "dict[str, VisionModel]":
+    """Load the other models that the recipe looks at, and make sure they are what was asked for."""
+    found = {}
+    for name, wanted in spec.models.items():
+        announce(ProgressEvent(0, 0, f"loading {name}"))
+        found[name] = _load(wanted, spec.device, "")
+        if model_source(wanted, FileDigests()) != wanted.source:
+            raise UnsupportedTarget(
+                f"model {name} has changed since the job was claimed: ask again"
+            )
+    return found
+
+
 def _settings(spec: JobSpec) -> "Settings":
     from sidecar.visualise import Settings, with_gradients  # noqa: PLC0415 - torch, loaded by now
 
@@ -294,11 +318,12 @@ def _expected_digest(spec: JobSpec) -> str:
     return revision if is_digest(revision) else ""
 
 
-def _materials(spec: JobSpec) -> "Materials":
+def _materials(spec: JobSpec, others: "Mapping[str, VisionModel]") -> "Materials":
     from sidecar.visualise import Materials, read_image  # noqa: PLC0415 - torch, loaded by now
 
     images = {digest: read_image(Path(path)) for digest, path in spec.images.items()}
-    return Materials(_typical_range(spec), images, spec.datasets)
+    sources = {name: wanted.source for name, wanted in spec.models.items()}
+    return Materials(_typical_range(spec), images, spec.datasets, others, sources)
 
 
 def _typical_range(spec: JobSpec) -> "TypicalRange | None":

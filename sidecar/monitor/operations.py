@@ -538,8 +538,8 @@ class Operations:
 
         Raises:
             InvalidInput: The idempotency key is too long or not printable.
-            UnsupportedTarget: The job names no feature, several models, a model without a factory,
-                or a typical range where there is no baseline.
+            UnsupportedTarget: The job names no feature, several models, a model without a factory
+                or ONNX file, also as the other of a comparison, or a typical range where there is no baseline.
             JobQueueFull: Too many jobs wait.
         """
         self._check(request)
@@ -570,6 +570,13 @@ class Operations:
                 f"model {name!r} has no factory in the configuration, so no picture of it can be "
                 "made: set models.factory or models.onnx"
             )
+        for other in request.recipe.models:
+            found = self._config.model(other)
+            if found is None or not found.is_loadable:
+                raise UnsupportedTarget(
+                    f"recipe.other {other!r} is no model with a factory or an ONNX file in the "
+                    "configuration: add it under models"
+                )
         layers = {target.feature.layer for target in request.targets}
         learned = {status.key for status in self._monitor.layers() if status.baseline_frozen}
         if "typical" in request.recipe.inputs and not layers <= learned:

@@ -12,13 +12,15 @@ from sidecar.visualise.directions import read_directions
 from sidecar.visualise.images import maximise, plan
 from sidecar.visualise.loading import load_model, load_onnx
 from sidecar.visualise.method import Checkpoint, Directions, Materials, Method
-from sidecar.visualise.methods import METHODS, method_for
+from sidecar.visualise.methods import FORWARD_METHODS, METHODS, method_for
 from sidecar.visualise.model import ImageModel, InputForm, VisionModel, with_gradients
 from sidecar.visualise.onnx_forward import ForwardModel
 from sidecar.visualise.pictures import Cost, Picture, Progress, TypicalRange, read_image
 from sidecar.visualise.reliability import Settings, assess, with_reliability
+from sidecar.visualise.verdict import Report
 
 __all__ = [
+    "FORWARD_METHODS",
     "METHODS",
     "Checkpoint",
     "Cost",
@@ -30,6 +32,7 @@ __all__ = [
     "Method",
     "Picture",
     "Progress",
+    "Report",
     "Settings",
     "TypicalRange",
     "VisionModel",

@@ -16,7 +16,7 @@ from sidecar.errors import NonFiniteActivation, SilentFeature
 from sidecar.recipes import Accentuation, Maximisation, Target
 from sidecar.visualise.adam import Adam
 from sidecar.visualise.augmentation import Crop, cut_crops, draw_crop, generator_for, resize_whole
-from sidecar.visualise.model import ImageModel
+from sidecar.visualise.model import ImageModel, VisionModel
 from sidecar.visualise.parametrisation import parametrisation_of
 from sidecar.visualise.pictures import Picture
 from sidecar.visualise.priors import (
@@ -51,7 +51,7 @@ MEASURING_CROPS = 16
 """Fresh augmentations the robustness of a finished picture is measured on."""
 
 
-def pass_images(model: ImageModel) -> int:
+def pass_images(model: VisionModel) -> int:
     """Return the most images that go through the network at once on the model's device."""
     return _PASS_IMAGES.get(model.device.type, _PASS_IMAGES["cpu"])
 

@@ -4,6 +4,7 @@ Both models see the same images; units are matched by how their values correlate
 both sides are then made from the same start, and the one model is shown the other's.
 """
 
+import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -24,9 +25,9 @@ from sidecar.visualise.contact_sheet import Tile, draw_sheet
 from sidecar.visualise.datasets import batches, colours, read_square
 from sidecar.visualise.images import ActivationMaximisation
 from sidecar.visualise.method import Checkpoint, Materials
-from sidecar.visualise.model import ImageModel
+from sidecar.visualise.model import ImageModel, VisionModel, unknown_layer
 from sidecar.visualise.pictures import Cost, Picture, Progress
-from sidecar.visualise.units import Site, Units, check_targets, dry_run, find_layer, forward_to
+from sidecar.visualise.units import Site, Units, check_targets, dry_run, forward_to
 
 _KINDS = frozenset({FeatureKind.CHANNEL, FeatureKind.LOGIT})
 
@@ -41,12 +42,16 @@ _TRANSFER_LEAST = 0.5
 
 _MAXIMISATION = ActivationMaximisation()
 
+_NOT_ASKED = "not asked for"
+
+_FORWARD_ONLY = "the model only runs forward, and portraits need gradients"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Side:
     """One of the two models: a layer of it, and every unit's value on every image."""
 
-    model: ImageModel
+    model: VisionModel
     layer: LayerKey
     values: NDArray[np.float64]  # (images, width)
 
@@ -65,10 +70,11 @@ class RevisionComparison:
     """The method of ``Comparison`` recipes."""
 
     recipe = Comparison
+    gradients = False
 
     def plan(
         self,
-        model: ImageModel,
+        model: VisionModel,
         targets: Sequence[Target],
         recipe: Comparison,
         materials: Materials,
@@ -83,15 +89,15 @@ class RevisionComparison:
         """
         dataset, other = materials.dataset(recipe.dataset), materials.model(recipe.other)
         layers = _checked(model, targets)
-        if recipe.layer:
-            find_layer(other, recipe.layer)
+        if recipe.layer and recipe.layer not in other.layers():
+            unknown_layer(recipe.layer, other.layers())
         dry = dry_run(model, [layer.layer for layer in layers])
         started = clock()
         dry_run(model, list(dry.sites))
         seconds = clock() - started
         looks = 2 * len(dataset.files) * len(layers)
         cost = Cost(looks, seconds * looks, dry.saved_bytes * pass_images(model))
-        if not recipe.steps:
+        if not recipe.steps or not isinstance(model, ImageModel):
             return cost
         drawn = _MAXIMISATION.plan(model, targets, _portrait_recipe(recipe), Materials())
         return Cost(
@@ -102,7 +108,7 @@ class RevisionComparison:
 
     def run(
         self,
-        model: ImageModel,
+        model: VisionModel,
         targets: Sequence[Target],
         recipe: Comparison,
         materials: Materials,
@@ -115,21 +121,29 @@ class RevisionComparison:
 
         Returns:
             A sheet a target: portraits and strongest images of both sides. Its ``findings`` say what
-            became of the unit, why, and how the whole layer fared.
+            became of the unit, why, and how the whole layer fared; a portrait that could not be made
+            is named there and ends nothing.
 
         Raises:
             UnknownLayer, UnknownFeature, UnsupportedTarget: As ``plan``; or no layer of the other
                 model is like the targets'.
-            SilentFeature, NonFiniteActivation: A portrait of the targets' own model failed.
             JobCancelled: ``cancelled`` said so.
         """
         dataset, other = materials.dataset(recipe.dataset), materials.model(recipe.other)
-        look = _Look(dataset, cancelled)
-        pairs = {
-            layer: _pair(look, model, other, layer, recipe) for layer in _checked(model, targets)
+        layers = _checked(model, targets)
+        passes = 2 * len(layers) * math.ceil(len(dataset.files) / pass_images(model))
+        look = _Look(dataset, cancelled, _Teller(on_progress, passes, recipe.steps, len(targets)))
+        pairs = {layer: _pair(look, model, other, layer, recipe) for layer in layers}
+
+        def further(progress: Progress) -> None:
+            step, steps = passes + progress.step, passes + progress.steps
+            on_progress(replace(progress, step=step, steps=steps))
+
+        portraits = _Portraits(model, other, targets, pairs, recipe, further, cancelled)
+        inputs = {
+            f"dataset:{dataset.name}": dataset.digest,
+            f"model:{recipe.other}": materials.source(recipe.other),
         }
-        portraits = _Portraits(model, other, targets, pairs, recipe, on_progress, cancelled)
-        inputs = {f"dataset:{dataset.name}": dataset.digest, f"model:{recipe.other}": other.digest}
         return tuple(
             _picture(
                 target, number, pairs[target.feature.layer], portraits, recipe, dataset, inputs
@@ -138,7 +152,7 @@ class RevisionComparison:
         )
 
 
-def _checked(model: ImageModel, targets: Sequence[Target]) -> list[LayerKey]:
+def _checked(model: VisionModel, targets: Sequence[Target]) -> list[LayerKey]:
     check_targets(model, targets)
     for target in targets:
         if target.feature.layer.kind not in _KINDS or target.terms:
@@ -152,14 +166,34 @@ def _portrait_recipe(recipe: Comparison) -> Maximisation:
     return Maximisation(seed=recipe.seed, steps=recipe.steps, canvas=recipe.canvas)
 
 
+class _Teller:
+    """Says how far the passes over the dataset are; the portraits come after them."""
+
+    def __init__(
+        self, on_progress: Callable[[Progress], None], passes: int, steps: int, targets: int
+    ) -> None:
+        self._on_progress = on_progress
+        self._passes = passes
+        self._steps = passes + steps
+        self._unknown = (math.nan,) * targets
+        self._done = 0
+
+    def passed(self, images: torch.Tensor) -> None:
+        """One more pass is done, on these colours."""
+        self._done = min(self._done + 1, self._passes)
+        seen = (images[0].permute(1, 2, 0) * 255).round().byte().cpu().numpy()
+        self._on_progress(Progress(self._done, self._steps, self._unknown, seen, ()))
+
+
 class _Look:
     """Runs models over a dataset."""
 
-    def __init__(self, dataset: Dataset, cancelled: Callable[[], bool]) -> None:
+    def __init__(self, dataset: Dataset, cancelled: Callable[[], bool], teller: _Teller) -> None:
         self.dataset = dataset
         self._cancelled = cancelled
+        self._teller = teller
 
-    def side(self, model: ImageModel, layer: LayerKey, dataset: Dataset | None = None) -> _Side:
+    def side(self, model: VisionModel, layer: LayerKey, dataset: Dataset | None = None) -> _Side:
         """Return every unit of a layer on every image, shape ``(images, width)``."""
         found = []
         for _, images in batches(dataset or self.dataset, model, pass_images(model)):
@@ -168,17 +202,19 @@ class _Look:
             with torch.no_grad():
                 maps = forward_to(model, layer.layer, images)
             found.append(_all_values(model, layer, maps))
+            if dataset is None:
+                self._teller.passed(images)
         return _Side(model, layer, np.concatenate(found))
 
 
-def _all_values(model: ImageModel, layer: LayerKey, maps: torch.Tensor) -> NDArray[np.float64]:
+def _all_values(model: VisionModel, layer: LayerKey, maps: torch.Tensor) -> NDArray[np.float64]:
     units = Units.of([Target(layer.feature(0))], Site(*maps.shape[1:]), model.device)
     found: NDArray[np.float64] = units.all_values(maps).double().cpu().numpy()
     return found
 
 
 def _pair(
-    look: _Look, model: ImageModel, other: ImageModel, layer: LayerKey, recipe: Comparison
+    look: _Look, model: VisionModel, other: VisionModel, layer: LayerKey, recipe: Comparison
 ) -> _Pair:
     here = look.side(model, layer)
     there = look.side(other, _layer_there(look, here, other, recipe))
@@ -189,7 +225,7 @@ def _pair(
     return _Pair(here, there, found, summary(found))
 
 
-def _layer_there(look: _Look, here: _Side, other: ImageModel, recipe: Comparison) -> LayerKey:
+def _layer_there(look: _Look, here: _Side, other: VisionModel, recipe: Comparison) -> LayerKey:
     """Return the other model's layer: the one named, else of the same name, else the most similar."""
     own = here.layer
     if recipe.layer:
@@ -198,7 +234,7 @@ def _layer_there(look: _Look, here: _Side, other: ImageModel, recipe: Comparison
     if _width(look, other, own, few) == here.values.shape[1]:
         return own
     wanted = _pattern(own.layer)
-    names = [name for name, _ in other.module.named_modules() if _pattern(name) == wanted]
+    names = [name for name in other.layers() if _pattern(name) == wanted]
     subset = here.values[:: _stride(look.dataset)]
     scored = []
     for name in names:
@@ -220,7 +256,7 @@ def _stride(dataset: Dataset) -> int:
     return max(1, len(dataset.files) // _SEARCH_IMAGES)
 
 
-def _width(look: _Look, other: ImageModel, layer: LayerKey, few: Dataset) -> int:
+def _width(look: _Look, other: VisionModel, layer: LayerKey, few: Dataset) -> int:
     try:
         return int(look.side(other, layer, replace(few, files=few.files[:1])).values.shape[1])
     except (UnknownLayer, UnsupportedTarget):
@@ -236,45 +272,64 @@ class _Portraits:
 
     def __init__(
         self,
-        model: ImageModel,
-        other: ImageModel,
+        model: VisionModel,
+        other: VisionModel,
         targets: Sequence[Target],
         pairs: dict[LayerKey, _Pair],
         recipe: Comparison,
         on_progress: Callable[[Progress], None],
         cancelled: Callable[[], bool],
     ) -> None:
-        self.here: tuple[Picture, ...] = ()
-        self.there: tuple[Picture | str, ...] = tuple("not asked for" for _ in targets)
+        self._cancelled = cancelled
+        self.here: tuple[Picture | str, ...] = tuple(_NOT_ASKED for _ in targets)
+        self.there = self.here
         if not recipe.steps:
             return
-        drawing = _portrait_recipe(recipe)
-        heard = {"on_progress": on_progress, "cancelled": cancelled}
-        self.here = _MAXIMISATION.run(model, targets, drawing, Materials(), **heard)  # type: ignore[arg-type]  # two callables
+        self._drawing = _portrait_recipe(recipe)
+        self.here = self._together(model, targets, on_progress)
         self.there = tuple(
-            self._drawn(other, _partner(target, pairs), drawing, cancelled) for target in targets
+            self._drawn(other, _partner(target, pairs, recipe.other)) for target in targets
         )
 
-    def _drawn(
-        self,
-        other: ImageModel,
-        partner: Target,
-        drawing: Maximisation,
-        cancelled: Callable[[], bool],
-    ) -> Picture | str:
-        """Return the partner's portrait; or why there is none, which is no fault of the comparison."""
+    def _together(
+        self, model: VisionModel, targets: Sequence[Target], on_progress: Callable[[Progress], None]
+    ) -> tuple[Picture | str, ...]:
+        """Return all portraits of one model in one batch; where one cannot be made, each alone."""
+        if not isinstance(model, ImageModel):
+            return tuple(_FORWARD_ONLY for _ in targets)
         try:
-            return _MAXIMISATION.run(other, [partner], drawing, Materials(), cancelled=cancelled)[0]
+            return _MAXIMISATION.run(
+                model,
+                targets,
+                self._drawing,
+                Materials(),
+                on_progress=on_progress,
+                cancelled=self._cancelled,
+            )
+        except JobCancelled:
+            raise
+        except SidecarError:
+            return tuple(self._drawn(model, target) for target in targets)
+
+    def _drawn(self, model: VisionModel, target: Target) -> Picture | str:
+        """Return a portrait; or why there is none, which is no fault of the comparison."""
+        if not isinstance(model, ImageModel):
+            return _FORWARD_ONLY
+        try:
+            return _MAXIMISATION.run(
+                model, [target], self._drawing, Materials(), cancelled=self._cancelled
+            )[0]
         except JobCancelled:
             raise
         except SidecarError as error:
             return error.message
 
 
-def _partner(target: Target, pairs: dict[LayerKey, _Pair]) -> Target:
+def _partner(target: Target, pairs: dict[LayerKey, _Pair], other: str) -> Target:
     pair = pairs[target.feature.layer]
+    layer = replace(pair.there.layer, model=other, revision=pair.there.model.digest)
     index = int(pair.found.partner[target.feature.index])
-    return replace(target, feature=pair.there.layer.feature(index))
+    return replace(target, feature=layer.feature(index))
 
 
 def _picture(
@@ -290,20 +345,26 @@ def _picture(
     partner = int(pair.found.partner[unit])
     fate, reason = pair.found.fate(unit)
     own = pair.here.values[:, unit]
-    drawn = portraits.here[number] if portraits.here else None
+    on_images = fate
+    mine, theirs = portraits.here[number], portraits.there[number]
+    drawn = mine if isinstance(mine, Picture) else None
     measured: dict[str, Any] = {}
     if drawn is not None:
-        measured = _measure(drawn, portraits.there[number], pair, unit, partner)
+        measured = _measure(drawn, theirs, pair, unit, partner)
         if fate is Fate.SAME and measured["transfer"] < _TRANSFER_LEAST:
             fate = Fate.MOVED
             reason += f", but its portrait reaches only {measured['transfer']:.0%} of its activation there"
+    elif recipe.steps:
+        measured = {"no_portrait_here": mine}
+        if isinstance(theirs, str):
+            measured["no_portrait_there"] = theirs
     strongest = int(own.argmax())
     return Picture(
         target=target,
         recipe=recipe,
         model_digest=pair.here.model.digest,
         inputs=inputs,
-        image=_sheet(pair, unit, partner, drawn, portraits.there[number], dataset, recipe),
+        image=_sheet(pair, unit, partner, drawn, theirs, dataset, recipe),
         activation=drawn.activation if drawn is not None else float(own[strongest]),
         activation_augmented=drawn.activation_augmented if drawn is not None else float("nan"),
         activation_augmented_spread=(
@@ -313,6 +374,7 @@ def _picture(
         history=drawn.history if drawn is not None else (),
         findings={
             "fate": fate.value,
+            "fate_on_images": on_images.value,
             "reason": reason,
             "other": {
                 "model": recipe.other,

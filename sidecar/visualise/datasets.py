@@ -11,7 +11,7 @@ from PIL import Image
 
 from sidecar.errors import UnsupportedTarget
 from sidecar.recipes import Dataset
-from sidecar.visualise.model import ImageModel
+from sidecar.visualise.model import VisionModel
 from sidecar.visualise.pictures import read_image
 
 
@@ -48,7 +48,7 @@ def read_square(dataset: Dataset, number: int, size: int) -> NDArray[np.uint8]:
 
 
 def batches(
-    dataset: Dataset, model: ImageModel, together: int
+    dataset: Dataset, model: VisionModel, together: int
 ) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
     """Yield a dataset's images as colours, a few at a time.
 
@@ -61,7 +61,7 @@ def batches(
         yield numbers, colours(squares, model)
 
 
-def colours(images: NDArray[np.uint8], model: ImageModel) -> torch.Tensor:
+def colours(images: NDArray[np.uint8], model: VisionModel) -> torch.Tensor:
     """Return images of shape ``(n, h, w, 3)`` as colours, shape ``(n, 3, h, w)``, on the model's device."""
     found = torch.from_numpy(np.array(images)).to(model.device)  # a copy: torch wants to own it
     return found.permute(0, 3, 1, 2).float() / 255  # (n, 3, h, w)

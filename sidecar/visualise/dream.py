@@ -41,6 +41,7 @@ class Dream:
     """
 
     recipe = DeepDream
+    gradients = True
 
     def plan(
         self,

@@ -16,7 +16,7 @@ from sidecar.visualise.ascent import pass_images
 from sidecar.visualise.contact_sheet import Tile, draw_sheet
 from sidecar.visualise.datasets import batches, colours, read_square
 from sidecar.visualise.method import Checkpoint, Materials
-from sidecar.visualise.model import ImageModel
+from sidecar.visualise.model import ImageModel, VisionModel
 from sidecar.visualise.pictures import Cost, Picture, Progress
 from sidecar.visualise.units import Dry, Site, Units, check_targets, dry_run, forward_to
 
@@ -45,7 +45,8 @@ class DatasetExamples:
     """The method of ``Examples`` recipes.
 
     Every image of the dataset goes through the network once. The sheet has a row for each image: the
-    image, the image as bright as the unit is active there, and the part of it that moved the unit.
+    image, the image as bright as the unit is active there, and the part of it that moved the unit; a model
+    that only runs forward does not say which part that is, and the whole image is shown.
 
     Source:
         Bau et al. 2017, "Network dissection"; Zeiler and Fergus 2014, "Visualizing and understanding
@@ -53,10 +54,11 @@ class DatasetExamples:
     """
 
     recipe = Examples
+    gradients = False
 
     def plan(
         self,
-        model: ImageModel,
+        model: VisionModel,
         targets: Sequence[Target],
         recipe: Examples,
         materials: Materials,
@@ -80,7 +82,7 @@ class DatasetExamples:
 
     def run(
         self,
-        model: ImageModel,
+        model: VisionModel,
         targets: Sequence[Target],
         recipe: Examples,
         materials: Materials,
@@ -107,7 +109,7 @@ class DatasetExamples:
         )
 
 
-def _checked(model: ImageModel, targets: Sequence[Target]) -> Dry:
+def _checked(model: VisionModel, targets: Sequence[Target]) -> Dry:
     dry = check_targets(model, targets)
     for target in targets:
         if target.feature.layer.kind not in _KINDS:
@@ -130,7 +132,7 @@ class _Watch:
 
     def __init__(
         self,
-        model: ImageModel,
+        model: VisionModel,
         targets: Sequence[Target],
         dataset: Dataset,
         on_progress: Callable[[Progress], None],
@@ -215,7 +217,7 @@ def _choose(values: NDArray[np.float64], recipe: Examples, side: Side) -> list[_
 
 
 def _picture(
-    model: ImageModel,
+    model: VisionModel,
     target: Target,
     recipe: Examples,
     dataset: Dataset,
@@ -277,15 +279,20 @@ class _Seen:
     box: tuple[int, int, int, int]
 
 
-def _see(model: ImageModel, target: Target, image: NDArray[np.uint8]) -> _Seen:
+def _see(model: VisionModel, target: Target, image: NDArray[np.uint8]) -> _Seen:
     """Return the unit's activation over an image, its strongest position, and what that one sees.
 
     The box holds every pixel that moves the unit at that position, to first order: the receptive field
     as far as the network uses it on this image. Where the unit has a single position its heat is how
     strongly each pixel moves it.
+
+    A model that only runs forward does not say what moves a unit: then the box is the whole image, and a
+    single position lights all of it.
     """
     size = model.input_size
-    canvas = colours(image[None], model).requires_grad_()
+    canvas = colours(image[None], model)
+    if isinstance(model, ImageModel):
+        canvas.requires_grad_()
     maps = forward_to(model, target.feature.layer.layer, canvas)  # (1, width, rows, columns)
     own = maps[0, target.feature.index]
     signed = own if target.side is Side.POSITIVE else -own
@@ -293,8 +300,11 @@ def _see(model: ImageModel, target: Target, image: NDArray[np.uint8]) -> _Seen:
     row, column = divmod(place, own.shape[1])
     if target.feature.layer.kind is FeatureKind.NEURON:
         row, column = target.position or (own.shape[0] // 2, own.shape[1] // 2)
-    (gradient,) = torch.autograd.grad(own[row, column], canvas)
-    moved = gradient[0].abs().amax(0)  # (size, size)
+    if isinstance(model, ImageModel):
+        (gradient,) = torch.autograd.grad(own[row, column], canvas)
+        moved = gradient[0].abs().amax(0)  # (size, size)
+    else:
+        moved = torch.ones(size, size)
     if own.numel() > 1:
         strength = signed.detach()[None, None].clamp(min=0.0)
     else:

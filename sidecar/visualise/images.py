@@ -168,6 +168,7 @@ class ActivationMaximisation:
     """The method of ``Maximisation`` recipes, see ``maximise``."""
 
     recipe: type[Maximisation] = Maximisation
+    gradients = True
 
     def plan(
         self,

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from sidecar.errors import UnsupportedTarget
 from sidecar.recipes import Dataset, Recipe, Target
-from sidecar.visualise.model import ImageModel
+from sidecar.visualise.model import VisionModel
 from sidecar.visualise.pictures import Cost, Picture, Progress, TypicalRange
 
 _Kind = TypeVar("_Kind", bound=Recipe)
+_Model_contra = TypeVar("_Model_contra", bound=VisionModel, contravariant=True)
 
 
 class Checkpoint(Protocol):
@@ -48,17 +49,19 @@ class Materials:
         images: Pictures that the recipe looks at, by the digest of their artifact; RGB, shape
             ``(height, width, 3)``.
         datasets: What the recipe looks through, by name.
-        models: Other models that it looks at, by name.
+        models: Other models that it looks at, by name; some only run forward.
+        sources: What names each of these in content keys; none: its digest.
         directions: Dictionaries of vectors, by the layer they are of.
     """
 
     typical: TypicalRange | None = None
     images: Mapping[str, NDArray[np.uint8]] = field(default_factory=lambda: MappingProxyType({}))
     datasets: Mapping[str, Dataset] = field(default_factory=lambda: MappingProxyType({}))
-    models: Mapping[str, ImageModel] = field(default_factory=lambda: MappingProxyType({}))
+    models: Mapping[str, VisionModel] = field(default_factory=lambda: MappingProxyType({}))
+    sources: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     directions: Mapping[str, Directions] = field(default_factory=lambda: MappingProxyType({}))
 
-    def model(self, name: str) -> ImageModel:
+    def model(self, name: str) -> VisionModel:
         """Return another model that the recipe looks at.
 
         Raises:
@@ -67,6 +70,14 @@ class Materials:
         if name not in self.models:
             raise UnsupportedTarget(f"model {name!r} was not handed over: name one under models")
         return self.models[name]
+
+    def source(self, name: str) -> str:
+        """Return what names another model in content keys.
+
+        Raises:
+            UnsupportedTarget: It was not handed over.
+        """
+        return self.sources.get(name) or self.model(name).digest
 
     def dataset(self, name: str) -> Dataset:
         """Return a dataset that the recipe looks through.
@@ -90,7 +101,7 @@ class Materials:
         return self.images[digest]
 
 
-class Method(Protocol[_Kind]):
+class Method(Protocol[_Kind, _Model_contra]):
     """One way of making pictures of units.
 
     Every method is deterministic in its arguments on one machine and number of threads, checks a
@@ -101,8 +112,11 @@ class Method(Protocol[_Kind]):
     recipe: type[_Kind]
     """The kind of recipe that asks for it."""
 
+    gradients: bool
+    """Whether it can work on no model that only runs forward."""
+
     def plan(
-        self, model: ImageModel, targets: Sequence[Target], recipe: _Kind, materials: Materials
+        self, model: _Model_contra, targets: Sequence[Target], recipe: _Kind, materials: Materials
     ) -> Cost:
         """Check a request and say what it will take.
 
@@ -112,7 +126,7 @@ class Method(Protocol[_Kind]):
 
     def run(
         self,
-        model: ImageModel,
+        model: _Model_contra,
         targets: Sequence[Target],
         recipe: _Kind,
         materials: Materials,
@@ -130,4 +144,4 @@ class Method(Protocol[_Kind]):
         """
 
 
-AnyMethod = Method[Any]
+AnyMethod = Method[Any, Any]

@@ -1,6 +1,6 @@
 """The methods there are, by the kind of recipe that asks for each."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sidecar.errors import UnsupportedTarget
 from sidecar.recipes import Recipe
@@ -20,6 +20,12 @@ _ALL: tuple[AnyMethod, ...] = (
 
 METHODS: Mapping[type[Recipe], AnyMethod] = {method.recipe: method for method in _ALL}
 """Every method, by its kind of recipe."""
+
+
+FORWARD_METHODS: Sequence[str] = tuple(
+    sorted(kind.method for kind, method in METHODS.items() if not method.gradients)
+)
+"""Names of the methods that also work on models without gradients."""
 
 
 def method_for(recipe: Recipe) -> AnyMethod:

@@ -303,16 +303,20 @@ def _taps(graph: "GraphProto") -> dict[str, str]:
 
 
 def _modules(nodes: Sequence["NodeProto"]) -> dict[str, str]:
-    """Return the last value of each module that ran once; ``torch.onnx`` notes them on the nodes."""
+    """Return the last value of each module that ran once; ``torch.onnx`` notes them on the nodes.
+
+    Nodes without a note are left out: a quantiser put them there later, in the midst of modules.
+    """
     places: dict[str, list[int]] = {}
-    for place, node in enumerate(nodes):
-        text = next((p.value for p in node.metadata_props if p.key == _SCOPES), "")
+    texts = [next((p.value for p in n.metadata_props if p.key == _SCOPES), "") for n in nodes]
+    noted = [node for node, text in zip(nodes, texts, strict=True) if text]
+    for place, text in enumerate(filter(None, texts)):
         for scope in _SCOPE.findall(text)[:-1]:  # the last is the operation itself
             if scope:
                 places.setdefault(scope, []).append(place)
     # With other nodes in between, it ran twice, and its name does not say which time is meant.
     once = {scope: at for scope, at in places.items() if at[-1] - at[0] == len(at) - 1}
-    return {scope: nodes[at[-1]].output[0] for scope, at in once.items()}
+    return {scope: noted[at[-1]].output[0] for scope, at in once.items()}
 
 
 def _name(found: dict[str, str], name: str, value: str) -> None:

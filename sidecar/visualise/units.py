@@ -205,13 +205,17 @@ def forward_to(model: VisionModel, path: str, images: torch.Tensor) -> torch.Ten
     return model.maps(path, images)
 
 
-def dry_run(model: ImageModel, paths: Sequence[str]) -> Dry:
+def dry_run(model: VisionModel, paths: Sequence[str]) -> Dry:
     """Find the sites of layers in one forward pass of one grey image, cut off above the last.
+
+    A model that only runs forward takes a pass for each layer.
 
     Raises:
         UnknownLayer: As ``forward_to``.
         UnsupportedTarget: As ``forward_to``; or the forward pass itself fails.
     """
+    if not isinstance(model, ImageModel):
+        return _dry_forward(model, paths)
     sites: dict[str, Site] = {}
     saved: dict[int, int] = {}
     own = {tensor.data_ptr() for tensor in model.module.state_dict(keep_vars=True).values()}
@@ -241,7 +245,17 @@ def dry_run(model: ImageModel, paths: Sequence[str]) -> Dry:
     return Dry(sites, sum(saved.values()))
 
 
-def check_targets(model: ImageModel, targets: Sequence[Target]) -> Dry:
+def _dry_forward(model: VisionModel, paths: Sequence[str]) -> Dry:
+    grey = torch.full((1, 3, model.input_size, model.input_size), 0.5, device=model.device)
+    sites, output = {}, 0
+    for path in paths:
+        maps = model.maps(path, grey)
+        sites[path] = Site(*maps.shape[1:])
+        output += maps.nbytes
+    return Dry(sites, output)
+
+
+def check_targets(model: VisionModel, targets: Sequence[Target]) -> Dry:
     """Find the sites of the targets' layers, and refuse targets that their layers do not have.
 
     Raises:

@@ -28,7 +28,7 @@ from sidecar.jobs.provenance import PHASES
 from sidecar.jobs.runner import WORKER_COMMAND
 from sidecar.jobs.spec import JobSpec, ModelSpec, encode_spec
 from sidecar.jobs.verification import verify
-from sidecar.recipes import Examples, Maximisation, Recipe, Target, content_key
+from sidecar.recipes import Comparison, Examples, Maximisation, Recipe, Target, content_key
 from sidecar.visualise import TypicalRange
 from sidecar.weights import module_digest
 from tests.jobs import tiny_model
@@ -58,6 +58,7 @@ class Desk:
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
         self.factory = "make"
+        self.other = "silent"
         self.weights: Path | None = None
         self.live: dict[str, LiveContext] = {}
         self.photos = bench.root / "photos"
@@ -74,11 +75,13 @@ class Desk:
         bench.runners.append(self.runner)
         self.runner.start()
 
-    def model(self, name: str) -> ModelConfig:
-        """Return the tiny network's configuration."""
+    def model(self, name: str) -> ModelConfig | None:
+        """Return the tiny network's configuration, or that of its changed twin."""
+        if name == "absent":
+            return None
         return ModelConfig(
             name=name,
-            factory=f"tiny_model:{self.factory}",
+            factory=f"tiny_model:{self.factory if name == 'tiny' else self.other}",
             weights=self.weights,
             input=InputConfig(size=32),
         )
@@ -312,6 +315,45 @@ def test_examples_are_made_anew_when_the_dataset_has_changed(desk: Desk, digest:
     assert 4 == found["findings"]["dataset"]["images"]
     assert 3 == desk.manifest(other)["findings"]["dataset"]["images"]
     assert found["activation"]["plain"] == found["findings"]["examples"][0]["value"]
+
+
+def test_another_model_is_handed_over_and_named_in_the_key(desk: Desk, digest: str) -> None:
+    """Its changed layer is lost; a changed twin is another answer; verification agrees on the key."""
+    for number in range(32):
+        noise = Image.effect_noise((40, 36), 30 + number).convert("RGB")
+        noise.save(desk.photos / f"{number:02d}.png")
+    recipe = Comparison(other="twin", dataset="photos", steps=2, canvas=32)
+
+    first = desk.run(target(digest, 3), recipe=recipe)
+    again = desk.run(target(digest, 3), recipe=recipe)
+    desk.other = "make"
+    equal = desk.run(target(digest, 3), recipe=recipe)
+
+    jobs = (first, again, equal)
+    assert [(JobState.DONE, "")] * 3 == [(job.state, job.error) for job in jobs]
+    assert [False, True, False] == [job.from_cache for job in jobs]
+    found = desk.manifest(first)
+    assert ("lost", "twin") == (
+        found["findings"]["fate"],
+        found["findings"]["other"]["model"],
+    )
+    assert "same" == desk.manifest(equal)["findings"]["fate"]
+    inputs = {one["kind"]: one["digest"] for one in found["inputs"]}
+    assert {"dataset", "model"} == set(inputs)
+    verified = verify(first.portraits[0].manifest_digest, desk.bench.artifacts.get)
+    assert verified.ok
+    assert [True] == [one.ok for one in verified.findings if one.check == "content_key"]
+
+
+def test_another_model_that_is_not_configured_is_named(desk: Desk, digest: str) -> None:
+    """The job fails for that reason, and no child is started."""
+    (desk.photos / "one.png").write_bytes(b"never looked at")
+    recipe = Comparison(other="absent", dataset="photos", steps=0)
+
+    done = desk.run(target(digest, 3), recipe=recipe)
+
+    assert JobState.FAILED == done.state
+    assert "model 'absent' is not in the configuration: add it under models" == done.error
 
 
 def test_typical_ranges_reach_the_picture(desk: Desk) -> None:

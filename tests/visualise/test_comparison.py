@@ -10,7 +10,7 @@ from torch import nn
 from sidecar.errors import JobCancelled, UnknownLayer, UnsupportedTarget
 from sidecar.features import FeatureKind
 from sidecar.recipes import Comparison, Dataset, Target, Term
-from sidecar.visualise import ImageModel, Materials, Picture, method_for
+from sidecar.visualise import ImageModel, Materials, Picture, Progress, method_for
 from tests.visualise.conftest import TinyNet, as_model, noise_in
 
 pytestmark = pytest.mark.unit
@@ -195,6 +195,22 @@ def test_what_cannot_be_compared_is_refused(
     few = replace(dataset, files=dataset.files[:5])
     with pytest.raises(UnsupportedTarget, match="5 images are too few"):
         compare(model, TinyNet(), few, target)
+
+
+def test_progress_counts_the_passes_and_then_the_steps(
+    model: ImageModel, dataset: Dataset, unit: Callable[..., Target]
+) -> None:
+    """It never goes back, and only the last is the end."""
+    materials = Materials(datasets={"noise": dataset}, models={"next": model})
+    recipe = replace(RECIPE, steps=4)
+    heard: list[Progress] = []
+
+    method_for(recipe).run(model, [unit("middle", 1)], recipe, materials, on_progress=heard.append)
+
+    steps = [one.step for one in heard]
+    assert sorted(steps) == steps
+    assert len(heard) - 4 > 4
+    assert [heard[-1].step] == [one.steps for one in heard if one.step == one.steps]
 
 
 def test_a_comparison_can_be_cancelled(

@@ -304,6 +304,9 @@ def test_modules_of_an_export_are_names_of_what_they_return(tmp_path: Path) -> N
             onnx.StringStringEntryProto(key="pkg.torch.onnx.name_scopes", value=text)
         )
 
+    noteless = helper.make_node("Identity", ["rectified"], ["quantised"])
+    proto.graph.node.insert(2, noteless)  # as quantisers put nodes in the midst of modules
+
     taps = read_onnx(graphs.save(proto, tmp_path / "m.onnx")).taps
 
     assert ("rectified", "block/out", "logits") == (taps["body.act"], taps["body"], taps["head"])
