@@ -5,22 +5,26 @@ webhook through the job queue to the worker; a recipe that can be built can be m
 have equal content keys, and an answer once made is found again by its key.
 """
 
+from sidecar.recipes.attribution import Attribution
 from sidecar.recipes.comparison import Comparison
 from sidecar.recipes.content import RECIPES, content_key, recipe_like, recipe_of
 from sidecar.recipes.dataset import Dataset
 from sidecar.recipes.examples import Examples
 from sidecar.recipes.maximisation import Maximisation
 from sidecar.recipes.recipe import Recipe
+from sidecar.recipes.search import Search
 from sidecar.recipes.targets import PICTURE_KINDS, Side, Target, Term
 
 __all__ = [
     "PICTURE_KINDS",
     "RECIPES",
+    "Attribution",
     "Comparison",
     "Dataset",
     "Examples",
     "Maximisation",
     "Recipe",
+    "Search",
     "Side",
     "Target",
     "Term",

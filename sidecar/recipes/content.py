@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from sidecar.errors import UnsupportedTarget
+from sidecar.recipes.attribution import Attribution
 from sidecar.recipes.comparison import Comparison
 from sidecar.recipes.examples import Examples
 from sidecar.recipes.maximisation import Maximisation
 from sidecar.recipes.recipe import Recipe
+from sidecar.recipes.search import Search
 from sidecar.recipes.targets import Target
 
 RECIPES: Mapping[str, type[Recipe]] = {
-    kind.method: kind for kind in (Maximisation, Examples, Comparison)
+    kind.method: kind for kind in (Maximisation, Examples, Comparison, Attribution, Search)
 }
 """The kinds of recipe by the name of their method."""
 

@@ -4,14 +4,22 @@ from collections.abc import Mapping
 
 from sidecar.errors import UnsupportedTarget
 from sidecar.recipes import Recipe
+from sidecar.visualise.attribution import PixelAttribution
 from sidecar.visualise.comparison import RevisionComparison
 from sidecar.visualise.examples import DatasetExamples
 from sidecar.visualise.images import ActivationMaximisation
 from sidecar.visualise.method import AnyMethod
+from sidecar.visualise.search import GradientFreeSearch
 
 METHODS: Mapping[type[Recipe], AnyMethod] = {
     method.recipe: method
-    for method in (ActivationMaximisation(), DatasetExamples(), RevisionComparison())
+    for method in (
+        ActivationMaximisation(),
+        DatasetExamples(),
+        RevisionComparison(),
+        PixelAttribution(),
+        GradientFreeSearch(),
+    )
 }
 """Every method, by its kind of recipe."""
 
