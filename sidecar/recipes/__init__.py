@@ -6,6 +6,7 @@ have equal content keys, and an answer once made is found again by its key.
 """
 
 from sidecar.recipes.attribution import Attribution
+from sidecar.recipes.caricature import Caricature
 from sidecar.recipes.comparison import Comparison
 from sidecar.recipes.content import RECIPES, content_key, recipe_like, recipe_of
 from sidecar.recipes.dataset import Dataset
@@ -19,6 +20,7 @@ __all__ = [
     "PICTURE_KINDS",
     "RECIPES",
     "Attribution",
+    "Caricature",
     "Comparison",
     "Dataset",
     "Examples",

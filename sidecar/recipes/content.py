@@ -7,6 +7,7 @@ from typing import Any
 
 from sidecar.errors import UnsupportedTarget
 from sidecar.recipes.attribution import Attribution
+from sidecar.recipes.caricature import Caricature
 from sidecar.recipes.comparison import Comparison
 from sidecar.recipes.examples import Examples
 from sidecar.recipes.maximisation import Maximisation
@@ -15,7 +16,8 @@ from sidecar.recipes.search import Search
 from sidecar.recipes.targets import Target
 
 RECIPES: Mapping[str, type[Recipe]] = {
-    kind.method: kind for kind in (Maximisation, Examples, Comparison, Attribution, Search)
+    kind.method: kind
+    for kind in (Maximisation, Examples, Comparison, Attribution, Search, Caricature)
 }
 """The kinds of recipe by the name of their method."""
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from sidecar.errors import UnsupportedTarget
 from sidecar.recipes import Recipe
 from sidecar.visualise.attribution import PixelAttribution
+from sidecar.visualise.caricature import ImageCaricature
 from sidecar.visualise.comparison import RevisionComparison
 from sidecar.visualise.examples import DatasetExamples
 from sidecar.visualise.images import ActivationMaximisation
@@ -19,6 +20,7 @@ METHODS: Mapping[type[Recipe], AnyMethod] = {
         RevisionComparison(),
         PixelAttribution(),
         GradientFreeSearch(),
+        ImageCaricature(),
     )
 }
 """Every method, by its kind of recipe."""

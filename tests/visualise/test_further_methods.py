@@ -1,4 +1,4 @@
-"""Attribution and search on EfficientNet-Lite0 with its ImageNet weights, on a photograph."""
+"""Attribution, caricature and search on EfficientNet-Lite0 with its ImageNet weights, on a photograph."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sidecar.features import FeatureKey, FeatureKind, LayerKey, View
-from sidecar.recipes import Attribution, Search, Target
+from sidecar.recipes import Attribution, Caricature, Search, Target
 from sidecar.visualise import ImageModel, Materials, method_for
 from tests.visualise.test_real_model import lite0, photographs
 
@@ -38,6 +38,18 @@ def test_the_pixels_of_a_cat_make_it_a_cat(lite0: ImageModel) -> None:
     assert facts["completeness_ratio"] < 0.2
     assert facts["deletion_auc"] < 0.7 * found["random_order"]["deletion_auc"]
     assert facts["randomised_rank_correlation"] < 0.6
+
+
+def test_a_layer_answers_to_a_caricature_as_to_the_photograph(lite0: ImageModel) -> None:
+    """Their directions agree, and the start's did not."""
+    target = Target(FeatureKey(LayerKey("lite0", "r1", "_blocks.10"), 3))
+    materials = Materials(images={DIGEST: np.asarray(photographs.chelsea())})
+    recipe = Caricature(image=DIGEST, steps=32)
+
+    found = method_for(recipe).run(lite0, [target], recipe, materials)[0].findings
+
+    assert found["cosine_of_start"] < 0.3
+    assert found["cosine"] > 0.5
 
 
 def test_a_search_climbs_on_a_real_unit(lite0: ImageModel) -> None:
