@@ -5,6 +5,7 @@ webhook through the job queue to the worker; a recipe that can be built can be m
 have equal content keys, and an answer once made is found again by its key.
 """
 
+from sidecar.recipes.atlas import Atlas
 from sidecar.recipes.attribution import Attribution
 from sidecar.recipes.caricature import Caricature
 from sidecar.recipes.comparison import Comparison
@@ -19,6 +20,7 @@ from sidecar.recipes.targets import PICTURE_KINDS, Side, Target, Term
 __all__ = [
     "PICTURE_KINDS",
     "RECIPES",
+    "Atlas",
     "Attribution",
     "Caricature",
     "Comparison",

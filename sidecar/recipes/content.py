@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sidecar.errors import UnsupportedTarget
+from sidecar.recipes.atlas import Atlas
 from sidecar.recipes.attribution import Attribution
 from sidecar.recipes.caricature import Caricature
 from sidecar.recipes.comparison import Comparison
@@ -17,7 +18,7 @@ from sidecar.recipes.targets import Target
 
 RECIPES: Mapping[str, type[Recipe]] = {
     kind.method: kind
-    for kind in (Maximisation, Examples, Comparison, Attribution, Search, Caricature)
+    for kind in (Maximisation, Examples, Comparison, Attribution, Search, Caricature, Atlas)
 }
 """The kinds of recipe by the name of their method."""
 

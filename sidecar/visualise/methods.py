@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from sidecar.errors import UnsupportedTarget
 from sidecar.recipes import Recipe
+from sidecar.visualise.atlas import ActivationAtlas
 from sidecar.visualise.attribution import PixelAttribution
 from sidecar.visualise.caricature import ImageCaricature
 from sidecar.visualise.comparison import RevisionComparison
@@ -21,6 +22,7 @@ METHODS: Mapping[type[Recipe], AnyMethod] = {
         PixelAttribution(),
         GradientFreeSearch(),
         ImageCaricature(),
+        ActivationAtlas(),
     )
 }
 """Every method, by its kind of recipe."""
