@@ -27,6 +27,7 @@ PAGE = 200
 
 _SHOWN = 16  # digits of a digest in a table; the whole is in the JSON
 _EVIDENCE_LIMIT = 50
+_PART_BYTES = 256 << 10  # as the daemon sends them
 
 
 @click.group()
@@ -100,6 +101,33 @@ def get_artifact(digest: str, to: Path | None, address: str) -> None:
         except OSError as error:
             raise click.FileError(str(to), error.strerror or str(error)) from error
         click.echo(f"{to}: {len(data)} bytes", err=True)
+
+
+@artifact.command(name="put")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@with_daemon
+def put_image(*, file: Path, address: str, output: str) -> None:
+    """Store the image FILE, and print the sha256 by which recipes name it.
+
+    Nothing refers to it until a picture was made from it: until then it may go when room is needed.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise click.FileError(str(file), error.strerror or str(error)) from error
+    parts = (
+        jobs_pb2.PutImageRequest(chunk=data[start : start + _PART_BYTES])
+        for start in range(0, len(data), _PART_BYTES)
+    )
+    with channel(address) as opened:
+        stub = jobs_pb2_grpc.JobServiceStub(opened)
+        found = stub.PutImage(parts, timeout=TIMEOUT_SECONDS)
+    if found.digest != hashlib.sha256(data).hexdigest():
+        raise click.ClickException(f"what was stored is not {file}: it was changed on the way")
+    if output == "json":
+        print_json(found)
+    else:
+        click.echo(found.digest)
 
 
 def fetch(opened: grpc.Channel, digest: str) -> bytes:

@@ -12,7 +12,7 @@ import grpc
 from sidecar.errors import InvalidInput, LimitReached, UnknownArtifact
 from sidecar.ingest import answers
 from sidecar.jobs import Fate, Job, JobRequest, MadePicture, Priority
-from sidecar.monitor import Operations
+from sidecar.monitor import IMAGE_LIMIT_BYTES, Operations
 from sidecar.recipes import Recipe, Target
 from sidecar.wire.v1 import jobs_pb2, jobs_pb2_grpc
 
@@ -165,6 +165,18 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         pictures = self._operations.provenance
         found = pictures.find(digest)
         return answers.stored(found, pictures.references(found))
+
+    async def PutImage(  # noqa: N802 - named by the protocol
+        self, requests: AsyncIterator[jobs_pb2.PutImageRequest], context: Context
+    ) -> jobs_pb2.PutImageResponse:
+        """Store an image that recipes may look at; what is too large is not read to its end."""
+        data = bytearray()
+        async for part in requests:
+            data += part.chunk
+            if len(data) > IMAGE_LIMIT_BYTES:
+                break
+        digest, kind = await answers.answer(context, self._operations.put_image, bytes(data))
+        return jobs_pb2.PutImageResponse(digest=digest, media_type=kind)
 
     async def PinArtifact(  # noqa: N802 - named by the protocol
         self, request: jobs_pb2.PinArtifactRequest, context: Context

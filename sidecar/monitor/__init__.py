@@ -16,6 +16,7 @@ from sidecar.monitor.operations import Operations
 from sidecar.monitor.pictures import Pictures
 from sidecar.monitor.record import EvidenceRecord, EvidenceRow, Exposure
 from sidecar.monitor.unmatched import UnmatchedFlag, explain
+from sidecar.monitor.uploads import IMAGE_LIMIT_BYTES
 from sidecar.monitor.views import (
     Anomaly,
     Event,
@@ -29,6 +30,7 @@ from sidecar.monitor.views import (
 )
 
 __all__ = [
+    "IMAGE_LIMIT_BYTES",
     "Anomaly",
     "BaselineVersion",
     "Event",

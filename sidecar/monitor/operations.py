@@ -35,6 +35,7 @@ from sidecar.monitor.monitor import Monitor
 from sidecar.monitor.pictures import Pictures
 from sidecar.monitor.record import EvidenceRecord, exposure_of
 from sidecar.monitor.unmatched import UnmatchedFlag, explain
+from sidecar.monitor.uploads import image_media_type
 from sidecar.monitor.views import (
     Event,
     FeatureDistribution,
@@ -641,6 +642,16 @@ class Operations:
         if not self._artifacts.has(digest):
             raise UnknownArtifact(f"artifact {digest[:80]!r} is not in the store")
         return self._artifacts.open(digest)
+
+    def put_image(self, data: bytes) -> tuple[str, str]:
+        """Store an image that recipes may look at; returns its sha256 and media type.
+
+        Raises:
+            InvalidInput: It does not begin as an image of a known kind does.
+            DiskFull, StorageError: It cannot be stored.
+        """
+        stored = self._artifacts.put(data, image_media_type(data))
+        return stored.digest, stored.media_type
 
     # -- alerts -----------------------------------------------------------------------------
 

@@ -6,6 +6,9 @@ have equal content keys, and an answer once made is found again by its key.
 """
 
 from sidecar.recipes.accentuation import Accentuation
+from sidecar.recipes.atlas import Atlas
+from sidecar.recipes.attribution import Attribution
+from sidecar.recipes.caricature import Caricature
 from sidecar.recipes.comparison import Comparison
 from sidecar.recipes.content import RECIPES, content_key, recipe_like, recipe_of
 from sidecar.recipes.dataset import Dataset
@@ -13,6 +16,7 @@ from sidecar.recipes.dream import DeepDream
 from sidecar.recipes.examples import Examples
 from sidecar.recipes.maximisation import Maximisation
 from sidecar.recipes.recipe import Recipe
+from sidecar.recipes.search import Search
 from sidecar.recipes.targets import JOB_KINDS, PICTURE_KINDS, SIDED_KINDS, Side, Target, Term
 
 __all__ = [
@@ -21,12 +25,16 @@ __all__ = [
     "RECIPES",
     "SIDED_KINDS",
     "Accentuation",
+    "Atlas",
+    "Attribution",
+    "Caricature",
     "Comparison",
     "Dataset",
     "DeepDream",
     "Examples",
     "Maximisation",
     "Recipe",
+    "Search",
     "Side",
     "Target",
     "Term",

@@ -7,15 +7,30 @@ from typing import Any
 
 from sidecar.errors import UnsupportedTarget
 from sidecar.recipes.accentuation import Accentuation
+from sidecar.recipes.atlas import Atlas
+from sidecar.recipes.attribution import Attribution
+from sidecar.recipes.caricature import Caricature
 from sidecar.recipes.comparison import Comparison
 from sidecar.recipes.dream import DeepDream
 from sidecar.recipes.examples import Examples
 from sidecar.recipes.maximisation import Maximisation
 from sidecar.recipes.recipe import Recipe
+from sidecar.recipes.search import Search
 from sidecar.recipes.targets import Target
 
 RECIPES: Mapping[str, type[Recipe]] = {
-    kind.method: kind for kind in (Maximisation, Accentuation, DeepDream, Examples, Comparison)
+    kind.method: kind
+    for kind in (
+        Maximisation,
+        Accentuation,
+        DeepDream,
+        Examples,
+        Comparison,
+        Attribution,
+        Search,
+        Caricature,
+        Atlas,
+    )
 }
 """The kinds of recipe by the name of their method."""
 

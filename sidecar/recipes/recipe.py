@@ -43,11 +43,6 @@ def choice(default: str, *others: str) -> str:
     return field(default=default, metadata={"choices": Choices((default, *others))})
 
 
-def word(default: str = "") -> str:
-    """Declare a text as a field of a recipe."""
-    return field(default=default, metadata={"text": _TEXT_LIMIT})
-
-
 @dataclass(frozen=True, slots=True)
 class Text:
     """What other text of a recipe may be.
@@ -59,6 +54,12 @@ class Text:
 
     pattern: str
     wanted: str
+
+
+def word(default: str = "") -> str:
+    """Declare any text, such as a configured name, as a field of a recipe."""
+    wanted = Text(rf"(?s:.{{0,{_TEXT_LIMIT}}})", f"text of at most {_TEXT_LIMIT} characters")
+    return field(default=default, metadata={"text": wanted})
 
 
 def digest() -> str:
@@ -150,10 +151,6 @@ def _check(name: str, value: Any, wanted: object, metadata: Mapping[str, Any]) -
     if choices is not None and value not in choices.words:
         raise UnsupportedTarget(
             f"recipe.{name} {value!r} is unknown: use one of {', '.join(choices.words)}"
-        )
-    if "text" in metadata and not (isinstance(value, str) and len(value) <= metadata["text"]):
-        raise UnsupportedTarget(
-            f"recipe.{name} {str(value)[:80]!r} is no text of at most {metadata['text']} characters"
         )
     if limits is None:
         return

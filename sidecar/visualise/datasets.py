@@ -39,7 +39,20 @@ def read_square(dataset: Dataset, number: int, size: int) -> NDArray[np.uint8]:
         raise UnsupportedTarget(
             f"dataset {dataset.name}: {name} has changed since the job was claimed: ask again"
         )
-    whole = Image.fromarray(read_image(path))
+    return fit_square(read_image(path), size)
+
+
+def fit_square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Resize an image's shorter side and cut the middle out, as models are trained on.
+
+    Args:
+        image: RGB, shape ``(height, width, 3)``.
+        size: Side of the result.
+
+    Returns:
+        RGB, shape ``(size, size, 3)``.
+    """
+    whole = Image.fromarray(image)
     scale = size / min(whole.size)
     width, height = (max(size, round(side * scale)) for side in whole.size)
     resized = whole.resize((width, height), Image.Resampling.BICUBIC)

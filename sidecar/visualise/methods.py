@@ -4,11 +4,15 @@ from collections.abc import Mapping, Sequence
 
 from sidecar.errors import UnsupportedTarget
 from sidecar.recipes import Recipe
+from sidecar.visualise.atlas import ActivationAtlas
+from sidecar.visualise.attribution import PixelAttribution
+from sidecar.visualise.caricature import ImageCaricature
 from sidecar.visualise.comparison import RevisionComparison
 from sidecar.visualise.dream import Dream
 from sidecar.visualise.examples import DatasetExamples
 from sidecar.visualise.images import ActivationMaximisation, FeatureAccentuation
 from sidecar.visualise.method import AnyMethod
+from sidecar.visualise.search import GradientFreeSearch
 
 _ALL: tuple[AnyMethod, ...] = (
     ActivationMaximisation(),
@@ -16,6 +20,10 @@ _ALL: tuple[AnyMethod, ...] = (
     Dream(),
     DatasetExamples(),
     RevisionComparison(),
+    PixelAttribution(),
+    GradientFreeSearch(),
+    ImageCaricature(),
+    ActivationAtlas(),
 )
 
 METHODS: Mapping[type[Recipe], AnyMethod] = {method.recipe: method for method in _ALL}

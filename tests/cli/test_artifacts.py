@@ -1,5 +1,6 @@
 """Artifacts from the command line, against a real daemon with a real, tiny network."""
 
+import hashlib
 import json
 import shutil
 import zipfile
@@ -8,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from sidecar.cli import main
 from sidecar.features import Capture, LayerKey
+from sidecar.monitor import IMAGE_LIMIT_BYTES
 from sidecar.store import OwnerKind
 from sidecar.testing import RunningDaemon, running_daemon
 from sidecar.weights import module_digest
@@ -259,3 +263,39 @@ def test_damage_on_the_disk_is_told_wherever_one_asks(running: RunningDaemon) ->
     assert "holds other bytes" in offline.stdout
     assert f"picture {found['picture_digest']} is not there" in online.stdout
     assert "Checked now: something is wrong" in page.text
+
+
+def test_an_image_is_put_and_looked_at(running: RunningDaemon, tmp_path: Path) -> None:
+    """What is stored goes by its sha256; a recipe that names it says which pixels drive a unit."""
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 32, 3), np.uint8)
+    file = tmp_path / "noise.png"
+    Image.fromarray(pixels).save(file)
+
+    put = run(running, "artifact", "put", str(file))
+    again = run(running, "artifact", "put", str(file), "-o", "json")
+    digest = put.stdout.strip()
+    asked = ("--set", "method=attribution", "--set", f"image={digest}", "--set", "window=8")
+    made = run(running, "job", "run", "tiny/2/channel/4", *asked, "--set", "stride=8")
+
+    assert 0 == put.exit_code, put.output
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == digest
+    assert {"digest": digest, "media_type": "image/png"} == json.loads(again.stdout)
+    assert 0 == made.exit_code, made.output
+    (found,) = listed(running, "--method", "attribution")
+    manifest = json.loads(run(running, "artifact", "get", found["manifest_digest"]).stdout)
+    assert {"kind": "artifact", "name": "image", "digest": digest} in manifest["inputs"]
+    assert digest == manifest["findings"]["image"]["sha256"]
+    assert 0 == run(running, "artifact", "verify", found["manifest_digest"]).exit_code
+
+
+def test_only_images_are_put(running: RunningDaemon, tmp_path: Path) -> None:
+    """Within limits; the refusal says what would do."""
+    text, large = tmp_path / "notes.txt", tmp_path / "large.png"
+    text.write_text("no image")
+    large.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(IMAGE_LIMIT_BYTES))
+
+    refused = [run(running, "artifact", "put", str(file)) for file in (text, large)]
+
+    assert "use PNG, JPEG, WebP" in refused[0].output
+    assert f"use 1 to {IMAGE_LIMIT_BYTES}" in refused[1].output
+    assert all(one.exit_code for one in refused)

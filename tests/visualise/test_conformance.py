@@ -11,12 +11,16 @@ from torch import nn
 from sidecar.features import FeatureKind
 from sidecar.recipes import (
     Accentuation,
+    Atlas,
+    Attribution,
+    Caricature,
     Comparison,
     Dataset,
     DeepDream,
     Examples,
     Maximisation,
     Recipe,
+    Search,
     Side,
     Target,
     Term,
@@ -43,6 +47,12 @@ RECIPES: dict[str, Recipe] = {
     "dream of nothing": DeepDream(steps=1, canvas=40, octaves=2),
     "examples": Examples(dataset="noise", top=2, bands=1, per_band=1, tile=32),
     "comparison": Comparison(other="next", dataset="noise", **SHORT),
+    "attribution": Attribution(
+        image=IMAGE, layer="low", steps=4, window=12, stride=6, curve=4, tile=32
+    ),
+    "search": Search(generations=10, population=8, frequencies=2, canvas=32),
+    "caricature": Caricature(image=IMAGE, **SHORT),
+    "atlas": Atlas(dataset="noise", grid=2, least=1, steps=2, canvas=32),
 }
 """Between them every value that changes what is done, in as few steps as show it."""
 
@@ -114,7 +124,9 @@ def case(
     recipe = RECIPES[request.param]
     if isinstance(recipe, Examples):  # of single units that a photograph can drive
         targets = (targets[0], targets[1], targets[3], targets[6])
-    if isinstance(recipe, Comparison):  # of single units that have a counterpart
+    if isinstance(
+        recipe, Comparison | Attribution | Search | Caricature | Atlas
+    ):  # of single units
         targets = (targets[0], unit("low", 2), targets[6])
     return Case(wrap(NormedNet()), targets, recipe, materials, refused)
 

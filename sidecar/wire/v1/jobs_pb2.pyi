@@ -567,6 +567,40 @@ class FindArtifactResponse(google.protobuf.message.Message):
 global___FindArtifactResponse = FindArtifactResponse
 
 @typing.final
+class PutImageRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHUNK_FIELD_NUMBER: builtins.int
+    chunk: builtins.bytes
+    def __init__(
+        self,
+        *,
+        chunk: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["chunk", b"chunk"]) -> None: ...
+
+global___PutImageRequest = PutImageRequest
+
+@typing.final
+class PutImageResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: builtins.int
+    digest: builtins.str
+    """sha256 of what was stored; the artifact's name."""
+    media_type: builtins.str
+    def __init__(
+        self,
+        *,
+        digest: builtins.str = ...,
+        media_type: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["digest", b"digest", "media_type", b"media_type"]) -> None: ...
+
+global___PutImageResponse = PutImageResponse
+
+@typing.final
 class PinArtifactRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

@@ -85,6 +85,11 @@ class JobServiceStub(object):
                 request_serializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.FindArtifactRequest.SerializeToString,
                 response_deserializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.FindArtifactResponse.FromString,
                 _registered_method=True)
+        self.PutImage = channel.stream_unary(
+                '/sidecar.wire.v1.JobService/PutImage',
+                request_serializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.PutImageRequest.SerializeToString,
+                response_deserializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.PutImageResponse.FromString,
+                _registered_method=True)
         self.PinArtifact = channel.unary_unary(
                 '/sidecar.wire.v1.JobService/PinArtifact',
                 request_serializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.PinArtifactRequest.SerializeToString,
@@ -158,6 +163,13 @@ class JobServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PutImage(self, request_iterator, context):
+        """Stores an image that recipes may look at; sent in parts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PinArtifact(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -218,6 +230,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.FindArtifact,
                     request_deserializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.FindArtifactRequest.FromString,
                     response_serializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.FindArtifactResponse.SerializeToString,
+            ),
+            'PutImage': grpc.stream_unary_rpc_method_handler(
+                    servicer.PutImage,
+                    request_deserializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.PutImageRequest.FromString,
+                    response_serializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.PutImageResponse.SerializeToString,
             ),
             'PinArtifact': grpc.unary_unary_rpc_method_handler(
                     servicer.PinArtifact,
@@ -473,6 +490,33 @@ class JobService(object):
             '/sidecar.wire.v1.JobService/FindArtifact',
             sidecar_dot_wire_dot_v1_dot_jobs__pb2.FindArtifactRequest.SerializeToString,
             sidecar_dot_wire_dot_v1_dot_jobs__pb2.FindArtifactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PutImage(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/sidecar.wire.v1.JobService/PutImage',
+            sidecar_dot_wire_dot_v1_dot_jobs__pb2.PutImageRequest.SerializeToString,
+            sidecar_dot_wire_dot_v1_dot_jobs__pb2.PutImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -69,6 +69,12 @@ class JobServiceStub:
     ]
     """Finds a picture by its own digest or by that of its manifest."""
 
+    PutImage: grpc.StreamUnaryMultiCallable[
+        sidecar.wire.v1.jobs_pb2.PutImageRequest,
+        sidecar.wire.v1.jobs_pb2.PutImageResponse,
+    ]
+    """Stores an image that recipes may look at; sent in parts."""
+
     PinArtifact: grpc.UnaryUnaryMultiCallable[
         sidecar.wire.v1.jobs_pb2.PinArtifactRequest,
         sidecar.wire.v1.jobs_pb2.PinArtifactResponse,
@@ -130,6 +136,12 @@ class JobServiceAsyncStub:
         sidecar.wire.v1.jobs_pb2.FindArtifactResponse,
     ]
     """Finds a picture by its own digest or by that of its manifest."""
+
+    PutImage: grpc.aio.StreamUnaryMultiCallable[
+        sidecar.wire.v1.jobs_pb2.PutImageRequest,
+        sidecar.wire.v1.jobs_pb2.PutImageResponse,
+    ]
+    """Stores an image that recipes may look at; sent in parts."""
 
     PinArtifact: grpc.aio.UnaryUnaryMultiCallable[
         sidecar.wire.v1.jobs_pb2.PinArtifactRequest,
@@ -210,6 +222,14 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[sidecar.wire.v1.jobs_pb2.FindArtifactResponse, collections.abc.Awaitable[sidecar.wire.v1.jobs_pb2.FindArtifactResponse]]:
         """Finds a picture by its own digest or by that of its manifest."""
+
+    @abc.abstractmethod
+    def PutImage(
+        self,
+        request_iterator: _MaybeAsyncIterator[sidecar.wire.v1.jobs_pb2.PutImageRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[sidecar.wire.v1.jobs_pb2.PutImageResponse, collections.abc.Awaitable[sidecar.wire.v1.jobs_pb2.PutImageResponse]]:
+        """Stores an image that recipes may look at; sent in parts."""
 
     @abc.abstractmethod
     def PinArtifact(
