@@ -78,7 +78,7 @@ class Look:
     @torch.no_grad()
     def _pass(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         noted: dict[str, torch.Tensor] = {}
-        with _noting(self._model.module, self.waypoints, noted):
+        with _noting(self._model, self.waypoints, noted):
             maps = forward_to(self._model, self._units.layer.layer, images)
         units = self._units.repeated(len(images))
         return units.all_values(maps), *(noted[name] for name in self.waypoints)
@@ -131,17 +131,16 @@ def _maps(model: ImageModel, forward: Callable[[torch.Tensor], object]) -> list[
 
     grey = torch.full((1, 3, model.input_size, model.input_size), 0.5, device=model.device)
     with contextlib.ExitStack() as stack:
-        for name, module in model.module.named_modules():
-            if name:
-                hook = module.register_forward_hook(lambda _m, _i, o, name=name: note(name, o))
-                stack.callback(hook.remove)
+        for name in model.layers():
+            hook = model.find(name).register_forward_hook(lambda _m, _i, o, name=name: note(name, o))
+            stack.callback(hook.remove)
         forward(grey)
     return [name for name in order if order.count(name) == 1]
 
 
 @contextlib.contextmanager
 def _noting(
-    module: nn.Module, names: Sequence[str], noted: dict[str, torch.Tensor]
+    model: ImageModel, names: Sequence[str], noted: dict[str, torch.Tensor]
 ) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name in names:
@@ -149,5 +148,5 @@ def _noting(
             def note(_m: nn.Module, _i: object, output: torch.Tensor, name: str = name) -> None:
                 noted[name] = output.float().mean((2, 3))  # (n, channels)
 
-            stack.callback(module.get_submodule(name).register_forward_hook(note).remove)
+            stack.callback(model.find(name).register_forward_hook(note).remove)
         yield

@@ -197,13 +197,15 @@ class ImageModel:
             taps: Layers that will be looked at; a convolution among them is not folded into.
 
         Returns:
-            A copy; this model is unchanged.
+            A copy, or this model where it has no batch norm; it is unchanged.
 
         Raises:
             UnknownLayer: A tap does not exist.
         """
         for path in taps:
             self.find(path)
+        if not any(isinstance(inner, nn.BatchNorm2d) for inner in self.module.modules()):
+            return self
         kept = {self.sites.get(path, path) for path in taps}
         grey = torch.full((1, 3, self.input_size, self.input_size), 0.5, device=self.device)
         return replace(self, module=fold_batch_norms(self.module, self.normalise(grey), kept))

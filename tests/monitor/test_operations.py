@@ -204,7 +204,7 @@ def test_a_flag_that_watches_below_asks_for_the_negative_side(
         operations = running.daemon.operations
         key = operations.resolve("m/a/channel/2")
 
-        job = operations.portrait_of(key, "once", "")
+        job = operations.portrait_of(key, "once", "", Cause())
 
     assert job is not None
     assert side == job.request.targets[0].side

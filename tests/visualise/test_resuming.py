@@ -9,7 +9,7 @@ import pytest
 
 from sidecar.errors import JobCancelled
 from sidecar.recipes import Maximisation, Target
-from sidecar.visualise import ImageModel, Picture, Progress, TypicalRange, maximise
+from sidecar.visualise import ImageModel, Materials, Picture, Progress, TypicalRange, maximise
 
 pytestmark = pytest.mark.unit
 
@@ -80,13 +80,13 @@ def test_typical_ranges_are_resumed_too(
     target = unit("middle", 1)
     name = str(target.feature.layer)
     typical = TypicalRange({name: np.zeros(8, np.float32)}, {name: np.full(8, 0.1, np.float32)})
-    recipe = replace(recipe, steps=6, typical_range=1.0)
-    whole = maximise(model, [target], recipe, typical=typical)
+    recipe, materials = replace(recipe, steps=6, typical_range=1.0), Materials(typical)
+    whole = maximise(model, [target], recipe, materials=materials)
     memory = Memory()
 
     with pytest.raises(JobCancelled):
-        maximise(model, [target], recipe, typical=typical, checkpoint=memory, cancelled=after(3))
-    resumed = maximise(model, [target], recipe, typical=typical, checkpoint=memory)
+        maximise(model, [target], recipe, materials=materials, checkpoint=memory, cancelled=after(3))
+    resumed = maximise(model, [target], recipe, materials=materials, checkpoint=memory)
 
     assert facts(whole[0]) == facts(resumed[0])
 
