@@ -130,4 +130,4 @@ def test_targets_are_checked_without_gradients_too(
 
 def test_the_methods_without_gradients_are_named() -> None:
     """They are what a refusal of a forward-only model suggests."""
-    assert ("comparison", "dataset_examples") == tuple(FORWARD_METHODS)
+    assert ("comparison", "dataset_examples", "search") == tuple(FORWARD_METHODS)
