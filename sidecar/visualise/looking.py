@@ -132,7 +132,9 @@ def _maps(model: ImageModel, forward: Callable[[torch.Tensor], object]) -> list[
     grey = torch.full((1, 3, model.input_size, model.input_size), 0.5, device=model.device)
     with contextlib.ExitStack() as stack:
         for name in model.layers():
-            hook = model.find(name).register_forward_hook(lambda _m, _i, o, name=name: note(name, o))
+            hook = model.find(name).register_forward_hook(
+                lambda _m, _i, o, name=name: note(name, o)
+            )
             stack.callback(hook.remove)
         forward(grey)
     return [name for name in order if order.count(name) == 1]

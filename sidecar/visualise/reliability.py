@@ -126,8 +126,8 @@ def assess(
         cancelled: Asked between looks.
 
     Returns:
-        One report a picture; None for those of no single unit on its positive side, such as whole
-        layers and sums, and for recipes that ``is_measured`` refuses.
+        One report a picture; None for those of no unit, such as whole layers, and for recipes that
+        ``is_measured`` refuses.
 
     Raises:
         JobCancelled: ``cancelled`` said so.
@@ -183,8 +183,7 @@ def _by_layer(pictures: Sequence[Picture]) -> list[list[int]]:
     places: dict[object, list[int]] = {}
     for number, picture in enumerate(pictures):
         target = picture.target
-        single = target.side is Side.POSITIVE and not target.terms
-        if single and target.feature.layer.kind in _KINDS:
+        if target.feature.layer.kind in _KINDS:
             places.setdefault((target.feature.layer, target.position), []).append(number)
     return list(places.values())
 

@@ -85,7 +85,9 @@ def test_typical_ranges_are_resumed_too(
     memory = Memory()
 
     with pytest.raises(JobCancelled):
-        maximise(model, [target], recipe, materials=materials, checkpoint=memory, cancelled=after(3))
+        maximise(
+            model, [target], recipe, materials=materials, checkpoint=memory, cancelled=after(3)
+        )
     resumed = maximise(model, [target], recipe, materials=materials, checkpoint=memory)
 
     assert facts(whole[0]) == facts(resumed[0])
