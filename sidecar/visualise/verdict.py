@@ -1,9 +1,9 @@
 """From measures to a verdict in words: the one table of thresholds, and where they come from.
 
-The thresholds were set on 49 random units of seven layers of EfficientNet-Lite0 with its ImageNet
-weights, and the same units of the same network with its weights shuffled or drawn anew;
-``benchmarks/reliability.py`` measures them again, and ``docs/portraits.md`` has the table and says
-where they fail.
+Those of the score were set on 49 random units of seven layers of EfficientNet-Lite0 with its ImageNet
+weights, and the same units of the same network with its weights shuffled or drawn anew; those of
+robustness, selectivity and transfer are judgement. ``benchmarks/reliability.py`` measures the score
+again, and ``docs/portraits.md`` has the table and says where they fail.
 """
 
 from collections.abc import Mapping
