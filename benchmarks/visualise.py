@@ -16,8 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import reliability
 from benchmarks.row import Row
 from benchmarks.visualise_runs import CLASSES, TEN
+from sidecar.config import JobsConfig
+from sidecar.jobs.assignment import child_environment
 
 PEERS = Path(".peers")
 """What ``make bench`` installs without dependencies, see ``benchmarks/visualise-requirements.txt``."""
@@ -32,38 +35,37 @@ def run() -> list[Row]:
         print("visualise: skipped, there are no .peers (run: make bench)", file=sys.stderr)
         return []
     with tempfile.TemporaryDirectory() as folder:
-        return _rows(lambda what: _measured(what, Path(folder)))
+        rows = _rows(lambda what: _measured(what, Path(folder)))
+    return [*rows, *reliability.run()]
 
 
 def _rows(measured: Callable[[str], dict[str, list[float]]]) -> list[Row]:
     lucent, rows = measured("units_lucent"), []
-    for maker, name in (("ours", ""), ("ours-half", "_half_steps")):
+    for maker, name in (("ours", ""), ("ours-whole", "_whole")):
         ours = measured(f"units_{maker}")
         print(f"activations, ours{name}: {_listed(ours)}\nactivations, Lucent: {_listed(lucent)}")
         rows.append(
             _row(
-                f"visualise.fourier.cpu_s_per_unit{name}",
+                f"fourier.cpu_s_per_unit{name}",
                 ours,
                 lucent,
                 "torch-lucent, 128 px, 128 steps",
             )
         )
-        rows.append(_wins(f"visualise.fourier.activation_wins{name}", ours, lucent))
+        rows.append(_wins(f"fourier.activation_wins{name}", ours, lucent))
     ours, lucent = measured("classes_ours"), measured("classes_lucent")
     for sibling in ("lite1", "lite2"):
         mine, theirs = (float(np.mean(one[sibling])) for one in (ours, lucent))
         unit = f"p of {len(CLASSES)} classes, best 3 of 26 views"
         peer = "torch-lucent, its defaults"
-        rows.append(
-            Row(f"visualise.fourier.transfer_{sibling}", mine, unit, peer, theirs, mine / theirs)
-        )
+        rows.append(Row(f"fourier.transfer_{sibling}", mine, unit, peer, theirs, mine / theirs))
     ours, horama = measured("maco_ours"), measured("maco_horama")
     print(f"activations, ours: {_listed(ours)}\nactivations, Horama: {_listed(horama)}")
-    rows.append(_row("visualise.maco.cpu_s_per_unit", ours, horama, "Horama maco, 128 steps"))
+    rows.append(_row("maco.cpu_s_per_unit", ours, horama, "Horama maco, 128 steps"))
     mine, theirs = (float(np.mean(one["activation"])) for one in (ours, horama))
     rows.append(
         Row(
-            "visualise.maco.activation",
+            "maco.activation",
             mine,
             "mean of 2 units",
             "Horama maco",
@@ -100,8 +102,11 @@ def _listed(found: dict[str, list[float]]) -> str:
 def _measured(what: str, folder: Path) -> dict[str, list[float]]:
     """Return the numbers of one run of ``visualise_runs``, made in its own process."""
     out = folder / f"{what}.json"
-    # Waiting threads that spin would be counted as work, of whoever shares the machine least.
+    # Waiting threads that spin would be counted as work, of whoever shares the machine least. The
+    # allocator is as our worker sets it for ours, and as it comes for the others.
     env = {**os.environ, "OMP_WAIT_POLICY": "passive", "PYTHONWARNINGS": "ignore"}
+    if "ours" in what:
+        env = child_environment(JobsConfig(), env)
     command = [sys.executable, "-m", "benchmarks.visualise_runs", what, str(out)]
     subprocess.run(command, env=env, check=True)
     found: dict[str, list[float]] = json.loads(out.read_text("utf-8"))

@@ -38,7 +38,7 @@ INPUTS = {"lite0": 224, "lite1": 240, "lite2": 260}
 VIEWS, BEST = 26, 3
 
 PLAIN = Maximisation(
-    canvas=CANVAS, steps=STEPS, transforms="jitter", noise=0.0, decay=1.0, learning_rate=0.05
+    canvas=CANVAS, steps=STEPS, transforms="jitter", noise=0.0, decay=1.0, coarse=0.75
 )
 """What Lucent does: shifts, scales and turns without noise, on as many pixels, in as many steps."""
 
@@ -76,7 +76,7 @@ def target(layer: str, unit: int) -> Target:
 def _units(maker: str) -> dict[str, list[float]]:
     makers = {
         "ours": _ours(PLAIN),
-        "ours-half": _ours(replace(PLAIN, steps=STEPS // 2, learning_rate=0.1)),
+        "ours-whole": _ours(replace(PLAIN, coarse=0.0)),
         "lucent": _lucent(CANVAS),
     }
     return _timed(makers[maker], TEN)

@@ -29,6 +29,11 @@ _THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
 )
 
+_ALLOCATOR_VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+_KEPT_BYTES = str(1 << 30)
+"""Freed blocks up to this stay with a child: given back and asked for anew at every step, as glibc
+does with those above 32 MiB, their pages cost a seventh of its CPU."""
+
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
@@ -207,6 +212,7 @@ def child_environment(config: JobsConfig, env: Mapping[str, str]) -> dict[str, s
         "PYTHONPATH": os.pathsep.join([*paths, *([inherited] if inherited else [])]),
         "PYTHONFAULTHANDLER": "1",
         "PYTHONUNBUFFERED": "1",
+        **{name: env.get(name, _KEPT_BYTES) for name in _ALLOCATOR_VARIABLES},
     }
     if config.threads:
         found |= dict.fromkeys(_THREAD_VARIABLES, str(config.threads))

@@ -28,6 +28,9 @@ class Maximisation(Recipe):
         transforms: How the network is shown the picture: random zoomed crops, or the whole picture
             shifted, scaled and turned a little.
         crops: Views the network sees a step.
+        coarse: Ratio of the steps, from the first on, in which it sees them at five sevenths of its
+            input's side, for half the cost. A neuron, which has a position, and a model that takes one
+            size alone have no such steps.
         zoom_min: Smallest side of a crop as a ratio of the canvas.
         zoom_max: Largest side of a crop as a ratio of the canvas.
         centre_sigma: Standard deviation of a crop's centre, as a ratio of half the canvas.
@@ -59,6 +62,7 @@ class Maximisation(Recipe):
     objective: str = choice("dot", "cosine")
     transforms: str = choice("crops", "jitter")
     crops: int = number(1, 1, 64)
+    coarse: float = number(0.0, 0.0, 1.0)
     zoom_min: float = number(0.4, 0.05, 1.0)
     zoom_max: float = number(1.0, 0.05, 1.0)
     centre_sigma: float = number(0.3, 0.0, 10.0)

@@ -4,6 +4,7 @@ Each picture has random numbers of its own and Adam works coefficient by coeffic
 a batch share nothing but the forward pass; the facets of one sheet also push each other apart.
 """
 
+import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from sidecar.errors import NonFiniteActivation, SilentFeature
+from sidecar.features import FeatureKind, LayerKey
 from sidecar.recipes import Accentuation, Maximisation, Target
 from sidecar.visualise.adam import Adam
 from sidecar.visualise.augmentation import Crop, cut_crops, draw_crop, generator_for, resize_whole
@@ -37,6 +39,10 @@ _PASS_IMAGES = {"cpu": 1, "cuda": 64}
 many CPU seconds an image (0.053 for 1 and 0.055 for 8 on EfficientNet-Lite0), more memory, and their
 rounding depends on their size, so that a picture would depend on its company."""
 
+_ONE_THREAD_BYTES = 64 << 20
+"""Parameters of a network, below which one thread takes its passes; EfficientNet-Lite0 has 18 MiB,
+ResNet-50, which gains from several, 98."""
+
 _SILENT_STEPS = 16
 """Steps without any gradient after which a unit counts as silent: that many different crops and
 noises have failed to stir it."""
@@ -46,6 +52,9 @@ _STILL_RATIO = 1e-6
 
 _PLATEAU_STEPS = 32
 """Steps whose mean is compared with that of as many before: single steps differ by their crops."""
+
+COARSE_RATIO = 5 / 7
+"""Side of a coarse view, of the input's: half the pixels, and 160 of 224 are whole strides of 32."""
 
 MEASURING_CROPS = 16
 """Fresh augmentations the robustness of a finished picture is measured on."""
@@ -68,6 +77,48 @@ def fast_model(model: ImageModel, taps: Collection[str]) -> ImageModel:
     return found
 
 
+@contextlib.contextmanager
+def few_threads(model: ImageModel) -> Iterator[None]:
+    """Compute with one thread, on a CPU, what is too small to be shared out.
+
+    The pieces of a small network end before their threads have met again: on two, a pass of
+    EfficientNet-Lite0 up to block 14 takes 60 ms of CPU and 30 of the clock, on one 42 of both. What
+    one thread computes does not depend on how many the machine has, so neither do the pictures.
+    """
+    before = torch.get_num_threads()
+    size = sum(parameter.nbytes for parameter in model.module.parameters())
+    small = model.device.type == "cpu" and size < _ONE_THREAD_BYTES
+    torch.set_num_threads(1 if small else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def coarse_size(size: int) -> int:
+    """Return the side of a coarse view for an input of that side, in pixels."""
+    return round(size * COARSE_RATIO)
+
+
+def coarse_steps(model: ImageModel, layer: LayerKey, recipe: Maximisation) -> int:
+    """Return how many steps of a layer's pictures have coarse views.
+
+    None have where the maps of another size are other units (neurons), where the model's own form
+    brings every view to one size, and where its forward pass takes no other.
+    """
+    form = model.form
+    if not recipe.coarse or layer.kind is FeatureKind.NEURON or form.height or form.width:
+        return 0
+    side = coarse_size(model.input_size)
+    grey = torch.full((1, 3, side, side), 0.5, device=model.device)
+    try:
+        with torch.no_grad():
+            model.maps(layer.layer, grey)
+    except Exception:  # noqa: BLE001 - an operator's code; at its own size it has been run already
+        return 0
+    return round(recipe.coarse * recipe.steps)
+
+
 def sheets_together(model: ImageModel, recipe: Maximisation) -> int:
     """Return the most targets of one batch on the model's device."""
     pictures = _BATCH_PICTURES.get(model.device.type, _BATCH_PICTURES["cpu"])
@@ -83,12 +134,14 @@ class Ground:
         vectors: The layer's directions, shape ``(directions, width)``; None: it has none.
         typical: The prior of the recipe's ``typical_range``; None: switched off.
         start: Image to begin with, colours from 0 to 1, shape ``(3, canvas, canvas)``; None: noise.
+        coarse_steps: Steps, from the first on, whose views are of ``coarse_size``.
     """
 
     site: Site
     vectors: torch.Tensor | None = None
     typical: TypicalRangePrior | None = None
     start: torch.Tensor | None = None
+    coarse_steps: int = 0
 
 
 @dataclass(slots=True)
@@ -297,7 +350,11 @@ class Ascent:
         gradient = torch.zeros_like(canvases)
         for times in _shares(crops, max(1, pass_images(self._model) // count)):
             many = units.repeated(times)
-            drawn = self._draw(streams, times)
+            drawn = [
+                draw_crop(self.recipe, self._view_size, one)
+                for _ in range(times)
+                for one in streams
+            ]
             views = cut_crops(canvases.repeat(times, 1, 1, 1), drawn)
             maps = self._forward(self._fast, many.layer.layer, views)
             own = many.objective(maps)  # (times * n,)
@@ -353,9 +410,11 @@ class Ascent:
             anchors = self._forward(self._fast, layer, cut_crops(begun, drawn))
         return distance(maps, anchors)
 
-    def _draw(self, streams: Sequence[torch.Generator], times: int) -> list[Crop]:
-        size = self._model.input_size
-        return [draw_crop(self.recipe, size, stream) for _ in range(times) for stream in streams]
+    @property
+    def _view_size(self) -> int:
+        """Side of the views of the next step; that of its noise and maps follows."""
+        coarse = self.taken < self._ground.coarse_steps
+        return coarse_size(self._size) if coarse else self._size
 
     def _forward(self, model: ImageModel, layer: str, views: torch.Tensor) -> torch.Tensor:
         self._passes += len(views)
@@ -380,7 +439,9 @@ class Ascent:
         each, steps = self.recipe.tiles, 2 * _PLATEAU_STEPS
         found = []
         for place in sorted({number // each for number in self._running}):
+            # What coarse views give is another number, so the two are not compared.
             history = np.array(self._history[place * each : (place + 1) * each])
+            history = history[:, self._ground.coarse_steps :]
             if history.shape[1] < steps:
                 return []
             before, after = (
@@ -449,7 +510,10 @@ class Ascent:
                 tiles = [self._tiles[number] for number in some]
                 streams = [generator_for(t.target, seed, "measure", t.facet) for t in tiles]
                 colours = self._colours(images[first : first + limit])
-                views = [cut_crops(colours, self._draw(streams, 1)) for _ in range(MEASURING_CROPS)]
+                views = [
+                    cut_crops(colours, [draw_crop(self.recipe, self._size, one) for one in streams])
+                    for _ in range(MEASURING_CROPS)
+                ]
                 seen = [self._forward(self._model, units.layer.layer, view) for view in views]
                 found.append(torch.stack([units.values(maps) for maps in seen], dim=1))
         return torch.cat(found).cpu()
@@ -465,6 +529,7 @@ class Ascent:
         found: dict[str, Any] = {
             "view": "whole picture, resized to the network's input",
             "steps": taken,
+            "coarse_steps": min(taken, self._ground.coarse_steps),
             "stopped": "steps" if taken == self.recipe.steps else "plateau",
         }
         if self.recipe.tiles > 1:

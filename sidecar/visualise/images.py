@@ -5,7 +5,7 @@ costs little more than its largest member and no picture depends on its company.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 from sidecar.errors import JobCancelled, UnsupportedTarget
 from sidecar.features import FeatureKind, LayerKey
 from sidecar.recipes import Accentuation, Maximisation, Target, content_key
-from sidecar.visualise.ascent import MEASURING_CROPS, Ascent, Ground, pass_images, sheets_together
+from sidecar.visualise.ascent import (
+    COARSE_RATIO,
+    MEASURING_CROPS,
+    Ascent,
+    Ground,
+    coarse_steps,
+    few_threads,
+    pass_images,
+    sheets_together,
+)
 from sidecar.visualise.augmentation import square
 from sidecar.visualise.directions import vectors_of
 from sidecar.visualise.method import Checkpoint, Materials
@@ -62,8 +71,9 @@ def plan(
             that the recipe or a target looks at was not handed over.
         ShapeMismatch: A typical range or a dictionary of directions has another width than its layer.
     """
-    dry, _ = _prepared(model, targets, recipe, materials)
-    return _cost(model, targets, recipe, dry, clock)
+    dry, grounds = _prepared(model, targets, recipe, materials)
+    with few_threads(model):
+        return _cost(model, targets, recipe, dry, grounds, clock)
 
 
 def _cost(
@@ -71,6 +81,7 @@ def _cost(
     targets: Sequence[Target],
     recipe: Maximisation,
     dry: Dry,
+    grounds: Mapping[LayerKey, Ground],
     clock: Callable[[], float],
 ) -> Cost:
     # The first pass pays for memory and kernels, so it is the second that is timed.
@@ -79,6 +90,8 @@ def _cost(
     seconds = clock() - started
     pictures = len(targets) * recipe.tiles
     views = pictures * recipe.steps * recipe.crops
+    coarse = sum(grounds[target.feature.layer].coarse_steps for target in targets)
+    price = 1 - (1 - COARSE_RATIO**2) * coarse / (len(targets) * recipe.steps)
     anchors = views * _anchor_passes(recipe, targets)
     looks = pictures * (MEASURING_CROPS + 2)  # the whole picture is looked at first and last
     together = min(max(pass_images(model), recipe.facets), pictures * recipe.crops)
@@ -88,7 +101,7 @@ def _cost(
     )
     return Cost(
         forwards=int(views + anchors + looks),
-        seconds_estimate=seconds * (_BACKWARD_RATIO * views + 2 * anchors + looks),
+        seconds_estimate=seconds * (price * (_BACKWARD_RATIO * views + 2 * anchors) + looks),
         bytes_estimate=int(_SCRATCH_RATIO * together * dry.saved_bytes) + canvases,
     )
 
@@ -106,8 +119,9 @@ def maximise(
 ) -> tuple[Picture, ...]:
     """Make one picture, or one sheet of them, a target.
 
-    The same model, targets and recipe give the same pictures bit for bit on one machine and number
-    of threads; a target's random numbers do not depend on the other targets.
+    The same model, targets and recipe give the same pictures bit for bit on one machine and, unless
+    the model is small enough for ``few_threads``, number of threads; a target's random numbers do not
+    depend on the other targets.
 
     Args:
         model: From ``load_model``; unchanged afterwards, no hook is left behind.
@@ -140,24 +154,25 @@ def maximise(
         Olah, Mordvintsev and Schubert 2017, "Feature visualization".
     """
     dry, grounds = _prepared(model, targets, recipe, materials)
-    cost = _cost(model, targets, recipe, dry, time.perf_counter)
-    started, passes = time.perf_counter(), 0
-    limit = sheets_together(model, recipe)
-    report = _Report(on_progress, clock, recipe.steps, targets, limit)
-    inputs = {layer: _inputs(layer, recipe, materials) for layer in grounds}
-    keys = [content_key(target, recipe, inputs[target.feature.layer]) for target in targets]
-    resumption = Resumption(checkpoint, keys, model.digest, model.device.type, clock)
-    pictures: dict[int, Picture] = {}
-    for number, members in enumerate(_batches(targets, limit)):
-        layer = targets[members[0]].feature.layer
-        batch = Ascent(model, [targets[member] for member in members], recipe, grounds[layer])
-        reached = resumption.state(number)
-        if reached is not None:
-            batch.restore(reached)
-        _optimise(batch, members, report, cancelled, partial(resumption.note, number))
-        resumption.finished(number, batch.state())
-        pictures |= zip(members, batch.finish(inputs[layer]), strict=True)
-        passes += batch.passes
+    with few_threads(model):
+        cost = _cost(model, targets, recipe, dry, grounds, time.perf_counter)
+        started, passes = time.perf_counter(), 0
+        limit = sheets_together(model, recipe)
+        report = _Report(on_progress, clock, recipe.steps, targets, limit)
+        inputs = {layer: _inputs(layer, recipe, materials) for layer in grounds}
+        keys = [content_key(target, recipe, inputs[target.feature.layer]) for target in targets]
+        resumption = Resumption(checkpoint, keys, model.digest, model.device.type, clock)
+        pictures: dict[int, Picture] = {}
+        for number, members in enumerate(_batches(targets, limit)):
+            layer = targets[members[0]].feature.layer
+            batch = Ascent(model, [targets[member] for member in members], recipe, grounds[layer])
+            reached = resumption.state(number)
+            if reached is not None:
+                batch.restore(reached)
+            _optimise(batch, members, report, cancelled, partial(resumption.note, number))
+            resumption.finished(number, batch.state())
+            pictures |= zip(members, batch.finish(inputs[layer]), strict=True)
+            passes += batch.passes
     seconds = time.perf_counter() - started
     return tuple(
         with_cost(pictures[number], cost, passes, seconds) for number in range(len(targets))
@@ -239,6 +254,7 @@ def _prepared(
             vectors=vectors_of(layer, dry.sites[layer.layer], materials),
             typical=priors.get(layer),
             start=start,
+            coarse_steps=coarse_steps(model, layer, recipe),
         )
         for layer in layers
     }
