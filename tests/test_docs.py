@@ -181,6 +181,7 @@ def test_every_query_parameter_of_the_api_is_documented() -> None:
         "distribution": "GET /api/v1/features/{feature}/distribution",
         "evidence": "GET /api/v1/features/{feature}/evidence",
         "jobs": "GET /api/v1/jobs",
+        "artifacts": "GET /api/v1/artifacts",
     }
     bodies = dict(
         re.findall(r"^(?:async )?def (\w+)\(.*?\n(.*?)(?=^\S|\Z)", source, re.MULTILINE | re.DOTALL)

@@ -14,6 +14,7 @@ from sidecar.jobs.fates import Fate
 from sidecar.jobs.index import ArtifactIndex, MadePicture
 from sidecar.jobs.manifest import artifact_inputs
 from sidecar.jobs.protocol import Cause, Job, JobRequest, JobState, Portrait, Priority
+from sidecar.jobs.quarantine import Quarantined
 from sidecar.jobs.queue import JobQueue
 from sidecar.jobs.runner import Runner
 from sidecar.jobs.spec import LiveContext
@@ -34,6 +35,7 @@ __all__ = [
     "MadePicture",
     "Portrait",
     "Priority",
+    "Quarantined",
     "Runner",
     "Verification",
     "artifact_inputs",

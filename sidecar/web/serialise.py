@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from sidecar.detect import LeftOut
 from sidecar.features import LayerKey
-from sidecar.jobs import Job, Verification
+from sidecar.jobs import Job, MadePicture, Quarantined, Verification
 from sidecar.monitor import (
     Anomaly,
     BaselineVersion,
@@ -282,6 +282,39 @@ def job(value: Job, base: str) -> dict[str, Any]:
         ],
         "preview": preview,
         "page": f"{base}/jobs/{quote(value.id, safe='')}",
+    }
+
+
+def quarantined(found: Quarantined, base: str) -> dict[str, Any]:
+    """Return what is not tried again before a time."""
+    return {
+        "content_key": found.content_key,
+        "job": found.job_id,
+        "feature": found.feature or None,
+        "reason": found.reason,
+        "until": found.until,
+        "page": f"{base}/jobs/{quote(found.job_id, safe='')}",
+    }
+
+
+def made(found: MadePicture, base: str) -> dict[str, Any]:
+    """Return a picture in the store; links in it start with ``base``."""
+    return {
+        "manifest_digest": found.manifest_digest,
+        "picture_digest": found.picture_digest,
+        "content_key": found.content_key,
+        "feature": found.feature,
+        "model": found.model,
+        "revision": found.revision,
+        "method": found.method,
+        "verdict": found.verdict or None,
+        "job": found.job_id or None,
+        "origin": found.origin or None,
+        "reproduces": found.reproduces or None,
+        "created": found.created,
+        "picture": f"{base}/api/v1/artifacts/{found.picture_digest}",
+        "manifest": f"{base}/api/v1/artifacts/{found.manifest_digest}",
+        "page": f"{base}/artifacts/{found.manifest_digest}",
     }
 
 

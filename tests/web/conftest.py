@@ -34,7 +34,7 @@ from sidecar.errors import (
     UnknownModel,
 )
 from sidecar.features import Capture, FeatureKey, FeatureKind, FeatureSelector, LayerKey, View
-from sidecar.jobs import Job, JobRequest, JobState, Portrait
+from sidecar.jobs import Job, JobRequest, JobState, MadePicture, Portrait, Quarantined
 from sidecar.monitor import (
     Anomaly,
     BaselineVersion,
@@ -149,6 +149,8 @@ class MemoryBackend:
     findings: dict[FeatureKey, Anomaly] = field(default_factory=dict)
     fetched: list[str] = field(default_factory=list)
     portraits_on_alerts: bool = True
+    made: list[MadePicture] = field(default_factory=list)
+    refused: list[Quarantined] = field(default_factory=list)
     failing: SidecarError | Exception | None = None
     changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -434,6 +436,36 @@ class MemoryBackend:
         if self.job(job_id).state.ended:
             raise JobFinished(f"job {job_id} has ended: it can no longer be cancelled")
         return self.change(job_id, state=JobState.CANCELLED, ended=self.now)
+
+    @property
+    def provenance(self) -> "MemoryBackend":
+        """Return itself: it knows the pictures too."""
+        return self
+
+    def list(
+        self, *, limit: int = 50, before: str = "", revision: str = "", **wanted: str
+    ) -> Sequence[MadePicture]:
+        """Return pictures, the newest first."""
+        names = [one.manifest_digest for one in self.made]
+        rest = self.made[names.index(before) + 1 if before in names else 0 :]
+        return [
+            one
+            for one in rest
+            if one.revision.startswith(revision)
+            and all(value in ("", getattr(one, name)) for name, value in wanted.items())
+        ][:limit]
+
+    def quarantined(self) -> Sequence[Quarantined]:
+        """Return what is refused."""
+        return self.refused
+
+    def release_quarantine(self, name: str) -> int:
+        """Let what a job asked for go."""
+        kept = [one for one in self.refused if one.job_id != name]
+        if kept == self.refused:
+            raise UnknownJob(f"nothing named {name!r} is quarantined")
+        count, self.refused = len(self.refused) - len(kept), kept
+        return count
 
     def preview(self, job_id: str) -> bytes | None:
         """Return the newest intermediate picture."""

@@ -13,7 +13,7 @@ import pytest
 from sidecar.detect import Attribution, LeftOut, SliceCount, State
 from sidecar.errors import CorruptState, JobQueueFull
 from sidecar.features import FeatureKey, FeatureKind, LayerKey
-from sidecar.jobs import JobState
+from sidecar.jobs import JobState, Quarantined
 from sidecar.monitor import Anomaly, Event, EvidenceRow, Flag, Window
 
 pytestmark = pytest.mark.service
@@ -45,6 +45,7 @@ def test_every_page_is_well_formed_with_unique_ids_and_named_controls(
     """Each page parses as XML, repeats no id, and labels every control and picture."""
     running = backend.add_job(spiking, JobState.RUNNING, started=backend.now - 9, step=3, steps=9)
     failed = backend.add_job(spiking, JobState.FAILED, error_code="SC801", error="no factory")
+    backend.refused = [Quarantined("ab" * 32, failed.id, "", "SIGSEGV", backend.now + 60)]
     done = backend.add_job(
         spiking, JobState.DONE, portraits=tuple(backend.portraits(spiking)[:1]), ended=backend.now
     )
