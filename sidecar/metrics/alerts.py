@@ -378,6 +378,20 @@ _NONFINITE = Alert(
     ),
 )
 
+_UNJUDGED = Alert(
+    name="SidecarLayerUnjudged",
+    expr=f"increase({catalogue.LAYER_FAILURES.name}[5m]) > 0",
+    for_seconds=0,
+    keep_firing_seconds=300,
+    severity="warning",
+    subject=Subject.LAYER,
+    summary="Windows of a layer could not be closed, so nothing of it was judged in them.",
+    description=(
+        f"Layer {_WHERE}: about {{{{ $value | humanize }}}} windows of the last five minutes could not be "
+        "closed; spikes in them were not seen. Other layers are judged as before."
+    ),
+)
+
 _BASELINE = Alert(
     name="SidecarBaselineMissing",
     expr=(
@@ -494,6 +508,7 @@ ALERTS: tuple[Alert, ...] = (
     _UNMATCHED,
     _SHIFT,
     _NONFINITE,
+    _UNJUDGED,
     _BASELINE,
     _DOWN,
     _ABSENT,

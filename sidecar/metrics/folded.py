@@ -5,6 +5,7 @@ from sidecar.metrics.vocabulary import (
     BAD,
     GOOD,
     HOOK_SHARE,
+    LAYER,
     OTHER,
     PLAIN,
     QUIET,
@@ -142,6 +143,7 @@ HEALTH_ROW = Row(
                 Query(total_rate(c.BATCHES_DROPPED), "dropped", WATCH),
                 Query(total_rate(c.BATCHES_REFUSED), "refused", BAD),
             ),
+            size=(8, 8),
             no_value="no traffic",
             stacked=True,
         ),
@@ -152,6 +154,25 @@ HEALTH_ROW = Row(
             f"`{c.BATCHES_REFUSED.name}`.",
             "suffix: /s",
             (Query(f"{rate_by(c.BATCHES_REFUSED, 'reason')} > 0", "{{reason}}"),),
+            size=(8, 8),
+            no_value="none",
+        ),
+        Panel(
+            "Windows not judged",
+            "timeseries",
+            "Windows of a layer in five minutes that the sidecar could not close: nothing of the layer was "
+            "judged in them. Any at all: the daemon's log has the trace under `layer_failed`. Metric: "
+            f"`{c.LAYER_FAILURES.name}`.",
+            "none",
+            (
+                Query(
+                    f"sum by (model, revision, layer, kind) "
+                    f"(increase({c.LAYER_FAILURES.name}{{{LAYER}}}[5m])) > 0",
+                    "{{model}} {{layer}} {{kind}}",
+                    BAD,
+                ),
+            ),
+            size=(8, 8),
             no_value="none",
         ),
         Panel(

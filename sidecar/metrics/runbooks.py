@@ -375,6 +375,32 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
             ),
             silence="Never for long; at most while the faulty revision is being withdrawn.",
         ),
+        "SidecarLayerUnjudged": Runbook(
+            meaning=(
+                "A detection window of the layer ended and could not be closed: a fault of the sidecar's "
+                "own, not of the model or its traffic. What was in the window is lost to the statistics, and "
+                "no feature of the layer was judged in it."
+            ),
+            impact=(
+                "No spike, condition or drift of this layer is seen while it lasts; its features keep the "
+                "state they had. Other layers go on, and so does the model."
+            ),
+            diagnosis=(
+                "1. The daemon's log has `layer_failed` for each such window, with the layer and the trace.\n"
+                "2. Every window, or some? `rate(sidecar_layer_window_failures_total[5m])` times "
+                "`statistics.window_seconds` is the share that fails.\n"
+                "3. What changed before: the sidecar's version, a flag with a slice, an imported baseline, a "
+                "layer of another width under the same name?"
+            ),
+            mitigation=(
+                "- It began with a flag or a baseline: remove the flag with `sidecar feature unflag`, or "
+                "`sidecar baseline relearn <model> --layer <layer>`.\n"
+                "- It began with a release: go back to the one before.\n"
+                "- Report it with the trace: no input should be able to do this."
+            ),
+            picture=_NO_PICTURE,
+            silence="While a mended release is on its way, matched on `model` and `layer`.",
+        ),
         "SidecarBaselineMissing": Runbook(
             meaning=(
                 "A baseline freezes by itself after `statistics.baseline_min_requests` requests and "

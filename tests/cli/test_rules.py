@@ -56,7 +56,7 @@ def test_a_right_file_is_said_to_be(tmp_path: Path) -> None:
     found = run("check", str(path))
 
     assert 0 == found.exit_code
-    assert f"{path}: SUCCESS: 20 alerts, 4 recording rules, PromQL not parsed\n" == found.stdout
+    assert f"{path}: SUCCESS: 21 alerts, 4 recording rules, PromQL not parsed\n" == found.stdout
     assert "promtool is not on PATH" in found.stderr
 
 

@@ -106,7 +106,6 @@ def test_every_family_is_on_the_dashboard_or_deliberately_not() -> None:
         "sidecar_windows_recorded_total": "those that could not be are shown",
         "sidecar_jobs_quarantined_total": "each is a failed job, and those are shown",
         "sidecar_layer_baseline_requests": "the baseline panel shows whether it is enough",
-        "sidecar_layer_window_failures_total": "a fault of ours, and the log says which",
         "sidecar_hook_batches_sent_total": "what arrives is shown",
     }
     assert set(reasons) == unseen
