@@ -23,6 +23,7 @@ from typing import BinaryIO
 import structlog
 
 import sidecar
+from sidecar.audits import AuditStatus, NightlyAudits
 from sidecar.compilation import Compilation, Loops, load_compiled
 from sidecar.config import SidecarConfig
 from sidecar.errors import ConfigError, SidecarError
@@ -260,6 +261,7 @@ class Daemon:
             references=self.storage.references,
             clock=clock,
         )
+        self.audits = NightlyAudits(config.audits, clock=clock)
         self.pipeline = Pipeline(
             self.monitor,
             self.ledger,
@@ -355,6 +357,7 @@ class Daemon:
             self.operations,
             console_url=self.config.alerts.console_url or f"http://{address}",
             clock=self._clock,
+            audits=self.audits,
         )
         server = WebServer(app, host, int(port))
         server.start()
@@ -530,6 +533,9 @@ class _Source:
             seconds,
             self._daemon.queue.quarantine.total,
         )
+
+    def audits(self) -> Sequence[AuditStatus]:
+        return self._daemon.audits.statuses()
 
     def statistics(self) -> StatisticsCounts:
         compilation, memory = self._daemon.compilation, self._daemon.monitor.memory()

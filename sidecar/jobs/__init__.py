@@ -19,6 +19,7 @@ from sidecar.jobs.queue import JobQueue
 from sidecar.jobs.runner import Runner
 from sidecar.jobs.spec import LiveContext
 from sidecar.jobs.verification import Finding, Verification, parse_manifest, request_of, verify
+from sidecar.jobs.windows import last_start, next_start
 
 __all__ = [
     "ArtifactIndex",
@@ -40,6 +41,8 @@ __all__ = [
     "Verification",
     "artifact_inputs",
     "compare",
+    "last_start",
+    "next_start",
     "parse_manifest",
     "request_of",
     "verify",

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from sidecar.audits import Audits
 from sidecar.errors import ConfigError, MessageTooLarge, SidecarError
 from sidecar.web import actions, alerts, api, evidence, live, pages, pictures, provenance, serialise
 from sidecar.web.backend import Backend
@@ -40,7 +41,11 @@ _NO_PAGE = {
 
 
 def create_app(
-    backend: Backend, *, console_url: str, clock: Callable[[], float] = time.time
+    backend: Backend,
+    *,
+    console_url: str,
+    clock: Callable[[], float] = time.time,
+    audits: Audits | None = None,
 ) -> Starlette:
     """Return the console as an ASGI application.
 
@@ -49,6 +54,7 @@ def create_app(
         console_url: How people reach the console, such as ``https://ops.example/sidecar``; its host
             is accepted beside loopback's names, and its path is put in front of every link.
         clock: Returns unix seconds now.
+        audits: What is looked at every night; None: nothing.
 
     Raises:
         ConfigError: ``console_url`` is no http or https URL.
@@ -63,7 +69,7 @@ def create_app(
         middleware=[guard],
         exception_handlers={SidecarError: refuse, HTTPException: refuse},
     )
-    app.state.console = console
+    app.state.console, app.state.audits = console, audits
     return app
 
 
