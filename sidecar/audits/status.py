@@ -4,9 +4,8 @@ All are immutable. Times are unix seconds.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Literal, Protocol
 
 
@@ -100,7 +99,7 @@ class Night:
     ended_at: float | None
     state: NightState
     checks: tuple[Check, ...] = ()
-    counts: Mapping[str, int] = MappingProxyType({})
+    counts: Mapping[str, int] = field(default_factory=dict)
     features: int = 0
     report: str | None = None
     actor: str = "schedule"
