@@ -437,6 +437,91 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
             picture="A portrait that is missing says nothing about the feature; an older one stays valid.",
             silence="While the worker's machine is being maintained.",
         ),
+        "SidecarAuditRegressed": Runbook(
+            meaning=(
+                "Every night an audit looks at the same things of a model. In the newest night that was judged at "
+                "least one check failed: the description names it with what was measured and what may be. "
+                "Checks that had nothing to be held against are not counted. The alert stays until a night "
+                "passes, also while another runs."
+            ),
+            impact=(
+                "The model answers as before. It, or what is measured of it, is no longer what was signed off: "
+                "units have moved, pictures are not reproduced, another revision is served, or flagged "
+                "features are not watched."
+            ),
+            diagnosis=(
+                "1. Open `report_url`: the table of checks first, then what changed since the night before, "
+                "with the pictures side by side. `audit_url` has the trend over nights.\n"
+                "2. `revision` failed: which weights does the server load, and which does the "
+                "configuration name?\n"
+                "3. `comparison` or `counts`: which layers? All behind one layer points to its weights, all "
+                "layers to preprocessing, precision or another dataset.\n"
+                "4. `reproduced` or `verified`: did torch, drivers or the machine change? Both say so with "
+                "the versions that the manifests name.\n"
+                "5. `live`: the feature's page says whether it is sampled, learned and drifting.\n"
+                "6. On the command line:\n\n"
+                "   ```\n"
+                "   sidecar audit show <audit>\n"
+                "   sidecar audit report <audit> --to folder\n"
+                "   ```"
+            ),
+            mitigation=(
+                "- The change is a fault: roll back, then `sidecar audit run <audit>`; a night that passes ends "
+                "the alert.\n"
+                "- The change is wanted: compare with the new model from now on, or widen `fail_on` or "
+                "`tolerance`, and say so where people find it. `counts` and `reproduced` settle by themselves: "
+                "the next night is held against this one.\n"
+                "- Only `live`: mend the sampling, or `sidecar baseline relearn <model> --layer <layer>`."
+            ),
+            picture=(
+                "The report shows a portrait of this night beside that of the night before wherever they "
+                "differ. A portrait that looks for something else means that the unit itself has changed; the "
+                "same portrait on a unit that moved means that its values did."
+            ),
+            silence=(
+                "Until the next night, matched on `audit`, once somebody has read the report. Never by "
+                "`alertname` alone: that hides the other audits."
+            ),
+        ),
+        "SidecarAuditOverdue": Runbook(
+            meaning=(
+                "A night was due, was not judged, and the time of the next one has come as well. A night that "
+                "was missed while the daemon was down is made up for once, so its jobs wait or hang."
+            ),
+            impact="Nobody has looked at the model for a night; the last report is older than it should be.",
+            diagnosis=(
+                "1. `sidecar audit show <audit>`: does a night run, and since when?\n"
+                "2. `sidecar job list`: are its jobs `queued`? Audits wait for `jobs.audit_windows`, make way for "
+                "people's and alerts' jobs, and while `jobs.yield_to` is above its threshold.\n"
+                "3. `sidecar_jobs` by state in the dashboard: has the queue grown for days?"
+            ),
+            mitigation=(
+                "- The windows are shorter than the night's jobs: widen `jobs.audit_windows`, or lower the "
+                "audit's `features`.\n"
+                "- Others always come first: raise `jobs.concurrency`.\n"
+                "- A job hangs: `sidecar job cancel <id>`; the night is judged without it."
+            ),
+            picture=_NO_PICTURE,
+            silence="While audits are held back on purpose, matched on `audit`.",
+        ),
+        "SidecarAuditFailed": Runbook(
+            meaning=(
+                "All jobs of the newest night failed or were cancelled, so that nothing could be judged. That is "
+                "not a regression: nothing is known of the model."
+            ),
+            impact="The night is lost. The next one is held against the last that was judged.",
+            diagnosis=(
+                "1. Open `audit_url`: the check `complete` says which jobs failed.\n"
+                "2. `sidecar job list` and `sidecar job get <id>`: the code is one of the SC8xx of "
+                "`docs/errors.md`. Are they in quarantine? `sidecar job list --quarantined`.\n"
+                "3. Do people's jobs of the same model work? Then it is the audit's dataset or the other model."
+            ),
+            mitigation=(
+                "Mend what the jobs' error names, as for SidecarJobsFailing, then `sidecar audit run <audit>`."
+            ),
+            picture=_NO_PICTURE,
+            silence="Until the next night, matched on `audit`.",
+        ),
         "SidecarSnapshotStale": Runbook(
             meaning="No snapshot was written whole for ten configured intervals.",
             impact="Monitoring goes on. After a crash, baselines and history of that time are gone.",
