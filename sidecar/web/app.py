@@ -14,7 +14,18 @@ from starlette.routing import Route
 
 from sidecar.audits import Audits
 from sidecar.errors import ConfigError, MessageTooLarge, SidecarError
-from sidecar.web import actions, alerts, api, evidence, live, pages, pictures, provenance, serialise
+from sidecar.web import (
+    actions,
+    alerts,
+    api,
+    audits,
+    evidence,
+    live,
+    pages,
+    pictures,
+    provenance,
+    serialise,
+)
 from sidecar.web.backend import Backend
 from sidecar.web.console import Console
 from sidecar.web.security import Guard
@@ -84,6 +95,13 @@ def _routes(console: Console) -> list[Route]:
         Route("/jobs/{job_id}", pages.job),
         Route("/jobs/{job_id}/cancel", actions.cancel, methods=post),
         Route("/jobs/{job_id}/release", actions.release, methods=post),
+        Route("/audits", audits.audit_list),
+        Route("/audits/{name}", audits.audit),
+        Route("/audits/{name}/run", audits.run, methods=post),
+        Route("/audits/{name}/latest", audits.latest),
+        Route("/audits/{name}/{night}", audits.night),
+        Route("/audits/{name}/{night}/report.html", audits.report),
+        Route("/audits/{name}/{night}/report.json", audits.report),
         Route("/f/{feature:path}/portrait.png", pictures.portrait),
         Route("/f/{feature:path}/portrait", actions.make_portrait, methods=post),
         Route("/f/{feature:path}/flag", actions.flag, methods=post),
@@ -108,6 +126,10 @@ def _routes(console: Console) -> list[Route]:
         Route("/api/v1/artifacts", api.artifacts),
         Route("/api/v1/artifacts/{digest}", pictures.artifact),
         Route("/api/v1/artifacts/{digest}/verification", provenance.verification),
+        Route("/api/v1/audits", audits.listed),
+        Route("/api/v1/audits/{name}", audits.described),
+        Route("/api/v1/audits/{name}/nights/{night}", audits.night_described),
+        Route("/api/v1/audits/{name}/run", audits.started, methods=post),
         Route("/api/v1/alertmanager", alerts.alertmanager, methods=post),
     ]
 

@@ -10,6 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
+from sidecar.audits import NightState
 from sidecar.detect import Attribution, LeftOut, SliceCount, State
 from sidecar.errors import CorruptState, JobQueueFull
 from sidecar.features import FeatureKey, FeatureKind, LayerKey
@@ -40,7 +41,7 @@ class Elements(HTMLParser):
 
 
 def test_every_page_is_well_formed_with_unique_ids_and_named_controls(
-    client: httpx.Client, backend: Any, spiking: FeatureKey, logits: LayerKey
+    client: httpx.Client, backend: Any, audits: Any, spiking: FeatureKey, logits: LayerKey
 ) -> None:
     """Each page parses as XML, repeats no id, and labels every control and picture."""
     running = backend.add_job(spiking, JobState.RUNNING, started=backend.now - 9, step=3, steps=9)
@@ -53,6 +54,10 @@ def test_every_page_is_well_formed_with_unique_ids_and_named_controls(
     pages += [f"/f/{spiking.path}", f"/f/{logits.feature(130).path}"]
     pages += [f"/f/{spiking.path}/evidence", f"/f/{logits.feature(130).path}/evidence"]
     pages += [f"/jobs/{job.id}" for job in (running, failed, done)]
+    audits.add("nightly-int8", NightState.REGRESSED, NightState.PASSED, NightState.FAILED)
+    audits.add("tonight", NightState.RUNNING, overdue=True)
+    audits.add("first")
+    pages += ["/audits", "/audits/nightly-int8", "/audits/tonight", "/audits/first"]
     for page in pages:
         root = parse(client.get(page).text)
 
