@@ -286,7 +286,10 @@ def job_list(request: Request) -> Response:
         names=_names(console, page),
         older=page[-1].id if len(found) > _JOBS_PAGE else "",
         live=any(not job.state.ended for job in page),
-        quarantined=console.backend.quarantined(),
+        quarantined=[
+            (one, FeatureKey.parse(one.feature) if one.feature else None)
+            for one in console.backend.quarantined()
+        ],
         notice=_notice(request),
     )
 
