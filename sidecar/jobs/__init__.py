@@ -16,6 +16,7 @@ from sidecar.jobs.manifest import artifact_inputs
 from sidecar.jobs.protocol import Cause, Job, JobRequest, JobState, Portrait, Priority
 from sidecar.jobs.queue import JobQueue
 from sidecar.jobs.runner import Runner
+from sidecar.jobs.sources import ModelSources
 from sidecar.jobs.spec import LiveContext
 from sidecar.jobs.verification import Finding, Verification, parse_manifest, request_of, verify
 from sidecar.jobs.windows import last_start, next_start
@@ -33,6 +34,7 @@ __all__ = [
     "JobState",
     "LiveContext",
     "MadePicture",
+    "ModelSources",
     "Portrait",
     "Priority",
     "Runner",
