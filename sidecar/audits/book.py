@@ -1,7 +1,6 @@
 """The nights of all audits in the daemon's database: every step is one transaction."""
 
 import sqlite3
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -188,21 +187,17 @@ class AuditBook:
             cursor.execute("DELETE FROM audit_nights WHERE audit = ? AND id = ?", (audit, night))
 
     def entries(self) -> tuple[Entry, ...]:
-        """Return every night of every audit, the newest first; one that the disk damaged is passed over."""
-        rows = self._database.query("SELECT * FROM audit_nights ORDER BY sequence DESC")
-        return tuple(_readable(rows))
-
-
-def _readable(rows: Sequence[sqlite3.Row]) -> list[Entry]:
-    found = []
-    for row in rows:
-        try:
-            found.append(_entry(row))
-        except CorruptState as error:
-            _log.warning(
-                "audit_night_unreadable", audit=row["audit"], night=row["id"], error=str(error)
-            )
-    return found
+        """Return every night of every audit, the newest first; one that the disk damaged is forgotten."""
+        found = []
+        for row in self._database.query("SELECT * FROM audit_nights ORDER BY sequence DESC"):
+            try:
+                found.append(_entry(row))
+            except CorruptState as error:
+                audit, night = row["audit"], row["id"]
+                _log.warning("audit_night_unreadable", audit=audit, night=night, error=str(error))
+                # A running one that nobody can read would keep all later nights from beginning.
+                self.remove(audit, night)
+        return tuple(found)
 
 
 def _entry(row: sqlite3.Row) -> Entry:

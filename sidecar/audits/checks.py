@@ -22,8 +22,8 @@ class JobEnd:
 
     Attributes:
         role: What it was for, see ``facts.Plan``.
-        id: Which job.
-        state: ``done``, ``failed``, ``cancelled``, or ``gone`` where nobody knows it any more.
+        id: Which job; empty where it was refused.
+        state: ``done``, ``failed``, ``cancelled``, ``refused``, or ``gone`` where nobody knows it any more.
         error: Code and words of what went wrong; empty where nothing did.
         cached: Whether everything was answered from the store.
     """
@@ -309,8 +309,7 @@ def live(served: Served) -> Check:
 
 def state_of(checks: Sequence[Check], jobs: Sequence[JobEnd]) -> NightState:
     """Return what a night came to: ``failed`` where no job that looks at anything was done."""
-    looking = [job for job in jobs if job.role != "identify"] or list(jobs)
-    if looking and not any(job.done for job in looking):
+    if not any(job.done and job.role != "identify" for job in jobs):
         return NightState.FAILED
     failed = any(one.outcome is Outcome.FAILED for one in checks)
     return NightState.REGRESSED if failed else NightState.PASSED

@@ -18,17 +18,26 @@ class Plan:
         digest: sha256 of the audited model's weights; empty until a job has told it.
         chosen: Features that are pictured; None until they are chosen.
         again: Manifests of earlier nights whose pictures are made again, by feature.
-        jobs: Ids of the jobs by their role: ``identify``, ``compare-N``, ``portraits-N``, ``again-N``.
+        asked: Whether all jobs that look at them were submitted.
+        jobs: Ids of the jobs by their role: ``identify``, ``compare-N``, ``portraits-N``, ``again-N``; and
+            ``portraits-N-M`` where one of its features ended ``portraits-N`` for all.
+        refused: Why jobs could not be asked for, by their roles.
     """
 
     digest: str = ""
     chosen: tuple[Chosen, ...] | None = None
     again: Mapping[str, str] = field(default_factory=dict)
+    asked: bool = False
     jobs: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def with_job(self, role: str, job_id: str) -> "Plan":
         """Return the plan with one job more."""
         return replace(self, jobs={**self.jobs, role: job_id})
+
+    def with_refusal(self, role: str, why: str) -> "Plan":
+        """Return the plan with one job that will never be."""
+        return replace(self, refused={**self.refused, role: why})
 
 
 @dataclass(frozen=True, slots=True)

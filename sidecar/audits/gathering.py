@@ -122,7 +122,8 @@ class Gatherer:
                 _end(role, entry.plan.jobs[role], job)
                 for role, job in found.items()
                 if f"{role}-0" not in found  # its features were asked for alone instead
-            ),
+            )
+            + tuple(JobEnd(role, "", "refused", why) for role, why in entry.plan.refused.items()),
             facts=facts,
             report=report,
             gate=gate,

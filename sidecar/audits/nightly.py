@@ -22,11 +22,13 @@ from sidecar.audits.retention import superfluous
 from sidecar.audits.status import AuditState, AuditStatus, Night
 from sidecar.audits.times import Times
 from sidecar.audits.watching import candidates, served
-from sidecar.config import AuditConfig, SidecarConfig
+from sidecar.config import AuditConfig, ModelConfig, SidecarConfig
 from sidecar.errors import (
     Conflict,
     DiskFull,
     InvalidInput,
+    JobError,
+    JobQuarantined,
     SidecarError,
     UnknownArtifact,
     UnknownAudit,
@@ -42,7 +44,7 @@ PATIENCE_SECONDS = 30.0
 """Pause of an audit after its step failed: a full queue or disk is not mended by asking faster."""
 
 DAY_SECONDS = 86_400.0
-"""How far back the first night looks for what fired, and for samples."""
+"""How far back the first night looks for what fired; a layer without a sample for as long is not sampled."""
 
 FORGOTTEN_SECONDS = 90 * DAY_SECONDS
 """How long nights of an audit are kept that is configured no more: somebody may put it back."""
@@ -304,10 +306,12 @@ class NightlyAudits:
                 digests = [d for p in job.portraits for d in (p.picture_digest, p.manifest_digest)]
                 self._hold(entry, digests)
                 self._held.add(job.id)
-        if all(job is None or job.state.ended for job in jobs):
-            identified = entry.plan.chosen is not None or bool(jobs)
-            if identified:
-                self._judge(audit, entry)
+        # Without jobs there is something to judge once it was settled that there will be none.
+        if (jobs or entry.plan.chosen is not None) and all(
+            job is None or job.state.ended for job in jobs
+        ):
+            self._judge(audit, entry)
+            self._held.clear()
 
     def _identify(self, audit: AuditConfig, entry: Entry) -> Entry:
         """Find out which weights the configured model has, and choose what is looked at."""
@@ -315,17 +319,25 @@ class NightlyAudits:
         if model is None:  # the configuration changed since the night began
             return self._chosen(audit, entry, "")
         digest = known_digest(audit, model)
-        if not digest:
-            job_id = entry.plan.jobs.get("identify")
-            if job_id is None:
-                source = self._sources.read(model.name).source
-                request = identifying(audit, self._tools.config, model, source, entry.due)
-                return self._submit(entry, "identify", request)
-            job = self._gatherer.job(job_id)
-            if job is None or not job.portraits:
-                return entry  # still at work, or it ended without an answer and the night with it
-            digest = self._gatherer.digest(job)
-        return self._chosen(audit, entry, digest)
+        if digest:
+            return self._chosen(audit, entry, digest)
+        entry = self._ask_identity(audit, entry, model)
+        if _IDENTIFY in entry.plan.refused:
+            return self._chosen(audit, entry, "")
+        job = self._gatherer.job(entry.plan.jobs[_IDENTIFY])
+        if job is None or not job.portraits:
+            return entry  # still at work, or it ended without an answer and the night with it
+        return self._chosen(audit, entry, self._gatherer.digest(job))
+
+    def _ask_identity(self, audit: AuditConfig, entry: Entry, model: ModelConfig) -> Entry:
+        if _IDENTIFY in entry.plan.jobs:
+            return entry
+        try:
+            source = self._sources.read(model.name).source
+        except JobError as error:  # a file of the model is gone
+            return self._write(entry, entry.plan.with_refusal(_IDENTIFY, str(error)))
+        request = identifying(audit, self._tools.config, model, source, entry.due)
+        return self._submit(entry, _IDENTIFY, request)
 
     def _chosen(self, audit: AuditConfig, entry: Entry, digest: str) -> Entry:
         past = self._past(audit.name)
@@ -347,20 +359,37 @@ class NightlyAudits:
 
     def _ask(self, audit: AuditConfig, entry: Entry) -> Entry:
         """Submit what was not yet; a full queue is asked again later."""
-        if not entry.plan.digest:
-            return entry
-        tools = self._tools
-        wanted = dict(looking(audit, tools.config, tools.operations, entry.plan))
-        wanted |= dict(repeating(tools.operations, entry.plan.again))
-        wanted |= dict(apart(wanted, self._gatherer.codes(entry.plan)))
-        for role, request in wanted.items():
-            if role not in entry.plan.jobs:
+        tools, plan = self._tools, entry.plan
+        if not plan.digest:
+            return entry  # nobody knows what to look at: the night has failed
+        if not plan.asked:
+            for role, request in (
+                *looking(audit, tools.config, tools.operations, plan),
+                *repeating(tools.operations, plan.again),
+            ):
+                entry = self._submit(entry, role, request)
+            return self._write(entry, replace(entry.plan, asked=True))
+        failed = {
+            role: code
+            for role, code in self._gatherer.codes(plan).items()
+            if f"{role}-0" not in plan.jobs
+        }
+        if failed:
+            for role, request in apart(
+                dict(looking(audit, tools.config, tools.operations, plan)), failed
+            ):
                 entry = self._submit(entry, role, request)
         return entry
 
     def _submit(self, entry: Entry, role: str, request: JobRequest) -> Entry:
+        """Submit a job and write it down; one that was submitted before is the same one."""
+        if role in entry.plan.jobs or role in entry.plan.refused:
+            return entry
         key = f"audit:{entry.night.audit}:{entry.night.id}:{role}"
-        job = self._tools.queue.submit(replace(request, idempotency_key=key), self._clock())
+        try:
+            job = self._tools.queue.submit(replace(request, idempotency_key=key), self._clock())
+        except JobQuarantined as error:
+            return self._write(entry, entry.plan.with_refusal(role, str(error)))
         return self._write(entry, entry.plan.with_job(role, job.id))
 
     def _write(self, entry: Entry, plan: Plan) -> Entry:
@@ -372,10 +401,9 @@ class NightlyAudits:
 
     def _judge(self, audit: AuditConfig, entry: Entry) -> None:
         past = self._past(audit.name)
-        since = past[0].night.started_at if past else entry.night.started_at - DAY_SECONDS
-        found = self._gatherer.gather(
-            audit, entry, past, served(audit, self._tools.operations, since)
-        )
+        sampled_after = entry.night.started_at - DAY_SECONDS
+        hooks = served(audit, self._tools.operations, sampled_after)
+        found = self._gatherer.gather(audit, entry, past, hooks)
         judged = judge(audit, found)
         state, now = state_of(judged, found.jobs), self._clock()
         night = replace(
@@ -456,6 +484,7 @@ class NightlyAudits:
 
 
 _OWNER_PREFIX = "audit:"
+_IDENTIFY = "identify"
 
 
 def _owner(night: Night) -> str:

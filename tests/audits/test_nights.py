@@ -6,14 +6,12 @@ from typing import Any
 
 import pytest
 
-from sidecar.audits import Night, NightState, Outcome
+from sidecar.audits import Night, NightState
 from sidecar.testing import FakeClock, RunningDaemon, running_daemon, wait_until
-from tests.audits.conftest import write_weights
+from tests.audits.conftest import DAY, HALF_PAST_TWO, HOUR, write_weights
 
 pytestmark = pytest.mark.e2e
 
-HALF_PAST_TWO = 1_790_303_400.0  # 2026-09-25 02:30 UTC
-HOUR, DAY = 3600.0, 86_400.0
 PATIENCE = 90.0
 
 
@@ -33,6 +31,11 @@ def outcomes(night: Night) -> dict[str, str]:
     return {one.name: one.outcome.value for one in night.checks}
 
 
+def reason(night: Night, check: str) -> str:
+    """Return why a check came out as it did."""
+    return next(one.reason for one in night.checks if one.name == check)
+
+
 def test_a_night_with_a_broken_revision_regresses(settings: dict[str, Any], tmp_path: Path) -> None:
     """The first night passes, the second has the same, the third is of weights whose layer is dead."""
     clock = FakeClock(HALF_PAST_TWO - HOUR)
@@ -49,10 +52,52 @@ def test_a_night_with_a_broken_revision_regresses(settings: dict[str, Any], tmp_
         clock.advance(DAY)
         third = judged(running, 3)
 
-        report = json.loads(audits.report("nightly", third.id, "json"))
         page = audits.report("nightly", third.id, "html").decode()
-        log = running.daemon.operations.events(None, 100)
+        report = json.loads(audits.report("nightly", third.id, "json"))
+        accepted = audits.accept("nightly", third.id, "Ada: retired on purpose")
+        running.daemon.operations.flush_events()
+        log = {event.what: event.detail for event in running.daemon.operations.events(None, 100)}
+        references = {one.digest for one in running.daemon.storage.references.of()}
 
-    print(first, second, third, sep="\n\n")
+    nothing_hooked = {"revision": "impossible", "live": "impossible"}
+    good = dict.fromkeys(("complete", "comparison", "verified"), "passed")
     assert ("20260925T023000Z", NightState.PASSED) == (first.id, first.state)
-    assert 0
+    assert {
+        **good,
+        **nothing_hooked,
+        **dict.fromkeys(("counts", "reproduced", "verdict"), "impossible"),
+    } == outcomes(first)
+    assert {"same": 12, "moved": 0, "lost": 0, "new": 0} == first.counts
+    assert NightState.PASSED == second.state
+    assert (
+        "passed"
+        == outcomes(second)["counts"]
+        == outcomes(second)["reproduced"]
+        == outcomes(second)["verdict"]
+    )
+    assert "1 portrait made anew, the same as before to within 0/255" in reason(
+        second, "reproduced"
+    )
+    assert "Answered from the store" in reason(second, "comparison")
+
+    assert NightState.REGRESSED == third.state
+    assert {"complete", "comparison", "counts"} == {one.name for one in third.failed_checks}
+    assert "2/channel has 12 of 12 units lost, had 0" in reason(third, "counts")
+    assert "1 layer of the comparison with twin breaks lost=0: 2/channel: 12 of 12" in reason(
+        third, "comparison"
+    )
+    assert "SC803" in reason(third, "complete")
+    assert 12 == third.counts["lost"]
+
+    assert [one.name for one in third.checks] == [one["name"] for one in report["checks"]]
+    assert ["passed", "passed", "regressed"] == [one["state"] for one in report["trend"]]
+    assert any("2/channel: 12 units more lost" in one for one in report["changes"])
+    pictures = {one["picture"] for one in report["comparison"]["features"]}
+    assert pictures
+    assert pictures <= references
+    assert "<script" not in page
+    assert "<b>Regressed: 3 of 8 checks failed</b>" in page
+    assert page.count("data:image/png;base64,") >= len(pictures)
+    assert third.counts == accepted.counts
+    assert "counts: More than on 20260926T023000Z" in log["audit_regressed"]
+    assert f"night {third.id}: Ada: retired on purpose" == log["audit_accepted"]
