@@ -273,7 +273,7 @@ class Daemon:
             on_events=self.operations.record,
         )
         destination = Destination(config, self.monitor, self.pipeline, self.ledger, clock)
-        self.grpc = GrpcServer(destination, self.operations)
+        self.grpc = GrpcServer(destination, self.operations, self.audits)
         self.lane = LaneServer(destination)
         self._ready = threading.Event()
         self._stopping = threading.Event()

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 
 from sidecar.audits import Night, NightState
+from sidecar.cli import main
 from sidecar.testing import FakeClock, RunningDaemon, running_daemon, wait_until
 from tests.audits.conftest import DAY, HALF_PAST_TWO, HOUR, write_weights
 
@@ -36,6 +38,11 @@ def reason(night: Night, check: str) -> str:
     return next(one.reason for one in night.checks if one.name == check)
 
 
+def audit(running: RunningDaemon, *arguments: str) -> Result:
+    """Run ``sidecar audit`` on the daemon."""
+    return CliRunner().invoke(main, ["audit", *arguments, "--address", running.grpc])
+
+
 def test_a_night_with_a_broken_revision_regresses(settings: dict[str, Any], tmp_path: Path) -> None:
     """The first night passes, the second has the same, the third is of weights whose layer is dead."""
     clock = FakeClock(HALF_PAST_TWO - HOUR)
@@ -49,16 +56,19 @@ def test_a_night_with_a_broken_revision_regresses(settings: dict[str, Any], tmp_
         clock.advance(DAY)
         second = judged(running, 2)
         write_weights(tmp_path / "tiny.safetensors", "silent")
-        clock.advance(DAY)
+        clock.advance(HOUR)
+        ran = audit(running, "run", "nightly", "--wait")
         third = judged(running, 3)
-
-        page = audits.report("nightly", third.id, "html").decode()
-        report = json.loads(audits.report("nightly", third.id, "json"))
-        accepted = audits.accept("nightly", third.id, "Ada: retired on purpose")
+        shown = audit(running, "show", "nightly")
+        listed = audit(running, "list", "-o", "json")
+        fetched = audit(running, "report", "nightly", "--to", str(tmp_path / "to"))
+        accepted = audit(running, "accept", "nightly", "--note", "Ada: retired on purpose")
         running.daemon.operations.flush_events()
         log = {event.what: event.detail for event in running.daemon.operations.events(None, 100)}
         references = {one.digest for one in running.daemon.storage.references.of()}
 
+    page = (tmp_path / "to" / "report.html").read_text()
+    report = json.loads((tmp_path / "to" / "report.json").read_text())
     nothing_hooked = {"revision": "impossible", "live": "impossible"}
     good = dict.fromkeys(("complete", "comparison", "verified"), "passed")
     assert ("20260925T023000Z", NightState.PASSED) == (first.id, first.state)
@@ -98,6 +108,11 @@ def test_a_night_with_a_broken_revision_regresses(settings: dict[str, Any], tmp_
     assert "<script" not in page
     assert "<b>Regressed: 3 of 8 checks failed</b>" in page
     assert page.count("data:image/png;base64,") >= len(pictures)
-    assert third.counts == accepted.counts
+
+    assert (6, 0, 0, 0) == (ran.exit_code, shown.exit_code, fetched.exit_code, accepted.exit_code)
+    assert "counts      failed        More than on 20260926T023000Z" in ran.stdout
+    assert "state  regressed" in shown.stdout
+    assert f"{third.id}  regressed  0 / 12 / " in shown.stdout
+    assert ["AUDIT_STATE_REGRESSED"] == [one["state"] for one in json.loads(listed.stdout)]
     assert "counts: More than on 20260926T023000Z" in log["audit_regressed"]
     assert f"night {third.id}: Ada: retired on purpose" == log["audit_accepted"]
