@@ -15,18 +15,21 @@ class Plan:
     """What a night is about to do; written down before it does it.
 
     Attributes:
-        digest: sha256 of the audited model's weights; empty until a job has told it.
+        revision: Under which revision of the model its jobs ask; empty until that is settled.
+        digest: sha256 of the audited model's weights; empty until a manifest has told it.
         chosen: Features that are pictured; None until they are chosen.
-        again: Manifests of earlier nights whose pictures are made again, by feature.
-        asked: Whether all jobs that look at them were submitted.
-        jobs: Ids of the jobs by their role: ``identify``, ``compare-N``, ``portraits-N``, ``again-N``; and
+        again: Manifests of earlier nights whose pictures are made again, by feature; None until they
+            are chosen, after all other jobs.
+        asked: Whether all jobs that look at the features were submitted.
+        jobs: Ids of the jobs by their role: ``compare-N``, ``portraits-N``, ``again-N``; and
             ``portraits-N-M`` where one of its features ended ``portraits-N`` for all.
         refused: Why jobs could not be asked for, by their roles.
     """
 
+    revision: str = ""
     digest: str = ""
     chosen: tuple[Chosen, ...] | None = None
-    again: Mapping[str, str] = field(default_factory=dict)
+    again: Mapping[str, str] | None = None
     asked: bool = False
     jobs: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)

@@ -1,6 +1,7 @@
 """Reads what the jobs of a night made, and holds it against earlier nights."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from sidecar.audits.book import Entry
@@ -9,7 +10,13 @@ from sidecar.audits.facts import Facts, LayerCounts, Plan, Portrayed
 from sidecar.audits.status import Outcome
 from sidecar.compare import Answer, Report, parse_rules, report_of
 from sidecar.config import AuditConfig
-from sidecar.errors import CorruptState, SidecarError, StoreUnreachable, UnknownJob
+from sidecar.errors import (
+    CorruptState,
+    SidecarError,
+    StoreUnreachable,
+    UnknownArtifact,
+    UnknownJob,
+)
 from sidecar.features import FeatureKey
 from sidecar.jobs import Job, JobQueue, JobState, Portrait, compare, parse_manifest
 from sidecar.monitor import Operations
@@ -62,19 +69,18 @@ class Gatherer:
         found = ((role, self.job(job_id)) for role, job_id in plan.jobs.items())
         return {role: job.error_code for role, job in found if job is not None and job.error_code}
 
-    def digest(self, job: Job) -> str:
-        """Return the sha256 of the weights that a job's model had; empty where it cannot be read.
+    def digest(self, plan: Plan) -> str:
+        """Return the sha256 of the weights that the jobs' model had; empty where no manifest tells it.
 
         Raises:
             StoreUnreachable: The store does not answer; it may later.
         """
-        try:
-            facts = parse_manifest(self._artifacts.get(job.portraits[0].manifest_digest))
-            return str(facts["model"]["digest"])
-        except StoreUnreachable:
-            raise
-        except (SidecarError, LookupError, TypeError):
-            return ""
+        for job in map(self.job, plan.jobs.values()):
+            for one in job.portraits if job is not None else ():
+                with suppress(UnknownArtifact, CorruptState, LookupError, TypeError):
+                    facts = parse_manifest(self._artifacts.get(one.manifest_digest))
+                    return str(facts["model"]["digest"])
+        return ""
 
     def gather(
         self, audit: AuditConfig, entry: Entry, past: Sequence[Entry], served: Served
@@ -169,7 +175,7 @@ class Gatherer:
         done: Mapping[str, Job],
     ) -> Iterator[Repeat]:
         """Yield what was made again on purpose, and what was made anew because the store had lost it."""
-        for number, (feature, manifest) in enumerate(entry.plan.again.items()):
+        for number, (feature, manifest) in enumerate((entry.plan.again or {}).items()):
             night, original = _original(past, manifest)
             job = done.get(f"again-{number}")
             if original is None or job is None:

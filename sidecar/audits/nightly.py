@@ -17,14 +17,15 @@ from sidecar.audits.judging import judge
 from sidecar.audits.page import render_night
 from sidecar.audits.priority import choose
 from sidecar.audits.report import NightReport, as_json
-from sidecar.audits.requests import apart, identifying, known_digest, looking, repeating
+from sidecar.audits.requests import apart, configured_digest, looking, repeating, unserved_revision
 from sidecar.audits.retention import superfluous
 from sidecar.audits.status import AuditState, AuditStatus, Night
 from sidecar.audits.times import Times
-from sidecar.audits.watching import candidates, served
-from sidecar.config import AuditConfig, ModelConfig, SidecarConfig
+from sidecar.audits.watching import candidates, served, served_digest
+from sidecar.config import AuditConfig, SidecarConfig
 from sidecar.errors import (
     Conflict,
+    DigestMismatch,
     DiskFull,
     InvalidInput,
     JobError,
@@ -32,6 +33,7 @@ from sidecar.errors import (
     SidecarError,
     UnknownArtifact,
     UnknownAudit,
+    UnknownModel,
 )
 from sidecar.jobs import JobQueue, JobRequest, ModelSources
 from sidecar.monitor import Event, Operations
@@ -296,77 +298,79 @@ class NightlyAudits:
             self._wake.set()
 
     def _advance(self, audit: AuditConfig, entry: Entry) -> None:
+        """Do the next of: choose, ask, ask for some alone, make earlier portraits again, judge."""
         if entry.plan.chosen is None:
-            entry = self._identify(audit, entry)
-        if entry.plan.chosen is not None:
+            entry = self._write(entry, self._chosen(audit, entry))
+        if entry.plan.revision:
             entry = self._ask(audit, entry)
+        if not self._ended(entry):
+            return
+        if self._is_other_model(audit, entry.plan):
+            # What is served is not what is configured; that is what is audited.
+            self._write(entry, self._unserved(audit, entry, entry.plan))
+            return
+        if entry.plan.again is None:
+            entry = self._ask_again(audit, entry)
+        if self._ended(entry):
+            self._judge(audit, entry)
+            self._held.clear()
+
+    def _ended(self, entry: Entry) -> bool:
+        """Whether all jobs have; what those made that have is held from now on."""
         jobs = [self._gatherer.job(job_id) for job_id in entry.plan.jobs.values()]
         for job in jobs:
             if job is not None and job.portraits and job.id not in self._held:
                 digests = [d for p in job.portraits for d in (p.picture_digest, p.manifest_digest)]
                 self._hold(entry, digests)
                 self._held.add(job.id)
-        # Without jobs there is something to judge once it was settled that there will be none.
-        if (jobs or entry.plan.chosen is not None) and all(
-            job is None or job.state.ended for job in jobs
-        ):
-            self._judge(audit, entry)
-            self._held.clear()
+        return all(job is None or job.state.ended for job in jobs)
 
-    def _identify(self, audit: AuditConfig, entry: Entry) -> Entry:
-        """Find out which weights the configured model has, and choose what is looked at."""
+    def _chosen(self, audit: AuditConfig, entry: Entry) -> Plan:
+        """Settle what is looked at, and under which revision."""
         model = self._tools.config.model(audit.model_name)
-        if model is None:  # the configuration changed since the night began
-            return self._chosen(audit, entry, "")
-        digest = known_digest(audit, model)
-        if digest:
-            return self._chosen(audit, entry, digest)
-        entry = self._ask_identity(audit, entry, model)
-        if _IDENTIFY in entry.plan.refused:
-            return self._chosen(audit, entry, "")
-        job = self._gatherer.job(entry.plan.jobs[_IDENTIFY])
-        if job is None or not job.portraits:
-            return entry  # still at work, or it ended without an answer and the night with it
-        return self._chosen(audit, entry, self._gatherer.digest(job))
-
-    def _ask_identity(self, audit: AuditConfig, entry: Entry, model: ModelConfig) -> Entry:
-        if _IDENTIFY in entry.plan.jobs:
-            return entry
-        try:
-            source = self._sources.read(model.name).source
-        except JobError as error:  # a file of the model is gone
-            return self._write(entry, entry.plan.with_refusal(_IDENTIFY, str(error)))
-        request = identifying(audit, self._tools.config, model, source, entry.due)
-        return self._submit(entry, _IDENTIFY, request)
-
-    def _chosen(self, audit: AuditConfig, entry: Entry, digest: str) -> Entry:
+        digest = configured_digest(audit, model) if model is not None else ""
+        digest = digest or served_digest(audit, self._tools.operations)
         past = self._past(audit.name)
         pictured: dict[str, float] = {}
         for one in reversed(past):
             pictured |= dict.fromkeys(_names(one.plan), one.night.started_at)
-        since = past[0].night.started_at if past else entry.night.started_at - DAY_SECONDS
         found = candidates(
             audit,
             self._tools.config,
             self._tools.operations,
             digest=digest,
-            since=since,
+            since=past[0].night.started_at if past else entry.night.started_at - DAY_SECONDS,
             pictured=pictured,
         )
-        chosen = choose(found, audit.features) if digest else ()
-        again = to_repeat(past, digest, audit.reproduced) if digest and audit.portraits else {}
-        return self._write(entry, replace(entry.plan, digest=digest, chosen=chosen, again=again))
+        plan = replace(entry.plan, chosen=choose(found, audit.features), revision=digest)
+        return plan if digest else self._unserved(audit, entry, plan)
+
+    def _unserved(self, audit: AuditConfig, entry: Entry, plan: Plan) -> Plan:
+        """Return a plan that asks, from the beginning, for whatever the configuration loads."""
+        model = self._tools.config.model(audit.model_name)
+        try:
+            source = self._sources.read(audit.model_name).source
+        except (
+            JobError,
+            UnknownModel,
+        ) as error:  # a file of it is gone, or it left the configuration
+            return replace(plan.with_refusal("model", str(error)), revision="", jobs={})
+        revision = unserved_revision(model, source, entry.night.id) if model is not None else ""
+        return replace(plan, revision=revision, asked=False, jobs={})
+
+    def _is_other_model(self, audit: AuditConfig, plan: Plan) -> bool:
+        """Whether every job was refused because the configured weights are not those that are served."""
+        model = self._tools.config.model(audit.model_name)
+        if not plan.jobs or model is None or plan.revision == configured_digest(audit, model):
+            return False
+        codes = self._gatherer.codes(plan)
+        return all(codes.get(role) == DigestMismatch.code for role in plan.jobs)
 
     def _ask(self, audit: AuditConfig, entry: Entry) -> Entry:
         """Submit what was not yet; a full queue is asked again later."""
         tools, plan = self._tools, entry.plan
-        if not plan.digest:
-            return entry  # nobody knows what to look at: the night has failed
         if not plan.asked:
-            for role, request in (
-                *looking(audit, tools.config, tools.operations, plan),
-                *repeating(tools.operations, plan.again),
-            ):
+            for role, request in looking(audit, tools.config, tools.operations, plan):
                 entry = self._submit(entry, role, request)
             return self._write(entry, replace(entry.plan, asked=True))
         failed = {
@@ -375,22 +379,35 @@ class NightlyAudits:
             if f"{role}-0" not in plan.jobs
         }
         if failed:
-            for role, request in apart(
-                dict(looking(audit, tools.config, tools.operations, plan)), failed
-            ):
+            wanted = dict(looking(audit, tools.config, tools.operations, plan))
+            for role, request in apart(wanted, failed):
                 entry = self._submit(entry, role, request)
         return entry
+
+    def _ask_again(self, audit: AuditConfig, entry: Entry) -> Entry:
+        """Have portraits of earlier nights made again, once it is known of which weights."""
+        digest = self._gatherer.digest(entry.plan)
+        limit = audit.reproduced if audit.portraits and digest else 0
+        again = to_repeat(self._past(audit.name), digest, limit)
+        plan = replace(entry.plan, digest=digest, again=again)
+        for role, request in repeating(self._tools.operations, again):
+            # Written down with the choice: a daemon that is killed here asks for the same again.
+            plan = self._submitted(entry, plan, role, request)
+        return self._write(entry, plan)
 
     def _submit(self, entry: Entry, role: str, request: JobRequest) -> Entry:
         """Submit a job and write it down; one that was submitted before is the same one."""
         if role in entry.plan.jobs or role in entry.plan.refused:
             return entry
-        key = f"audit:{entry.night.audit}:{entry.night.id}:{role}"
+        return self._write(entry, self._submitted(entry, entry.plan, role, request))
+
+    def _submitted(self, entry: Entry, plan: Plan, role: str, request: JobRequest) -> Plan:
+        key = f"audit:{entry.night.audit}:{entry.night.id}:{plan.revision}:{role}"
         try:
             job = self._tools.queue.submit(replace(request, idempotency_key=key), self._clock())
         except JobQuarantined as error:
-            return self._write(entry, entry.plan.with_refusal(role, str(error)))
-        return self._write(entry, entry.plan.with_job(role, job.id))
+            return plan.with_refusal(role, str(error))
+        return plan.with_job(role, job.id)
 
     def _write(self, entry: Entry, plan: Plan) -> Entry:
         written = self._book.plan(entry, plan)
@@ -484,7 +501,6 @@ class NightlyAudits:
 
 
 _OWNER_PREFIX = "audit:"
-_IDENTIFY = "identify"
 
 
 def _owner(night: Night) -> str:

@@ -94,7 +94,7 @@ _OUTCOMES = {
 }
 
 _ASKED = {
-    "identify": "which weights the model has",
+    "model": "the model itself",
     "compare": "comparison",
     "portraits": "portraits",
     "again": "a portrait of an earlier night, made again",

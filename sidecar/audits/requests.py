@@ -28,43 +28,28 @@ PORTRAITS_A_JOB = 8
 _OF_ONE = frozenset({SilentFeature.code, NonFiniteActivation.code, UnsupportedTarget.code})
 """What one feature can end a job of several with; its fellows are then asked for alone."""
 
-_IDENTIFYING = Maximisation(steps=1, canvas=32)
-"""The least that makes a worker load the model and say which weights it has."""
 
-_IDENTIFYING_FORWARD = Search(generations=1, population=4, frequencies=1, canvas=32)
-"""The same of a model without gradients."""
-
-
-def known_digest(audit: AuditConfig, model: ModelConfig) -> str:
+def configured_digest(audit: AuditConfig, model: ModelConfig) -> str:
     """Return the digest of the weights where the configuration tells it; else nothing.
 
-    Of an ONNX model ``digest`` is that of its file, which names no revision.
+    Of an ONNX model ``digest`` is that of its file.
     """
     return audit.revision or (model.digest if model.onnx is None else "")
 
 
-def identifying(
-    audit: AuditConfig, config: SidecarConfig, model: ModelConfig, source: str, due: float
-) -> JobRequest:
-    """Return the job whose manifest tells which weights the configured model has.
+def unserved_revision(model: ModelConfig, source: str, night: str) -> str:
+    """Return a name for whatever the configuration loads, where nobody knows its digest.
 
-    It is answered from the store while the model's files are the same. Of a factory that loads weights of its
-    own no file is known, so it is asked anew each night.
+    Answers are kept under it, so it changes with the model's files. Of a factory that loads weights of its own
+    no file is known: each night asks anew.
 
     Args:
-        audit: Which audit.
-        config: The flags, where the audit names no layers.
-        model: The audited model.
+        model: As configured.
         source: sha256 of what it is made from.
-        due: When the night was due.
+        night: Id of the night.
     """
-    layer = audited_layers(audit, config)[0]
-    name, semicolon, view = layer.partition(";")
-    key = FeatureKey.parse(f"{model.name}@source-{source}/{name}/0{semicolon}{view}")
-    recipe: Recipe = _IDENTIFYING if _has_gradients(model) else _IDENTIFYING_FORWARD
-    if model.onnx is None and model.weights is None:
-        recipe = replace(recipe, seed=int(due))
-    return JobRequest((Target(key),), recipe, origin="audit")
+    own_weights = model.onnx is None and model.weights is None
+    return f"source-{source}-{night}" if own_weights else f"source-{source}"
 
 
 def looking(
@@ -72,7 +57,7 @@ def looking(
 ) -> Iterator[tuple[str, JobRequest]]:
     """Yield the jobs that look at the chosen features, by their roles."""
     chosen = plan.chosen or ()
-    owner = f"{audit.model_name}@{plan.digest}"
+    owner = f"{audit.model_name}@{plan.revision}"
     if audit.against is not None and audit.dataset is not None:
         names = [one.feature for one in chosen if comparable(one.feature)]
         names += stand_ins(audited_layers(audit, config), names)

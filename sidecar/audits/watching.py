@@ -7,7 +7,7 @@ from sidecar.audits.checks import Served
 from sidecar.audits.priority import Candidate
 from sidecar.config import AuditConfig, SidecarConfig
 from sidecar.errors import SidecarError
-from sidecar.features import FeatureKey, FeatureKind, FeatureSelector
+from sidecar.features import FeatureKey, FeatureKind, FeatureSelector, is_digest
 from sidecar.monitor import FeatureStatus, LayerStatus, Operations
 from sidecar.recipes import JOB_KINDS, SIDED_KINDS
 
@@ -73,7 +73,7 @@ def candidates(
         audit: Which audit.
         config: The flags.
         operations: What the daemon knows.
-        digest: The revision that is audited.
+        digest: The revision that is audited; empty: nobody knows it yet.
         since: When the last night began; what fired after it is urgent.
         pictured: When each feature was pictured last, in unix seconds.
     """
@@ -128,7 +128,7 @@ def _flags(
     """Yield the flagged features of the model, and whether their low side is watched."""
     for flag in config.flags:
         selector = FeatureSelector.parse(flag.feature)
-        pinned_elsewhere = selector.revision and not digest.startswith(selector.revision)
+        pinned_elsewhere = digest and selector.revision and not digest.startswith(selector.revision)
         if selector.model == audit.model_name and not pinned_elsewhere:
             below = flag.direction == "below" and selector.kind in SIDED_KINDS
             yield _unpinned(selector), below
@@ -165,6 +165,21 @@ def _mine(audit: AuditConfig, operations: Operations) -> list[FeatureStatus]:
 # -- what is served -------------------------------------------------------------------------------
 
 
+def served_digest(audit: AuditConfig, operations: Operations) -> str:
+    """Return the digest of the one revision that hooks sample; empty where there is none, or several."""
+    found = _fresh(audit, operations)
+    return next(iter(found)) if len(found) == 1 and all(map(is_digest, found)) else ""
+
+
+def _fresh(audit: AuditConfig, operations: Operations) -> set[str]:
+    """Return the revisions of the model that are sampled now."""
+    layers = [
+        one for one in operations.layers() if one.key.model == audit.model_name and one.last_seen
+    ]
+    newest = max((one.last_seen for one in layers), default=0.0)
+    return {one.key.revision for one in layers if one.last_seen >= newest - _TOGETHER_SECONDS}
+
+
 def served(audit: AuditConfig, operations: Operations, since: float) -> Served:
     """Return what hooks say of the model.
 
@@ -173,11 +188,7 @@ def served(audit: AuditConfig, operations: Operations, since: float) -> Served:
         operations: What the daemon knows.
         since: A layer without a sample after it is not sampled any more.
     """
-    layers = [
-        one for one in operations.layers() if one.key.model == audit.model_name and one.last_seen
-    ]
-    newest = max((one.last_seen for one in layers), default=0.0)
-    fresh = {one.key.revision for one in layers if one.last_seen >= newest - _TOGETHER_SECONDS}
+    fresh = _fresh(audit, operations)
     by_key = {one.key: one for one in operations.layers() if one.key.revision in fresh}
     statuses = [one for one in _mine(audit, operations) if one.key.layer.revision in fresh]
     problems = [

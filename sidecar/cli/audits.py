@@ -195,7 +195,7 @@ def _outcome(one: audits_pb2.Check) -> str:
     return "not possible" if name == "impossible" else name
 
 
-def _state(value: audits_pb2.AuditState) -> str:
+def _state(value: "audits_pb2.AuditState.ValueType") -> str:
     return audits_pb2.AuditState.Name(value).removeprefix("AUDIT_STATE_").lower()
 
 

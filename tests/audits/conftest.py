@@ -24,14 +24,19 @@ def write_weights(path: Path, factory: str) -> None:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> dict[str, Any]:
+    """What ``settings_in`` makes, for one test."""
+    return settings_in(tmp_path)
+
+
+def settings_in(root: Path) -> dict[str, Any]:
     """Night after night ``tiny`` is held against ``twin``; its weights are in ``tiny.safetensors``."""
-    folder = tmp_path / "noise"
+    folder = root / "noise"
     folder.mkdir()
     rng = np.random.default_rng(3)
     for number in range(40):
         ground = 100 + rng.integers(0, 30, 3) + rng.integers(0, 60, (36, 40, 3))
         Image.fromarray(ground.astype(np.uint8)).save(folder / f"{number:02d}.png")
-    weights = tmp_path / "tiny.safetensors"
+    weights = root / "tiny.safetensors"
     write_weights(weights, "make")
     small = {"size": 32}
     return {
