@@ -19,7 +19,7 @@ from sidecar.audits.priority import choose
 from sidecar.audits.report import NightReport, as_json
 from sidecar.audits.requests import apart, configured_digest, looking, repeating, unserved_revision
 from sidecar.audits.retention import superfluous
-from sidecar.audits.status import AuditState, AuditStatus, Night
+from sidecar.audits.status import AuditState, AuditStatus, Night, NightState
 from sidecar.audits.times import Times
 from sidecar.audits.watching import candidates, served, served_digest
 from sidecar.config import AuditConfig, SidecarConfig
@@ -149,7 +149,7 @@ class NightlyAudits:
                 _log.warning("audit_step_failed", audit=audit.name, error=str(error))
             except Exception:  # noqa: BLE001 - rule 1: after start-up nothing may end this thread
                 self._pause(audit)
-                _log.exception("audit_step_failed", audit=audit.name)
+                _log.exception("audit_step_crashed", audit=audit.name)
 
     def _pause(self, audit: AuditConfig) -> None:
         self._not_before[audit.name] = time.monotonic() + PATIENCE_SECONDS
@@ -452,7 +452,7 @@ class NightlyAudits:
             self._reload()
             words = "; ".join(f"{one.name}: {one.reason}" for one in night.failed_checks)
             self._record(
-                f"audit_{state}", audit.name, f"night {night.id}{f': {words}' if words else ''}"
+                _JUDGED[state], audit.name, f"night {night.id}{f': {words}' if words else ''}"
             )
         self._prune(audit)
 
@@ -501,6 +501,11 @@ class NightlyAudits:
 
 
 _OWNER_PREFIX = "audit:"
+_JUDGED = {
+    NightState.PASSED: "audit_passed",
+    NightState.REGRESSED: "audit_regressed",
+    NightState.FAILED: "audit_failed",
+}
 
 
 def _owner(night: Night) -> str:

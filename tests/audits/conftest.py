@@ -66,7 +66,7 @@ def settings_in(root: Path) -> dict[str, Any]:
                 "dataset": "noise",
                 "schedule": "30 2 * * *",
                 "features": 3,
-                "fail_on": "lost",
+                "fail_on": "lost,moved=5%",
                 "reproduced": 1,
                 "compare_steps": 2,
             }

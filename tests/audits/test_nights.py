@@ -124,9 +124,10 @@ def test_broken_weights_regress(ran: Nights) -> None:
 
     assert NightState.REGRESSED == night.state
     assert {"complete", "comparison", "counts"} == {one.name for one in night.failed_checks}
-    assert "2/channel has 12 of 12 units lost, had 0" in reason(night, "counts")
-    assert "1 layer of the comparison with twin breaks lost=0: 2/channel: 12 of 12" in reason(
-        night, "comparison"
+    assert "2/channel has 12 of 12 units moved, had 0" in reason(night, "counts")
+    assert (
+        "1 layer of the comparison with twin breaks lost=0, moved=5%: 2/channel: 12 of 12"
+        in reason(night, "comparison")
     )
     assert "portraits-0 failed (SC803" in reason(night, "complete")
     assert "counts: More than on 20260926T023000Z" in ran.log["audit_regressed"]
@@ -139,7 +140,7 @@ def test_a_report_says_the_same_as_page_and_as_json(ran: Nights) -> None:
 
     assert [one.name for one in night.checks] == [one["name"] for one in ran.report["checks"]]
     assert ["passed", "passed", "regressed"] == [one["state"] for one in ran.report["trend"]]
-    assert any("2/channel: 12 units more lost" in one for one in ran.report["changes"])
+    assert any("2/channel: 12 units more moved" in one for one in ran.report["changes"])
     assert pictures
     assert pictures <= ran.references
     assert "<script" not in ran.page
@@ -158,7 +159,7 @@ def test_commands_say_how_it_went(ran: Nights) -> None:
     assert wanted == codes, [one.output for one in ran.said.values()]
     assert f"night {night.id}: regressed, 1 features pictured" in ran.said["run"].stdout
     assert "state  regressed" in ran.said["show"].stdout
-    assert "0 / 12 / " in ran.said["show"].stdout
+    assert "12 / 0 / " in ran.said["show"].stdout
     listed = json.loads(ran.said["list"].stdout)
     assert ["AUDIT_STATE_REGRESSED"] == [one["state"] for one in listed]
     assert f"night {night.id}: Ada: retired on purpose" == ran.log["audit_accepted"]
