@@ -249,6 +249,8 @@ def texts_of(node: ast.expr, inside: Sequence[ast.AST]) -> Iterator[str]:
 def test_every_audit_event_is_documented() -> None:
     """The table has the entries that the code can make, and no other."""
     made = {name for path in (ROOT / "sidecar/monitor").glob("*.py") for name in audit_names(path)}
+    for path in (ROOT / "sidecar/audits").glob("*.py"):
+        made |= set(re.findall(r'"(audit_[a-z]+)"', path.read_text(encoding="utf-8")))
     table = read("docs/events.md").partition("## The daemon's log")[0]
 
     assert made == set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))

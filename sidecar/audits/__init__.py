@@ -6,7 +6,7 @@ with numbers why it passed, failed or was not possible; and that reports and the
 together and within bounds. No torch here: jobs compute, this room reads what they made.
 """
 
-from sidecar.audits.nightly import NightlyAudits
+from sidecar.audits.nightly import NightlyAudits, Tools
 from sidecar.audits.status import (
     CHECKS,
     Audits,
@@ -28,4 +28,5 @@ __all__ = [
     "NightState",
     "NightlyAudits",
     "Outcome",
+    "Tools",
 ]

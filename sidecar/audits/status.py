@@ -172,3 +172,18 @@ class Audits(Protocol):
             StorageError: The disk refuses it.
         """
         ...
+
+    def accept(self, name: str, night_id: str, note: str) -> Night:
+        """Take what a judged night found for the new normal, with an audit entry.
+
+        Args:
+            name: Of the audit.
+            night_id: Which night; later ones are held against it.
+            note: Who accepts it and why.
+
+        Raises:
+            UnknownAudit: There is no such night.
+            Conflict: It still runs.
+            InvalidInput: The note is empty, too long, or not printable.
+        """
+        ...

@@ -93,6 +93,10 @@ class AuditConfig(Section):
         default="",
         description="Gate on the comparison, as `sidecar compare --fail-on`: lost,moved=5%,new=10.",
     )
+    compare_steps: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        default=64,
+        description="Optimiser steps of each portrait in the comparison; 0: it looks at the images alone.",
+    )
     tolerance: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
         default=0.01,
         description="Share of a layer's units by which more may be moved or lost than the night before, "

@@ -17,6 +17,7 @@ from sidecar.jobs.protocol import Cause, Job, JobRequest, JobState, Portrait, Pr
 from sidecar.jobs.quarantine import Quarantined
 from sidecar.jobs.queue import JobQueue
 from sidecar.jobs.runner import Runner
+from sidecar.jobs.sources import ModelSources
 from sidecar.jobs.spec import LiveContext
 from sidecar.jobs.verification import Finding, Verification, parse_manifest, request_of, verify
 from sidecar.jobs.windows import last_start, next_start
@@ -34,6 +35,7 @@ __all__ = [
     "JobState",
     "LiveContext",
     "MadePicture",
+    "ModelSources",
     "Portrait",
     "Priority",
     "Quarantined",
