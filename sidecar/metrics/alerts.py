@@ -500,14 +500,14 @@ _INCOMPLETE = Alert(
 )
 
 CHECK_WORDS = {
-    "complete": "not all of its jobs were done",
-    "comparison": "the gate on the comparison does not hold",
-    "counts": "more units moved or were lost than the night before",
-    "reproduced": "a portrait is not what it was when it is made again",
-    "verdict": "a portrait that was trusted is no longer",
-    "verified": "a stored picture or manifest does not hold",
-    "revision": "the model that is served is not the one that was audited",
-    "live": "a flagged feature is without a baseline, not sampled, or drifting",
+    "complete": "jobs are not done",
+    "comparison": "layers break the gate on the comparison",
+    "counts": "more units of a layer are moved or lost than before, as a share of it",
+    "reproduced": "a portrait made again came out otherwise, as a share of a pixel's range",
+    "verdict": "features whose portraits were trusted are trusted no longer",
+    "verified": "stored manifests or pictures do not verify",
+    "revision": "another revision is served than was audited",
+    "live": "flagged features are not watched, or drift",
 }
 """What it means that a check of a nightly audit failed."""
 

@@ -450,8 +450,8 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
                 "features are not watched."
             ),
             diagnosis=(
-                "1. Open `report_url`: the table of checks first, then what changed since the night before, "
-                "with the pictures side by side. `audit_url` has the trend over nights.\n"
+                "1. Open `report_url`: the table of checks says which layers, features and jobs; then what "
+                "changed since the night before, with the pictures side by side. `audit_url` has the trend.\n"
                 "2. `revision` failed: which weights does the server load, and which does the "
                 "configuration name?\n"
                 "3. `comparison` or `counts`: which layers? All behind one layer points to its weights, all "
@@ -468,9 +468,9 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
             mitigation=(
                 "- The change is a fault: roll back, then `sidecar audit run <audit>`; a night that passes ends "
                 "the alert.\n"
-                "- The change is wanted: compare with the new model from now on, or widen `fail_on` or "
-                "`tolerance`, and say so where people find it. `counts` and `reproduced` settle by themselves: "
-                "the next night is held against this one.\n"
+                '- The change is wanted: `sidecar audit accept <audit> --note "who and why"` takes the night for '
+                "the new normal of `counts` and `verdict`, which else fail again every night; for `comparison` "
+                "change `fail_on`. Then run a night.\n"
                 "- Only `live`: mend the sampling, or `sidecar baseline relearn <model> --layer <layer>`."
             ),
             picture=(
@@ -506,10 +506,10 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
         ),
         "SidecarAuditFailed": Runbook(
             meaning=(
-                "All jobs of the newest night failed or were cancelled, so that nothing could be judged. That is "
-                "not a regression: nothing is known of the model."
+                "No job of the newest night was done: all failed, were cancelled or refused. That is not a "
+                "regression: nothing is known of the model."
             ),
-            impact="The night is lost. The next one is held against the last that was judged.",
+            impact="The night is lost; the next one comes at its time.",
             diagnosis=(
                 "1. Open `audit_url`: the check `complete` says which jobs failed.\n"
                 "2. `sidecar job list` and `sidecar job get <id>`: the code is one of the SC8xx of "
