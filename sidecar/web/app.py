@@ -100,6 +100,7 @@ def _routes(console: Console) -> list[Route]:
         Route("/audits/{name}/run", audits.run, methods=post),
         Route("/audits/{name}/latest", audits.latest),
         Route("/audits/{name}/{night}", audits.night),
+        Route("/audits/{name}/{night}/accept", audits.accept, methods=post),
         Route("/audits/{name}/{night}/report.html", audits.report),
         Route("/audits/{name}/{night}/report.json", audits.report),
         Route("/f/{feature:path}/portrait.png", pictures.portrait),
@@ -129,6 +130,7 @@ def _routes(console: Console) -> list[Route]:
         Route("/api/v1/audits", audits.listed),
         Route("/api/v1/audits/{name}", audits.described),
         Route("/api/v1/audits/{name}/nights/{night}", audits.night_described),
+        Route("/api/v1/audits/{name}/nights/{night}/accept", audits.accepted, methods=post),
         Route("/api/v1/audits/{name}/run", audits.started, methods=post),
         Route("/api/v1/alertmanager", alerts.alertmanager, methods=post),
     ]

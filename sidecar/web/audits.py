@@ -10,8 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sidecar.audits import Audits, AuditStatus, Night
-from sidecar.errors import UnknownAudit
+from sidecar.errors import InvalidInput, UnknownAudit
 from sidecar.web import serialise, trend
+from sidecar.web.api import read_json
 from sidecar.web.console import Console
 from sidecar.web.security import read_form
 from sidecar.web.serialise import Json
@@ -34,10 +35,13 @@ CHECK_TITLES = {
 """What the checks of a night are called."""
 
 NOTICES = {
-    "started": "A night was started. Its jobs wait for their turn, as audits do; this page shows how it stands."
+    "started": "A night was started. Its jobs wait for their turn, as audits do; this page shows how it stands.",
+    "accepted": "Taken for the new normal. The alert ends with the next night that passes: run one now, or wait.",
 }
 
 _NIGHTS_SHOWN = 60  # in the list; the API has all that are kept
+_NOTE_LIMIT = 200  # characters; the daemon checks it again, for every way in
+_BODY_LIMIT_BYTES = 4 << 10  # of an acceptance: a note
 _RECENT = 14  # marks in the list of audits
 _MEDIA = {"html": "text/html; charset=utf-8", "json": "application/json"}
 
@@ -86,6 +90,7 @@ def audit(request: Request) -> Response:
         charts=charts(status.nights),
         nights=status.nights[:_NIGHTS_SHOWN],
         more=max(0, len(status.nights) - _NIGHTS_SHOWN),
+        note_limit=_NOTE_LIMIT,
         notice=NOTICES.get(request.query_params.get("done", ""), ""),
     )
 
@@ -149,6 +154,15 @@ async def run(request: Request) -> Response:
     return console.redirect(f"/audits/{name}?done=started")
 
 
+async def accept(request: Request) -> Response:
+    """Take what a night found for the new normal."""
+    console = Console.of(request)
+    fields = await read_form(request, console.gate)
+    name, night_id = request.path_params["name"], request.path_params["night"]
+    await run_in_threadpool(_audits(request).accept, name, night_id, fields.get("note", ""))
+    return console.redirect(f"/audits/{name}?done=accepted")
+
+
 def listed(request: Request) -> Response:
     """``GET /api/v1/audits``: every audit with its newest night."""
     base = Console.of(request).base
@@ -174,6 +188,22 @@ async def started(request: Request) -> Response:
     found = await run_in_threadpool(_audits(request).start, request.path_params["name"], "api")
     answer = serialise.night(found, console.base)
     return Json(answer, 202, location=f"{console.base}/audits/{found.audit}")
+
+
+async def accepted(request: Request) -> Response:
+    """``POST /api/v1/audits/{name}/nights/{night}/accept``: take a night for the new normal.
+
+    The body is ``{"note": "who and why"}``.
+    """
+    console = Console.of(request)
+    console.gate.check_origin(request.headers)
+    asked = await read_json(request, _BODY_LIMIT_BYTES)
+    note = asked.get("note")
+    if set(asked) != {"note"} or not isinstance(note, str):
+        raise InvalidInput('the body must be {"note": "who accepts it and why"}')
+    name, night_id = request.path_params["name"], request.path_params["night"]
+    found = await run_in_threadpool(_audits(request).accept, name, night_id, note)
+    return Json(serialise.night(found, console.base))
 
 
 def _audits(request: Request) -> Audits:

@@ -35,6 +35,7 @@ from sidecar.audits import (
 from sidecar.detect import SliceCount, State, attribute
 from sidecar.errors import (
     BaselineNotReady,
+    InvalidInput,
     JobFinished,
     SidecarError,
     UnknownArtifact,
@@ -567,6 +568,7 @@ class MemoryAudits:
     known: dict[str, AuditStatus] = field(default_factory=dict)
     bodies: dict[tuple[str, str, str], bytes] = field(default_factory=dict)
     started: list[tuple[str, str]] = field(default_factory=list)
+    accepted: list[tuple[str, str, str]] = field(default_factory=list)
 
     def add(self, name: str, *states: NightState, **more: Any) -> AuditStatus:
         """Configure an audit with these nights, the newest first."""
@@ -632,6 +634,13 @@ class MemoryAudits:
         if (name, night_id, form) not in self.bodies:
             raise UnknownAudit("no report yet")
         return self.bodies[name, night_id, form]
+
+    def accept(self, name: str, night_id: str, note: str) -> Night:
+        """Take a night for the new normal."""
+        if not note:
+            raise InvalidInput("note: say who accepts it and why")
+        self.accepted.append((name, night_id, note))
+        return self.night(name, night_id)
 
     def start(self, name: str, actor: str) -> Night:
         """Start a night, or return the one that runs."""

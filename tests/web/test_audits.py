@@ -183,6 +183,42 @@ def test_a_night_is_started_from_the_page_once(
     assert 404 == client.post("/audits/other/run", data={"token": token}).status_code
 
 
+def test_a_wanted_change_is_accepted_with_a_note(
+    client: httpx.Client, audits: Any, token: str
+) -> None:
+    """From the page of a night that regressed, or over the API; never without a word why."""
+    night = audits.add("nightly-int8", REGRESSED, PASSED).last
+    note = {"note": "Ada: retrained"}
+    form, call = (
+        f"/audits/nightly-int8/{night.id}/accept",
+        f"/api/v1/audits/nightly-int8/nights/{night.id}/accept",
+    )
+
+    shown = client.get("/audits/nightly-int8").text
+    pressed = client.post(form, data={"token": token, **note})
+    called = client.post(call, json=note)
+    refused = [
+        client.post(form, data={"token": token, "note": " "}),
+        client.post(form, data={"token": "x", **note}),
+        client.post(call, json=note, headers={"origin": "http://evil.example"}),
+        client.post(call, json={}),
+        client.post(call, json={"note": 1}),
+        client.post(call, json={**note, "more": 1}),
+    ]
+
+    assert f'action="{form}"' in shown
+    assert (303, "/audits/nightly-int8?done=accepted") == (
+        pressed.status_code,
+        pressed.headers["location"],
+    )
+    assert "new normal" in client.get(pressed.headers["location"]).text
+    assert night.id == strict(called)["id"]
+    assert [400, 403, 403, 400, 400, 400] == [one.status_code for one in refused]
+    assert [("nightly-int8", night.id, note["note"])] * 2 == audits.accepted
+    audits.add("nightly-int8", PASSED)
+    assert "accept" not in client.get("/audits/nightly-int8").text
+
+
 def test_the_api_has_all_of_it(client: httpx.Client, audits: Any) -> None:
     """The list, one audit with its nights, one night with its checks, and a report's address."""
     status = audits.add("nightly-int8", REGRESSED, PASSED)
