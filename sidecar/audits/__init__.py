@@ -6,6 +6,7 @@ with numbers why it passed, failed or was not possible; and that reports and the
 together and within bounds. No torch here: jobs compute, this room reads what they made.
 """
 
+from sidecar.audits.describe import describe
 from sidecar.audits.nightly import NightlyAudits, Tools
 from sidecar.audits.status import (
     CHECKS,
@@ -29,4 +30,5 @@ __all__ = [
     "NightlyAudits",
     "Outcome",
     "Tools",
+    "describe",
 ]

@@ -197,7 +197,8 @@ def counts(now: Facts, before: Reference | None, tolerance: float) -> Check:
             f"More than on {before.night}: {listed(bad)}; allowed are {tolerance:.2%} of a layer."
         )
         return Check("counts", Outcome.FAILED, worst, tolerance, reason)
-    reason = f"Since {before.night} no layer has more than {max(worst, 0):.2%} of its units more moved or lost."
+    by = f", but for {worst:.2%} of its units at most" if worst > 0 else ""
+    reason = f"No layer has more units moved or lost than on {before.night}{by}."
     return Check("counts", Outcome.PASSED, worst, tolerance, reason)
 
 

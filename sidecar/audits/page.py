@@ -24,6 +24,7 @@ h2.part{font-size:1.35rem;border-top:2px solid var(--text);padding-top:1rem;marg
 table.checks td{white-space:normal;text-align:left;vertical-align:top}
 table.checks th{text-align:left}
 table.checks td:nth-child(n+3):not(:last-child){text-align:right;white-space:nowrap}
+table.checks td:nth-child(2){white-space:nowrap}
 table.checks td:last-child{width:100%;padding-right:0}
 .passed{color:var(--same);font-weight:600}.failed-word{color:var(--lost);font-weight:600}
 .impossible{color:var(--faint)}.weak{color:var(--weak)}.unreliable{color:var(--lost)}
@@ -66,7 +67,6 @@ _PAGE = """<!doctype html>
 <h2>Since the night before</h2>
 {changes}
 <h2>Trend</h2>
-<p class="lead legend">All compared layers together.<i class="lost"></i>lost<i class="moved"></i>moved</p>
 {trend}
 {differing}
 {portraits}
@@ -116,7 +116,7 @@ def render_night(report: NightReport, read: Reader) -> str:
         verdict=_verdict(report),
         checks="\n".join(map(_check, night.checks)),
         changes=_changes(report),
-        trend=render_trend(report.trend),
+        trend=_trend(report),
         differing=_differing(report, read),
         portraits=_portraits(report, read),
         comparison=_comparison(report),
@@ -187,6 +187,16 @@ def _changes(report: NightReport) -> str:
             f"<p>Nothing of what is compared and judged changed since {_date(before.night.id)}.</p>"
         )
     return "<ul>" + "".join(f"<li>{html.escape(one)}</li>" for one in found) + "</ul>"
+
+
+def _trend(report: NightReport) -> str:
+    if not report.past:
+        return "<p>It begins with the second night.</p>"
+    legend = (
+        '<p class="lead legend">All compared layers together.<i class="lost"></i>lost'
+        '<i class="moved"></i>moved</p>'
+    )
+    return f"{legend}\n{render_trend(report.trend)}"
 
 
 def _differing(report: NightReport, read: Reader) -> str:

@@ -40,10 +40,14 @@ def layer_of(feature: str) -> str:
 def audited_layers(audit: AuditConfig, config: SidecarConfig) -> tuple[str, ...]:
     """Return the layers of an audit, ``LAYER/KIND[;VIEW]``: those it names, or those of its flags."""
     if not audit.layers:
-        flags = (FeatureSelector.parse(flag.feature) for flag in config.flags)
-        mine = (flag for flag in flags if flag.model == audit.model_name)
-        return tuple(dict.fromkeys(layer_of(_unpinned(flag)) for flag in mine))
+        return tuple(dict.fromkeys(map(layer_of, flagged_features(audit, config))))
     return tuple(dict.fromkeys(map(_layer, audit.layers)))
+
+
+def flagged_features(audit: AuditConfig, config: SidecarConfig) -> tuple[str, ...]:
+    """Return the features of the model that the configuration flags, without model and revision."""
+    flags = (FeatureSelector.parse(flag.feature) for flag in config.flags)
+    return tuple(dict.fromkeys(_unpinned(one) for one in flags if one.model == audit.model_name))
 
 
 def _layer(text: str) -> str:
@@ -84,10 +88,10 @@ def candidates(
         if layer_of(rest) in layers
     }
     fired, strange = _fired(audit, operations, since), _strange(audit, operations)
-    named = [rest for rest in {*flags, *strange} if layer_of(rest) in layers and _pictured(rest)]
+    named = [rest for rest in {*flags, *strange} if layer_of(rest) in layers and portrayable(rest)]
     covered = {layer_of(rest) for rest in flags}
-    fillers = [_unit(layer, n) for layer in layers if layer not in covered for n in UNITS]
-    fillers = [rest for rest in fillers if rest not in named and _pictured(rest)]
+    fillers = [unit_of(layer, n) for layer in layers if layer not in covered for n in UNITS]
+    fillers = [rest for rest in fillers if rest not in named and portrayable(rest)]
     return tuple(
         Candidate(
             rest,
@@ -101,7 +105,8 @@ def candidates(
     )
 
 
-def _unit(layer: str, index: int) -> str:
+def unit_of(layer: str, index: int) -> str:
+    """Return a unit of a layer, ``LAYER/KIND[;VIEW]``, as a feature without model and revision."""
     name, semicolon, view = layer.partition(";")
     return f"{name}/{index}{semicolon}{view}"
 
@@ -109,7 +114,7 @@ def _unit(layer: str, index: int) -> str:
 def stand_ins(layers: Sequence[str], compared: Sequence[str]) -> tuple[str, ...]:
     """Return the first unit of each layer of which nothing is compared, so that its units are counted."""
     there = {layer_of(rest) for rest in compared}
-    missing = [_unit(layer, 0) for layer in layers if layer not in there]
+    missing = [unit_of(layer, 0) for layer in layers if layer not in there]
     return tuple(rest for rest in missing if comparable(rest))
 
 
@@ -118,7 +123,8 @@ def comparable(feature: str) -> bool:
     return FeatureKey.parse(f"m@{_ANY}/{feature}").layer.kind in COMPARED
 
 
-def _pictured(feature: str) -> bool:
+def portrayable(feature: str) -> bool:
+    """Whether jobs can make a portrait of a feature's kind."""
     return FeatureKey.parse(f"m@{_ANY}/{feature}").layer.kind in JOB_KINDS
 
 
@@ -144,7 +150,7 @@ def _fired(audit: AuditConfig, operations: Operations, since: float) -> set[str]
         rest_of(s.key) for s in _mine(audit, operations) if s.state.value in ("firing", "pending")
     }
     for event in operations.events(None, _EVENTS):
-        if event.at < since:
+        if event.at <= since:
             continue
         owner, _, rest = event.subject.partition("/")
         if event.what == "feature_firing" and owner.partition("@")[0] == audit.model_name:

@@ -1,5 +1,7 @@
 """A tiny network with weights in a file, its twin, images of noise, and an audit of the two."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,9 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
+from sidecar.config import SidecarConfig
+from sidecar.daemon import Daemon
+from sidecar.testing import FakeClock
 from tests.jobs import tiny_model
 
 HALF_PAST_TWO = 1_790_303_400.0  # 2026-09-25 02:30 UTC
@@ -72,3 +77,20 @@ def settings_in(root: Path) -> dict[str, Any]:
             }
         ],
     }
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    """An hour before the first night."""
+    return FakeClock(HALF_PAST_TWO - HOUR)
+
+
+@contextmanager
+def built(tmp_path: Path, settings: dict[str, Any], clock: FakeClock) -> Iterator[Daemon]:
+    """Build a daemon of which nothing runs, so that each step is the test's; leave it as kill -9 would."""
+    config = SidecarConfig.model_validate({**settings, "state_dir": tmp_path / "state"})
+    daemon = Daemon(config, clock=clock, load_kernels=None)
+    try:
+        yield daemon
+    finally:
+        daemon.storage.close()

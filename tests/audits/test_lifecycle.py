@@ -1,38 +1,18 @@
 """When nights begin and end: the clock, the disk and kill -9, without a worker."""
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sidecar.audits import AuditState, NightlyAudits, NightState
-from sidecar.config import SidecarConfig
 from sidecar.daemon import Daemon
 from sidecar.errors import Conflict, InvalidInput, UnknownAudit
 from sidecar.testing import FakeClock
-from tests.audits.conftest import DAY, HALF_PAST_TWO, HOUR
+from tests.audits.conftest import DAY, HALF_PAST_TWO, HOUR, built
 
 pytestmark = pytest.mark.service
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    """An hour before the first night."""
-    return FakeClock(HALF_PAST_TWO - HOUR)
-
-
-@contextmanager
-def built(tmp_path: Path, settings: dict[str, Any], clock: FakeClock) -> Iterator[Daemon]:
-    """Build a daemon of which nothing runs, so that each step is the test's; leave it as kill -9 would."""
-    config = SidecarConfig.model_validate({**settings, "state_dir": tmp_path / "state"})
-    daemon = Daemon(config, clock=clock, load_kernels=None)
-    try:
-        yield daemon
-    finally:
-        daemon.storage.close()
 
 
 def fail_jobs(daemon: Daemon, clock: FakeClock) -> int:
