@@ -1,7 +1,7 @@
 """The composition root: builds the daemon from its configuration, starts it, ends it.
 
 Threads: the event loop (gRPC), the lane's acceptor and a reader for each of its connections, the
-writer (statistics and detectors), the metrics server, the console, the job runner and its children,
+writer (statistics and detectors), the metrics server, the console, the job runner and its children, audits,
 housekeeping (snapshots, audit log, recording, disk), and one that ends once the kernels are compiled. Only the
 writer puts samples into the bank; everybody else reads copies.
 """
@@ -23,6 +23,7 @@ from typing import BinaryIO
 import structlog
 
 import sidecar
+from sidecar.audits import AuditStatus, NightlyAudits, Tools
 from sidecar.compilation import Compilation, Loops, load_compiled
 from sidecar.config import SidecarConfig
 from sidecar.errors import ConfigError, SidecarError
@@ -260,6 +261,10 @@ class Daemon:
             references=self.storage.references,
             clock=clock,
         )
+        tools = Tools(
+            config, self.operations, self.queue, self.storage.artifacts, self.storage.references
+        )
+        self.audits = NightlyAudits(tools, clock=clock)
         self.pipeline = Pipeline(
             self.monitor,
             self.ledger,
@@ -268,7 +273,7 @@ class Daemon:
             on_events=self.operations.record,
         )
         destination = Destination(config, self.monitor, self.pipeline, self.ledger, clock)
-        self.grpc = GrpcServer(destination, self.operations)
+        self.grpc = GrpcServer(destination, self.operations, self.audits)
         self.lane = LaneServer(destination)
         self._ready = threading.Event()
         self._stopping = threading.Event()
@@ -303,6 +308,7 @@ class Daemon:
         try:
             await self._listen()
             self.runner.start()
+            self.audits.start_thread()
             self.pipeline.start()
             self._housekeeper.start()
         except BaseException:
@@ -355,6 +361,7 @@ class Daemon:
             self.operations,
             console_url=self.config.alerts.console_url or f"http://{address}",
             clock=self._clock,
+            audits=self.audits,
         )
         server = WebServer(app, host, int(port))
         server.start()
@@ -377,6 +384,7 @@ class Daemon:
     def _wind_down(self, grace: float, served: bool) -> None:
         self.compilation.stop(grace)
         self.pipeline.stop(grace)
+        self.audits.stop(grace)
         self.runner.stop(grace)
         if self._housekeeper.is_alive():
             self._housekeeper.join(grace)
@@ -482,6 +490,8 @@ class Daemon:
             reasons.append("nobody saves snapshots any more")
         if not self.runner.alive:
             reasons.append("nobody runs jobs any more")
+        if not self.audits.alive:
+            reasons.append("nobody looks after audits any more")
         return reasons
 
     def why_not_ready(self) -> Sequence[str]:
@@ -530,6 +540,9 @@ class _Source:
             seconds,
             self._daemon.queue.quarantine.total,
         )
+
+    def audits(self) -> Sequence[AuditStatus]:
+        return self._daemon.audits.statuses()
 
     def statistics(self) -> StatisticsCounts:
         compilation, memory = self._daemon.compilation, self._daemon.monitor.memory()

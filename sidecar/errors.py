@@ -27,7 +27,8 @@
     │   ├── UnknownFeature
     │   ├── UnknownJob
     │   ├── UnknownArtifact
-    │   └── UnknownBaseline
+    │   ├── UnknownBaseline
+    │   └── UnknownAudit
     ├── Conflict                the request contradicts the present state
     │   ├── LayerConflict
     │   ├── BaselineNotReady
@@ -262,6 +263,13 @@ class UnknownBaseline(NotFound):
 
     code = "SC406"
     reason = "unknown_baseline"
+
+
+class UnknownAudit(NotFound):
+    """No such audit is configured, or the night is not kept, or has no report yet."""
+
+    code = "SC407"
+    reason = "unknown_audit"
 
 
 class Conflict(SidecarError):

@@ -181,6 +181,7 @@ def test_every_query_parameter_of_the_api_is_documented() -> None:
         "distribution": "GET /api/v1/features/{feature}/distribution",
         "evidence": "GET /api/v1/features/{feature}/evidence",
         "jobs": "GET /api/v1/jobs",
+        "artifacts": "GET /api/v1/artifacts",
     }
     bodies = dict(
         re.findall(r"^(?:async )?def (\w+)\(.*?\n(.*?)(?=^\S|\Z)", source, re.MULTILINE | re.DOTALL)
@@ -248,6 +249,8 @@ def texts_of(node: ast.expr, inside: Sequence[ast.AST]) -> Iterator[str]:
 def test_every_audit_event_is_documented() -> None:
     """The table has the entries that the code can make, and no other."""
     made = {name for path in (ROOT / "sidecar/monitor").glob("*.py") for name in audit_names(path)}
+    for path in (ROOT / "sidecar/audits").glob("*.py"):
+        made |= set(re.findall(r'"(audit_[a-z]+)"', path.read_text(encoding="utf-8")))
     table = read("docs/events.md").partition("## The daemon's log")[0]
 
     assert made == set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE))

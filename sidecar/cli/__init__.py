@@ -23,6 +23,7 @@ _COMMANDS = {
     "baseline": ("sidecar.cli.baselines", "Freeze, relearn, list, export and import baselines."),
     "job": ("sidecar.cli.jobs", "Run, list, watch and cancel visualisation jobs."),
     "compare": ("sidecar.cli.compare", "Say what became of a model's units in another model."),
+    "audit": ("sidecar.cli.audits", "Say how nightly audits stand, run one, fetch its report."),
     "artifact": ("sidecar.cli.artifacts", "List, check, reproduce, export and keep pictures."),
     "replay": ("sidecar.cli.replay", "Say what a policy would have fired on."),
     "calibrate": ("sidecar.cli.calibrate", "Say how often a policy is wrong on recorded traffic."),

@@ -41,12 +41,21 @@ def artifact() -> None:
 @click.option("--revision", default="", help="Only of revisions that start with this.")
 @click.option("--method", default="", help="Only those made so, such as activation_maximisation.")
 @click.option(
+    "--verdict",
+    type=click.Choice(["trusted", "weak", "unreliable"]),
+    help="Only those that can be believed so far.",
+)
+@click.option("--job", "job_id", default="", help="Only what this job made.")
+@click.option(
     "--limit", type=click.IntRange(1), default=50, show_default=True, help="At most so many."
 )
 @with_daemon
-def list_artifacts(*, limit: int, address: str, output: str, **wanted: str) -> None:
+def list_artifacts(
+    *, verdict: str | None, limit: int, address: str, output: str, **wanted: str
+) -> None:
     """List pictures, newest first."""
     with channel(address) as opened:
+        wanted |= {"verdict": verdict or ""}
         found = _listed(jobs_pb2_grpc.JobServiceStub(opened), limit, wanted)
     if output == "json":
         print_json(found)
@@ -57,11 +66,12 @@ def list_artifacts(*, limit: int, address: str, output: str, **wanted: str) -> N
             one.manifest_digest[:_SHOWN],
             one.method,
             f"{one.origin or '-'}{' (again)' if one.reproduces else ''}",
+            one.verdict or "-",
             one.feature,
         ]
         for one in found
     ]
-    print_table(["PICTURE", "MANIFEST", "METHOD", "ORIGIN", "FEATURE"], rows)
+    print_table(["PICTURE", "MANIFEST", "METHOD", "ORIGIN", "VERDICT", "FEATURE"], rows)
 
 
 def _listed(

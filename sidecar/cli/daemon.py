@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn, TextIO, cast
@@ -66,6 +67,8 @@ def check_config(path: Path, address: str) -> None:
     for line in _costs(config):
         click.echo(line)
     click.echo(_rows_needed(config))
+    for line in _audits(config):
+        click.echo(line)
     if address and (lost := list(_unmatched(config, address))):
         click.echo(f"{path}: {len(lost)} of {len(config.flags)} flags fit no feature:", err=True)
         for line in lost:
@@ -83,6 +86,16 @@ def _unmatched(config: SidecarConfig, address: str) -> Iterator[str]:
     for at, flag in enumerate(config.flags):
         if (found := explain(FeatureSelector.parse(flag.feature), layers)) is not None:
             yield f"flags.{at}: {found.flag}: {found.words}"
+
+
+def _audits(config: SidecarConfig) -> Iterator[str]:
+    """Yield what each audit looks at, and when."""
+    if not config.audits:
+        return
+    from sidecar.audits import describe  # noqa: PLC0415 - the job room, for audits alone
+
+    for audit in config.audits:
+        yield f"  {describe(audit, config, time.time())}"
 
 
 def _costs(config: SidecarConfig) -> Iterator[str]:

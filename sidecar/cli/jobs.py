@@ -18,6 +18,8 @@ EXIT_FAILED = 1
 _DURATION = re.compile(r"(\d+(?:\.\d+)?) ?([smhd])")
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
+_KEY_SHOWN = 16  # digits of a content key in a table: more than `job release` needs
+
 PAGE = 200
 """Jobs asked for at once; the daemon gives no more."""
 
@@ -171,9 +173,17 @@ def _priority(found: jobs_pb2.Job) -> str:
 @click.option(
     "--limit", type=click.IntRange(1), default=50, show_default=True, help="At most so many."
 )
+@click.option(
+    "--quarantined",
+    is_flag=True,
+    help="Instead: what is refused for killing its worker, until when.",
+)
 @with_daemon
-def list_jobs(limit: int, address: str, output: str) -> None:
+def list_jobs(*, limit: int, quarantined: bool, address: str, output: str) -> None:
     """List jobs, newest first."""
+    if quarantined:
+        _list_quarantined(limit, address, output)
+        return
     found: list[jobs_pb2.Job] = []
     token = ""
     with channel(address) as opened:
@@ -202,6 +212,27 @@ def list_jobs(limit: int, address: str, output: str) -> None:
         for j in found
     ]
     print_table(["JOB", "STATE", "PRIORITY", "STEP", "ORIGIN", "FEATURE"], rows)
+
+
+def _list_quarantined(limit: int, address: str, output: str) -> None:
+    with channel(address) as opened:
+        request = jobs_pb2.ListQuarantineRequest(page_size=limit)
+        stub = jobs_pb2_grpc.JobServiceStub(opened)
+        found = stub.ListQuarantine(request, timeout=TIMEOUT_SECONDS).requests
+    if output == "json":
+        print_json(list(found))
+        return
+    rows = [
+        [
+            one.content_key[:_KEY_SHOWN],
+            datetime.fromtimestamp(one.until_unix_seconds).astimezone().isoformat(" ", "minutes"),
+            one.job_id,
+            one.feature or "-",
+            one.reason,
+        ]
+        for one in found
+    ]
+    print_table(["KEY", "UNTIL", "JOB", "FEATURE", "REASON"], rows)
 
 
 @job.command()

@@ -8,11 +8,12 @@ those alone that were pictured. No torch here: the worker child computes.
 
 from sidecar.compare.gate import Rule, parse_rules
 from sidecar.compare.offline import compare_offline
-from sidecar.compare.page import render_page
+from sidecar.compare.page import STYLE, render_page, render_sections
 from sidecar.compare.report import Answer, LayerFate, Report, as_json, report_of
 from sidecar.compare.selection import UNPINNED, flagged, named
 
 __all__ = [
+    "STYLE",
     "UNPINNED",
     "Answer",
     "LayerFate",
@@ -24,5 +25,6 @@ __all__ = [
     "named",
     "parse_rules",
     "render_page",
+    "render_sections",
     "report_of",
 ]

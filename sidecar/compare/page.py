@@ -8,39 +8,43 @@ from datetime import UTC, datetime
 from sidecar.compare.gate import FATES
 from sidecar.compare.report import FeatureFate, LayerFate, Named, Report
 
-_STYLE = """
-:root{color-scheme:light}
+STYLE = """
+:root{color-scheme:light dark;--text:#1d2430;--faint:#525c6b;--ground:#fff;--line:#dfe3e8;--track:#eef0f3;
+ --good:#f2f7f4;--bad:#fbf1f0;--same:#3c8d5a;--moved:#e0a100;--lost:#c2372e;--new:#5a6fb5}
+@media(prefers-color-scheme:dark){:root{--text:#e6e9ee;--faint:#a0a9b8;--ground:#14181f;--line:#333b48;
+ --track:#262d38;--good:#16261d;--bad:#2e1b1a;--same:#4ba06c;--lost:#d8564c;--new:#7f92d4}}
 *{box-sizing:border-box}
-body{font:16px/1.5 system-ui,sans-serif;color:#1d2430;background:#fff;margin:0 auto;max-width:62rem;
+body{font:16px/1.5 system-ui,sans-serif;color:var(--text);background:var(--ground);margin:0 auto;max-width:62rem;
  padding:1.5rem 1rem 4rem}
 h1{font-size:1.6rem;line-height:1.25;margin:0 0 .25rem;overflow-wrap:anywhere}
 h2{font-size:1.2rem;margin:2.5rem 0 .75rem}
 h3{font-size:1.05rem;margin:0 0 .25rem;overflow-wrap:anywhere}
 p{margin:.25rem 0 .75rem;max-width:46rem}
-.lead{color:#525c6b}
+.lead{color:var(--faint)}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:.4rem .75rem .4rem 0;text-align:right;border-bottom:1px solid #dfe3e8;white-space:nowrap}
+th,td{padding:.4rem .75rem .4rem 0;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 th:first-child,td:first-child{text-align:left}
-thead th{font-weight:600;border-bottom:2px solid #1d2430}
-.bar{display:flex;height:.7rem;width:9rem;background:#eef0f3}
+thead th{font-weight:600;border-bottom:2px solid var(--text)}
+.bar{display:flex;height:.7rem;width:9rem;background:var(--track)}
 .bar i{display:block;height:100%}
-.same{background:#3c8d5a}.moved{background:#e0a100}.lost{background:#c2372e}.new{background:#5a6fb5}
+.same{background:var(--same)}.moved{background:var(--moved)}.lost{background:var(--lost)}.new{background:var(--new)}
 .badge{display:inline-block;padding:.05rem .6rem;border-radius:1rem;color:#fff;font-weight:600}
 .badge.moved{color:#1d2430}
-.verdict{border-left:.4rem solid #3c8d5a;background:#f2f7f4;padding:.75rem 1rem;margin:1rem 0}
-.verdict.failed{border-color:#c2372e;background:#fbf1f0}
+.verdict{border-left:.4rem solid var(--same);background:var(--good);padding:.75rem 1rem;margin:1rem 0}
+.verdict.failed{border-color:var(--lost);background:var(--bad)}
 .verdict p,.verdict ul{margin:.1rem 0}.verdict ul{padding-left:1.2rem}
-article{border-top:1px solid #dfe3e8;padding:1.25rem 0;break-inside:avoid}
-article img{display:block;max-width:100%;height:auto;margin:.5rem 0;border:1px solid #dfe3e8}
+article{border-top:1px solid var(--line);padding:1.25rem 0;break-inside:avoid}
+article img{display:block;max-width:100%;height:auto;margin:.5rem 0;border:1px solid var(--line)}
 @media(min-width:52rem){.both{display:grid;grid-template-columns:auto minmax(0,1fr);gap:1.5rem}}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;margin:.5rem 0}
-dt{color:#525c6b}dd{margin:0;overflow-wrap:anywhere}
-.id{color:#525c6b;max-width:none}
+dt{color:var(--faint)}dd{margin:0;overflow-wrap:anywhere}
+.id{color:var(--faint);max-width:none}
 code{font:.85em ui-monospace,monospace;overflow-wrap:anywhere}
 @media(max-width:34rem){dl{grid-template-columns:minmax(0,1fr) minmax(0,1fr)}.far{display:none}
  th,td{padding-right:.4rem}}
-@media print{body{max-width:none;padding:0}h2{break-after:avoid}
+@media print{:root{color-scheme:light;--text:#1d2430;--faint:#525c6b;--ground:#fff;--line:#dfe3e8;
+ --track:#eef0f3;--good:#f2f7f4;--bad:#fbf1f0}body{max-width:none;padding:0}h2{break-after:avoid}
  .bar i,.badge,.verdict{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """
 
@@ -55,9 +59,14 @@ _PAGE = """<!doctype html>
 </head>
 <body>
 <h1>{model} against {other}</h1>
-<p class="lead">Both models were shown the {images} images of <b>{dataset}</b>. Units are matched by how their
-values correlate over them. Made on {created}.</p>
+<p class="lead">{lead}</p>
 {verdict}
+{sections}
+</body>
+</html>
+"""
+
+_SECTIONS = """\
 <h2>Layers</h2>
 <p class="lead">Units by what became of them. New ones are units of {other} that none of {model} is like.</p>
 <div class="wide">
@@ -80,8 +89,6 @@ drive the unit most, with its value on them.</p>
 <dl>
 {facts}
 </dl>
-</body>
-</html>
 """
 
 _PORTRAIT_WORDS = {
@@ -108,16 +115,32 @@ _FORMS = {
 def render_page(report: Report) -> str:
     """Return a report as an HTML page that loads nothing and runs nothing."""
     return _PAGE.format(
-        style=_STYLE,
+        style=STYLE,
+        model=html.escape(report.model.name),
+        other=html.escape(report.other.name),
+        lead=_lead(report),
+        verdict=_verdict(report),
+        sections=render_sections(report),
+    )
+
+
+def render_sections(report: Report) -> str:
+    """Return what a page says of layers, pictured units and origin; it needs ``STYLE`` and no more."""
+    return _SECTIONS.format(
         model=html.escape(report.model.name),
         other=html.escape(report.other.name),
         dataset=html.escape(report.dataset.name),
-        images=report.dataset.images,
-        created=_moment(report.created),
-        verdict=_verdict(report),
         rows="\n".join(map(_row, report.layers)),
         articles="\n".join(_article(report, one) for one in report.features),
         facts="\n".join(_line(name, value) for name, value in _facts(report)),
+    )
+
+
+def _lead(report: Report) -> str:
+    return (
+        f"Both models were shown the {report.dataset.images} images of "
+        f"<b>{html.escape(report.dataset.name)}</b>. Units are matched by how their values correlate over "
+        f"them. Made on {_moment(report.created)}."
     )
 
 

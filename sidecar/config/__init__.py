@@ -6,6 +6,7 @@ is read again.
 """
 
 from sidecar.config.access import AlertsConfig, IngestConfig, ListenConfig, MetricsConfig
+from sidecar.config.audits import AuditConfig
 from sidecar.config.detection import ScreenConfig, SpikeConfig, StatisticsConfig
 from sidecar.config.file import PolicyConfig, SidecarConfig
 from sidecar.config.jobs import JobsConfig, ReliabilityConfig, WindowConfig, YieldConfig
@@ -16,6 +17,7 @@ from sidecar.config.values import read_labels
 
 __all__ = [
     "AlertsConfig",
+    "AuditConfig",
     "DatasetConfig",
     "EvidenceConfig",
     "FlagConfig",

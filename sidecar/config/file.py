@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from sidecar.config.access import AlertsConfig, IngestConfig, ListenConfig, MetricsConfig
+from sidecar.config.audits import AuditConfig
 from sidecar.config.detection import ScreenConfig, SpikeConfig, StatisticsConfig
 from sidecar.config.jobs import JobsConfig
 from sidecar.config.keeping import EvidenceConfig, RecordingConfig, StoreConfig
@@ -31,6 +32,9 @@ class SidecarConfig(Section):
     flags: list[FlagConfig] = Field(default=[], description="Features people are told about.")
     datasets: list[DatasetConfig] = Field(
         default=[], description="Folders of images that features are looked for in."
+    )
+    audits: list[AuditConfig] = Field(
+        default=[], description="What is looked at every night. See docs/audits.md."
     )
     statistics: StatisticsConfig = Field(
         default_factory=StatisticsConfig, description="Distributions."
@@ -68,11 +72,17 @@ class SidecarConfig(Section):
         check_no_doubles([one.name for one in value])
         return value
 
+    @field_validator("audits")
+    @classmethod
+    def _audits_named_once(cls, value: list[AuditConfig]) -> list[AuditConfig]:
+        check_no_doubles([one.name for one in value])
+        return value
+
     @model_validator(mode="after")
     def _names_agree(self) -> "SidecarConfig":
         names = [model.name for model in self.models]
         problems = disagreements(names, [flag.feature for flag in self.flags])
-        problems += self._dangling(names)
+        problems += self._dangling(names) + self._unauditable()
         if problems:
             raise ValueError("; ".join(f"{section}: {what}" for section, what in problems))
         return self
@@ -88,6 +98,32 @@ class SidecarConfig(Section):
         if dataset is not None and dataset not in {one.name for one in self.datasets}:
             found.append(("jobs", f"reliability.dataset {dataset!r} is not under datasets"))
         return found
+
+    def _unauditable(self) -> list[tuple[str, str]]:
+        """Return what audits name that is not there, as ``(section, what)``."""
+        datasets = {one.name for one in self.datasets}
+        found = []
+        for audit in self.audits:
+            for field, name in (("model", audit.model_name), ("against", audit.against)):
+                model = None if name is None else self.model(name)
+                if name is not None and (model is None or not model.is_loadable):
+                    found.append(
+                        (
+                            "audits",
+                            f"{audit.name}: {field} {name!r} is no model with a factory or onnx",
+                        )
+                    )
+            if audit.dataset is not None and audit.dataset not in datasets:
+                what = f"{audit.name}: dataset {audit.dataset!r} is not under datasets"
+                found.append(("audits", what))
+            if not audit.layers and not self._flagged(audit.model_name):
+                what = f"{audit.name}: {audit.model_name!r} has no flags: name layers"
+                found.append(("audits", what))
+        return found
+
+    def _flagged(self, model: str) -> bool:
+        """Whether the configuration flags a feature of a model."""
+        return any(FeatureSelector.parse(flag.feature).model == model for flag in self.flags)
 
     def model(self, name: str) -> ModelConfig | None:
         """Return the model of this name, or None."""

@@ -48,16 +48,20 @@ def _check_page(value: str) -> str:
     return value
 
 
+Cron = Annotated[str, AfterValidator(_check_cron)]
+Zone = Annotated[str, AfterValidator(_check_zone)]
+
+
 class WindowConfig(Section):
     """When audits may run."""
 
-    cron: Annotated[str, AfterValidator(_check_cron)] = Field(
+    cron: Cron = Field(
         description="When the window opens: minute, hour, day, month and weekday, in `zone`."
     )
     duration_seconds: Annotated[float, Field(gt=0, le=_LONGEST_WINDOW_SECONDS)] = Field(
         description="For how long it is open, at most a week."
     )
-    zone: Annotated[str, AfterValidator(_check_zone)] = Field(
+    zone: Zone = Field(
         default="UTC",
         description="Time zone of `cron`. A time that summer time jumps over comes as much later; one "
         "that comes twice counts once, the first time.",

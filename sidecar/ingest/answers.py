@@ -13,7 +13,7 @@ import structlog
 from sidecar.detect import State
 from sidecar.errors import SidecarError
 from sidecar.features import FeatureKind, Scope, View
-from sidecar.jobs import Fate, Job, JobState, MadePicture, Portrait, Priority
+from sidecar.jobs import Fate, Job, JobState, MadePicture, Portrait, Priority, Quarantined
 from sidecar.monitor import (
     Anomaly,
     BaselineVersion,
@@ -344,7 +344,19 @@ def stored(found: MadePicture, references: Sequence[Reference] = ()) -> jobs_pb2
         origin=found.origin,
         reproduces=found.reproduces,
         created_unix_seconds=found.created,
+        verdict=found.verdict,
         references=sorted({f"{one.kind} {one.owner} {one.note}".strip() for one in references}),
+    )
+
+
+def quarantined(found: Quarantined) -> jobs_pb2.QuarantinedRequest:
+    """Return what is not tried again as its message."""
+    return jobs_pb2.QuarantinedRequest(
+        content_key=found.content_key,
+        job_id=found.job_id,
+        feature=found.feature,
+        reason=found.reason,
+        until_unix_seconds=found.until,
     )
 
 

@@ -109,6 +109,14 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         found = await answers.answer(context, self._operations.cancel, request.id)
         return jobs_pb2.CancelJobResponse(job=answers.job(found))
 
+    async def ListQuarantine(  # noqa: N802 - named by the protocol
+        self, request: jobs_pb2.ListQuarantineRequest, context: Context
+    ) -> jobs_pb2.ListQuarantineResponse:
+        """Return what is refused for killing its worker, the longest first."""
+        size = min(request.page_size or PAGE_LIMIT, PAGE_LIMIT)
+        found = await answers.answer(context, self._operations.quarantined, size)
+        return jobs_pb2.ListQuarantineResponse(requests=map(answers.quarantined, found))
+
     async def ReleaseQuarantine(  # noqa: N802 - named by the protocol
         self, request: jobs_pb2.ReleaseQuarantineRequest, context: Context
     ) -> jobs_pb2.ReleaseQuarantineResponse:
@@ -150,6 +158,8 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
             model=request.model,
             revision=request.revision,
             method=request.method,
+            verdict=request.verdict,
+            job_id=request.job_id,
             limit=size,
             before=request.page_token,
         )

@@ -1,9 +1,11 @@
-"""The gRPC server: ingest, features, jobs and health on one set of addresses."""
+"""The gRPC server: ingest, features, jobs, audits and health on one set of addresses."""
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from sidecar.audits import Audits
 from sidecar.errors import ConfigError
+from sidecar.ingest.audits import AuditServicer
 from sidecar.ingest.features import FeatureServicer
 from sidecar.ingest.jobs import JobServicer
 from sidecar.ingest.rpc import IngestStreams, limits_of
@@ -11,17 +13,24 @@ from sidecar.ingest.sockets import clear_stale, path_of, share, why
 from sidecar.ingest.stream import Destination
 from sidecar.monitor import Operations
 from sidecar.wire import METHOD, SERVICE
-from sidecar.wire.v1 import features_pb2_grpc, jobs_pb2_grpc
+from sidecar.wire.v1 import audits_pb2_grpc, features_pb2_grpc, jobs_pb2_grpc
 
-SERVICES = ("", SERVICE, "sidecar.wire.v1.FeatureService", "sidecar.wire.v1.JobService")
+SERVICES = (
+    "",
+    SERVICE,
+    "sidecar.wire.v1.FeatureService",
+    "sidecar.wire.v1.JobService",
+    "sidecar.wire.v1.AuditService",
+)
 """Names under which the health service answers."""
 
 
 class GrpcServer:
     """Serves all gRPC services on the configured addresses, on the running event loop."""
 
-    def __init__(self, destination: Destination, operations: Operations) -> None:
+    def __init__(self, destination: Destination, operations: Operations, audits: Audits) -> None:
         """Prepare; nothing listens before ``start``."""
+        self._audits = audits
         self._config = destination.config
         self._streams = IngestStreams(destination)
         self._operations = operations
@@ -45,6 +54,7 @@ class GrpcServer:
             FeatureServicer(self._operations), server
         )
         jobs_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(self._operations), server)
+        audits_pb2_grpc.add_AuditServiceServicer_to_server(AuditServicer(self._audits), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         self.addresses = self._bind(server)
         await server.start()

@@ -14,10 +14,13 @@ from sidecar.jobs.fates import Fate
 from sidecar.jobs.index import ArtifactIndex, MadePicture
 from sidecar.jobs.manifest import artifact_inputs
 from sidecar.jobs.protocol import Cause, Job, JobRequest, JobState, Portrait, Priority
+from sidecar.jobs.quarantine import Quarantined
 from sidecar.jobs.queue import JobQueue
 from sidecar.jobs.runner import Runner
+from sidecar.jobs.sources import ModelSources
 from sidecar.jobs.spec import LiveContext
 from sidecar.jobs.verification import Finding, Verification, parse_manifest, request_of, verify
+from sidecar.jobs.windows import last_start, next_start
 
 __all__ = [
     "ArtifactIndex",
@@ -32,12 +35,16 @@ __all__ = [
     "JobState",
     "LiveContext",
     "MadePicture",
+    "ModelSources",
     "Portrait",
     "Priority",
+    "Quarantined",
     "Runner",
     "Verification",
     "artifact_inputs",
     "compare",
+    "last_start",
+    "next_start",
     "parse_manifest",
     "request_of",
     "verify",

@@ -9,14 +9,15 @@ from sidecar.features import FeatureKey
 from sidecar.jobs.protocol import Job, Portrait
 from sidecar.store import Database
 
-_COLUMNS = (
+_FIRST_COLUMNS = (
     "manifest_digest, picture_digest, content_key, feature, model, revision, method, job_id, origin, "
     "reproduces, created"
 )
+_COLUMNS = f"{_FIRST_COLUMNS}, verdict"
 
 # Until schema 2 of the manifest there was one method, and a feature's text begins model@revision/.
 _AFTER_AT = "substr(p.feature, instr(p.feature, '@') + 1)"
-_BACKFILL = f"""INSERT OR IGNORE INTO artifact_index ({_COLUMNS})
+_BACKFILL = f"""INSERT OR IGNORE INTO artifact_index ({_FIRST_COLUMNS})
     SELECT p.manifest_digest, p.picture_digest, p.content_key, p.feature,
         substr(p.feature, 1, instr(p.feature, '@') - 1),
         substr({_AFTER_AT}, 1, instr({_AFTER_AT}, '/') - 1),
@@ -44,6 +45,13 @@ _TABLES = (
     "CREATE INDEX artifact_index_by_picture ON artifact_index (picture_digest)",
     "CREATE INDEX artifact_index_by_feature ON artifact_index (feature, sequence)",
     _BACKFILL,
+    # Second release: how far a picture can be believed, and finding those of a job.
+    "ALTER TABLE artifact_index ADD COLUMN verdict TEXT NOT NULL DEFAULT ''",
+    """UPDATE artifact_index SET verdict = made.verdict
+        FROM (SELECT manifest_digest, MAX(verdict) AS verdict FROM job_portraits
+            WHERE verdict <> '' GROUP BY manifest_digest) AS made
+        WHERE made.manifest_digest = artifact_index.manifest_digest""",
+    "CREATE INDEX artifact_index_by_job ON artifact_index (job_id, sequence)",
 )
 
 
@@ -63,6 +71,7 @@ class MadePicture:
         origin: What asked for it.
         reproduces: sha256 of the manifest whose picture it makes again, or empty.
         created: Unix seconds.
+        verdict: How far it can be believed; empty where nobody measured that.
     """
 
     manifest_digest: str
@@ -76,6 +85,7 @@ class MadePicture:
     origin: str
     reproduces: str
     created: float
+    verdict: str = ""
 
     @classmethod
     def of(cls, portrait: Portrait, job: Job, facts: Mapping[str, Any]) -> "MadePicture":
@@ -95,6 +105,7 @@ class MadePicture:
             origin=job.request.origin,
             reproduces=job.request.cause.reproduces,
             created=portrait.created,
+            verdict=portrait.verdict,
         )
 
 
@@ -141,6 +152,8 @@ class ArtifactIndex:
         model: str = "",
         revision: str = "",
         method: str = "",
+        verdict: str = "",
+        job_id: str = "",
         limit: int = 50,
         before: str = "",
     ) -> Sequence[MadePicture]:
@@ -151,12 +164,15 @@ class ArtifactIndex:
             model: Only of this model.
             revision: Only of revisions that start with this.
             method: Only those made so.
+            verdict: Only those believed so far: ``trusted``, ``weak`` or ``unreliable``.
+            job_id: Only what this job made.
             limit: At most so many.
             before: Only those noted before the one with this manifest; for the next page.
         """
         rows = self._database.query(
             f"SELECT {_COLUMNS} FROM artifact_index "  # noqa: S608 - constants
             "WHERE :feature IN ('', feature) AND :model IN ('', model) AND :method IN ('', method) "
+            "AND :verdict IN ('', verdict) AND :job_id IN ('', job_id) "
             "AND substr(revision, 1, length(:revision)) = :revision AND sequence < coalesce("
             "(SELECT sequence FROM artifact_index WHERE manifest_digest = :before), 1 << 62) "
             "ORDER BY sequence DESC LIMIT :limit",
@@ -165,6 +181,8 @@ class ArtifactIndex:
                 "model": model,
                 "revision": revision,
                 "method": method,
+                "verdict": verdict,
+                "job_id": job_id,
                 "before": before,
                 "limit": max(0, limit),
             },

@@ -7,11 +7,13 @@ a new baseline is no cure.
 
 import sqlite3
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sidecar.errors import JobQuarantined, UnknownJob
+from sidecar.errors import CorruptState, JobQuarantined, UnknownJob
 from sidecar.jobs.protocol import JobRequest
+from sidecar.jobs.spec import decode_request
 from sidecar.recipes import content_key
 from sidecar.store import Database
 
@@ -22,6 +24,25 @@ _LEAST_PREFIX = 8  # digits of a content key that name it
 def quarantine_keys(request: JobRequest) -> tuple[str, ...]:
     """Return what names the targets of a request, each with its recipe; as many as targets."""
     return tuple(content_key(target, request.recipe) for target in request.targets)
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """One picture that is not tried again before a time.
+
+    Attributes:
+        content_key: sha256 of what was asked for.
+        job_id: The job that killed its worker in every attempt.
+        feature: Text form of what it was to show; empty where the job is not known any more.
+        reason: The first line of what the worker said last.
+        until: Unix seconds.
+    """
+
+    content_key: str
+    job_id: str
+    feature: str
+    reason: str
+    until: float
 
 
 class Quarantine:
@@ -75,6 +96,27 @@ class Quarantine:
         with self._counting:
             self._total += 1
 
+    def held(self, now: float, limit: int) -> Sequence[Quarantined]:
+        """Return what is refused, the longest first, at most ``limit``."""
+        rows = self._database.query(
+            "SELECT q.*, j.request FROM quarantine AS q LEFT JOIN jobs AS j ON j.id = q.job "
+            "WHERE q.until > ? ORDER BY q.until DESC, q.content_key LIMIT ?",
+            (now, max(0, limit)),
+        )
+        features: dict[str, Mapping[str, str]] = {
+            row["job"]: _features(row["request"]) for row in rows
+        }
+        return tuple(
+            Quarantined(
+                content_key=row["content_key"],
+                job_id=row["job"],
+                feature=features[row["job"]].get(row["content_key"], ""),
+                reason=row["reason"],
+                until=row["until"],
+            )
+            for row in rows
+        )
+
     def lift(self, name: str) -> int:
         """Refuse no longer what a content key, its first 8 digits or more, or a job's id names.
 
@@ -97,3 +139,15 @@ class Quarantine:
                 "refusal names it"
             )
         return lifted
+
+
+def _features(request: str | None) -> Mapping[str, str]:
+    """Return what a job's targets show, by content key; nothing of a job that is gone or damaged."""
+    if request is None:
+        return {}
+    try:
+        found = decode_request(request)
+    except CorruptState:
+        return {}
+    keys = quarantine_keys(found)
+    return {key: str(one.feature) for key, one in zip(keys, found.targets, strict=True)}

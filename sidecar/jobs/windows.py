@@ -22,28 +22,34 @@ def windows_open(windows: Sequence[WindowConfig], now: float) -> bool:
 
 def next_opening(windows: Sequence[WindowConfig], now: float) -> float:
     """Return the unix seconds of the next opening after ``now``; infinity where there are none."""
-    return min((_next(window, now) for window in windows), default=float("inf"))
+    return min((next_start(one.cron, one.zone, now) for one in windows), default=float("inf"))
+
+
+def last_start(cron: str, zone: str, now: float) -> float:
+    """Return the unix seconds of the newest time that a schedule names, at ``now`` or before."""
+    from croniter import croniter  # noqa: PLC0415 - only where something is scheduled
+
+    place = ZoneInfo(zone)
+    starts = croniter(cron, _wall(now, place) + _SHIFT)
+    while (start := _instant(starts.get_prev(datetime), place)) > now:
+        pass
+    return start
+
+
+def next_start(cron: str, zone: str, now: float) -> float:
+    """Return the unix seconds of the first time that a schedule names after ``now``."""
+    from croniter import croniter  # noqa: PLC0415 - only where something is scheduled
+
+    place = ZoneInfo(zone)
+    starts = croniter(cron, _wall(now, place) - _SHIFT)
+    while (start := _instant(starts.get_next(datetime), place)) <= now:
+        pass
+    return start
 
 
 def _is_open(window: WindowConfig, now: float) -> bool:
     """Whether the newest opening is not yet over; older ones of equal length end earlier."""
-    from croniter import croniter  # noqa: PLC0415 - only where windows are configured
-
-    zone = ZoneInfo(window.zone)
-    starts = croniter(window.cron, _wall(now, zone) + _SHIFT)
-    while (start := _instant(starts.get_prev(datetime), zone)) > now:
-        pass
-    return now < start + window.duration_seconds
-
-
-def _next(window: WindowConfig, now: float) -> float:
-    from croniter import croniter  # noqa: PLC0415 - only where windows are configured
-
-    zone = ZoneInfo(window.zone)
-    starts = croniter(window.cron, _wall(now, zone) - _SHIFT)
-    while (start := _instant(starts.get_next(datetime), zone)) <= now:
-        pass
-    return start
+    return now < last_start(window.cron, window.zone, now) + window.duration_seconds
 
 
 def _wall(now: float, zone: ZoneInfo) -> datetime:

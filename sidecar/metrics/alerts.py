@@ -26,6 +26,7 @@ class Subject(StrEnum):
     FEATURE = "feature"
     LAYER = "layer"
     SIDECAR = "sidecar"
+    AUDIT = "audit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,6 +379,20 @@ _NONFINITE = Alert(
     ),
 )
 
+_UNJUDGED = Alert(
+    name="SidecarLayerUnjudged",
+    expr=f"increase({catalogue.LAYER_FAILURES.name}[5m]) > 0",
+    for_seconds=0,
+    keep_firing_seconds=300,
+    severity="warning",
+    subject=Subject.LAYER,
+    summary="Windows of a layer could not be closed, so nothing of it was judged in them.",
+    description=(
+        f"Layer {_WHERE}: about {{{{ $value | humanize }}}} windows of the last five minutes could not be "
+        "closed; spikes in them were not seen. Other layers are judged as before."
+    ),
+)
+
 _BASELINE = Alert(
     name="SidecarBaselineMissing",
     expr=(
@@ -484,6 +499,85 @@ _INCOMPLETE = Alert(
     ),
 )
 
+CHECK_WORDS = {
+    "complete": "jobs are not done",
+    "comparison": "layers break the gate on the comparison",
+    "counts": "more units of a layer are moved or lost than before, as a share of it",
+    "reproduced": "a portrait made again came out otherwise, as a share of a pixel's range",
+    "verdict": "features whose portraits were trusted are trusted no longer",
+    "verified": "stored manifests or pictures do not verify",
+    "revision": "another revision is served than was audited",
+    "live": "flagged features are not watched, or drift",
+}
+"""What it means that a check of a nightly audit failed."""
+
+
+def _failed_checks() -> str:
+    """Return a template that names the failed checks of the alert's audit, with their numbers."""
+    names = ("job", "instance", "audit")
+    of_audit = ",".join(f"{name}=%q" for name in names)
+    values = " ".join(f"$labels.{name}" for name in names)
+    words = "".join(
+        f'{{{{ {"else " if place else ""}if eq .Labels.check "{name}" }}}}{words}'
+        for place, (name, words) in enumerate(CHECK_WORDS.items())
+    )
+    value, limit = (
+        f'printf `{family.name}{{{of_audit},check="%s"}}` {values} .Labels.check | query'
+        for family in (catalogue.AUDIT_CHECK_VALUE, catalogue.AUDIT_CHECK_LIMIT)
+    )
+    number = f"{{{{ . | first | value | {_NUMBER} }}}}"
+    return (
+        f"{{{{ range printf `{catalogue.AUDIT_CHECK_FAILED.name}{{{of_audit}}} == 1` {values} "
+        f'| query | sortByLabel "check" }}}} {{{{ .Labels.check }}}}: {words}{{{{ end }}}}'
+        f"{{{{ $limit := {limit} }}}}{{{{ with {value} }}}} ({number}"
+        f"{{{{ with $limit }}}}, at most {number}{{{{ end }}}}){{{{ end }}}};{{{{ end }}}}"
+    )
+
+
+_AUDITED = "{{ $labels.model }}{{ with $labels.against }} against {{ . }}{{ end }}"
+
+_AUDIT_REGRESSED = Alert(
+    name="SidecarAuditRegressed",
+    expr=f"{catalogue.AUDIT_NIGHT_STATE.name} == {catalogue.AUDIT_STATES.index('regressed')}",
+    for_seconds=0,
+    keep_firing_seconds=300,
+    severity="critical",
+    subject=Subject.AUDIT,
+    summary="A nightly audit finds that a model is no longer what it was.",
+    description=(
+        f"The newest night of audit {{{{ $labels.audit }}}} ({_AUDITED}) regressed:{_failed_checks()} "
+        "its report has the pictures."
+    ),
+)
+
+_AUDIT_OVERDUE = Alert(
+    name="SidecarAuditOverdue",
+    expr=f"{catalogue.AUDIT_OVERDUE.name} == 1",
+    for_seconds=600,
+    keep_firing_seconds=0,
+    severity="warning",
+    subject=Subject.AUDIT,
+    summary="A nightly audit has not been judged though the next one is due.",
+    description=(
+        f"Audit {{{{ $labels.audit }}}} ({_AUDITED}) of {{{{ $labels.instance }}}} is a night late: "
+        "nobody has looked at the model since."
+    ),
+)
+
+_AUDIT_FAILED = Alert(
+    name="SidecarAuditFailed",
+    expr=f"{catalogue.AUDIT_NIGHT_STATE.name} == {catalogue.AUDIT_STATES.index('failed')}",
+    for_seconds=0,
+    keep_firing_seconds=300,
+    severity="warning",
+    subject=Subject.AUDIT,
+    summary="A nightly audit could not be judged, because none of its jobs was done.",
+    description=(
+        f"The newest night of audit {{{{ $labels.audit }}}} ({_AUDITED}) failed:{_failed_checks()} "
+        "it says nothing of the model, good or bad."
+    ),
+)
+
 ALERTS: tuple[Alert, ...] = (
     _SPIKE,
     _NEVER_SEEN,
@@ -494,6 +588,7 @@ ALERTS: tuple[Alert, ...] = (
     _UNMATCHED,
     _SHIFT,
     _NONFINITE,
+    _UNJUDGED,
     _BASELINE,
     _DOWN,
     _ABSENT,
@@ -501,12 +596,15 @@ ALERTS: tuple[Alert, ...] = (
     _REFUSED,
     _HOOKS,
     _JOBS,
+    _AUDIT_REGRESSED,
+    _AUDIT_OVERDUE,
+    _AUDIT_FAILED,
     _SNAPSHOT,
     _CORRUPT,
     _TRUNCATED,
     _INCOMPLETE,
 )
-"""All alerts: about features, layers, then the sidecar itself."""
+"""All alerts: about features, layers, then the sidecar itself and its nightly audits."""
 
 
 @dataclass(frozen=True, slots=True)

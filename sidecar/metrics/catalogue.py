@@ -10,9 +10,31 @@ from enum import StrEnum
 MODEL = ("model", "revision")
 LAYER = ("model", "revision", "layer", "kind", "view")
 FEATURE = ("model", "revision", "layer", "kind", "feature")
+AUDIT = ("audit", "model", "against")
 
 CONDITIONS = ("never_seen", "nonfinite", "silent", "saturated")
 """What can certainly hold of a feature: values of the label ``condition``."""
+
+AUDIT_STATES = ("waiting", "running", "passed", "regressed", "failed", "overdue")
+"""How an audit may stand; the place of each is its number in the metrics."""
+
+NIGHT_STATES = AUDIT_STATES[2:5]
+"""What a night that was judged may have come to."""
+
+AUDIT_CHECKS = (
+    "complete",
+    "comparison",
+    "counts",
+    "reproduced",
+    "verdict",
+    "verified",
+    "revision",
+    "live",
+)
+"""What a night is checked for: values of the label ``check``."""
+
+AUDIT_FATES = ("same", "moved", "lost", "new")
+"""What becomes of a unit in the other model: values of the label ``fate``."""
 
 SIDES = ("above", "below")
 """On which side of its baseline a value exceeds: values of the label ``side``."""
@@ -453,6 +475,83 @@ HOOK_OVERHEAD = _gauge(
     "Share of forward time that sampling took over the governor's newest stretch, by the newest report.",
 )
 
+# --- nightly audits --------------------------------------------------------------------------
+
+AUDIT_STATE = _gauge(
+    "sidecar_audit_state",
+    "state",
+    "How a nightly audit stands: 0 waiting for its first night, 1 running, 2 passed, 3 regressed, 4 failed, "
+    "5 overdue.",
+    *AUDIT,
+)
+AUDIT_NIGHT_STATE = _gauge(
+    "sidecar_audit_night_state",
+    "state",
+    "What the newest judged night of an audit came to, also while another runs: 2 passed, 3 regressed, "
+    "4 failed; absent before the first.",
+    *AUDIT,
+)
+AUDIT_CHECK_FAILED = _gauge(
+    "sidecar_audit_check_failed",
+    "0 or 1",
+    "Whether a check of that night failed; absent where there was nothing to hold it against.",
+    *AUDIT,
+    "check",
+)
+AUDIT_CHECK_VALUE = _gauge(
+    "sidecar_audit_check_value",
+    "as the check",
+    "What a check of that night measured; absent where that is no number.",
+    *AUDIT,
+    "check",
+)
+AUDIT_CHECK_LIMIT = _gauge(
+    "sidecar_audit_check_limit",
+    "as the check",
+    "The most that may be without the check failing; absent where that is no number.",
+    *AUDIT,
+    "check",
+)
+AUDIT_UNITS = _gauge(
+    "sidecar_audit_units",
+    "units",
+    "Units of all compared layers by what became of them in the other model, in that night: `same`, `moved`, "
+    "`lost` or `new`; absent where nothing was compared.",
+    *AUDIT,
+    "fate",
+)
+AUDIT_FEATURES = _gauge(
+    "sidecar_audit_features",
+    "features",
+    "Features that were pictured in that night.",
+    *AUDIT,
+)
+AUDIT_LAST_END = _gauge(
+    "sidecar_audit_last_end_timestamp_seconds",
+    "unix seconds",
+    "When that night was judged; absent before the first.",
+    *AUDIT,
+)
+AUDIT_NEXT_START = _gauge(
+    "sidecar_audit_next_start_timestamp_seconds",
+    "unix seconds",
+    "When the next night of an audit is due.",
+    *AUDIT,
+)
+AUDIT_OVERDUE = _gauge(
+    "sidecar_audit_overdue",
+    "0 or 1",
+    "Whether a night was due, is still not judged, and the next one is due as well.",
+    *AUDIT,
+)
+AUDIT_NIGHTS = _gauge(
+    "sidecar_audit_nights",
+    "nights",
+    "Judged nights that are kept, by what they came to: `passed`, `regressed` or `failed`.",
+    *AUDIT,
+    "state",
+)
+
 # --- jobs, storage, the daemon itself --------------------------------------------------------
 
 JOBS = _gauge("sidecar_jobs", "jobs", "Visualisation jobs in the job table, by state.", "state")
@@ -633,6 +732,17 @@ FAMILIES: tuple[Family, ...] = (
     HOOK_GOVERNED,
     HOOK_SAMPLING_RATE,
     HOOK_OVERHEAD,
+    AUDIT_STATE,
+    AUDIT_NIGHT_STATE,
+    AUDIT_CHECK_FAILED,
+    AUDIT_CHECK_VALUE,
+    AUDIT_CHECK_LIMIT,
+    AUDIT_UNITS,
+    AUDIT_FEATURES,
+    AUDIT_LAST_END,
+    AUDIT_NEXT_START,
+    AUDIT_OVERDUE,
+    AUDIT_NIGHTS,
     JOBS,
     JOB_RUNS,
     JOB_SECONDS,
@@ -684,6 +794,19 @@ FEATURE_SERIES = sum(
 
 LAYER_SERIES = 1 + sum(set(LAYER) <= set(family.labels) for family in FAMILIES)
 """Series of one layer, with the info of its model."""
+
+_AUDIT_SERIES_EACH = {
+    "check": len(AUDIT_CHECKS),
+    "fate": len(AUDIT_FATES),
+    "state": len(NIGHT_STATES),
+}
+
+AUDIT_SERIES = sum(
+    _AUDIT_SERIES_EACH.get(family.labels[-1], 1)
+    for family in FAMILIES
+    if set(AUDIT) <= set(family.labels)
+)
+"""Most series of one nightly audit."""
 
 OWN_SERIES = 190
 """More than the series that are there whatever is watched: ingest with at most 33 reasons thrice,

@@ -19,6 +19,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.samples import Exemplar
 
+from sidecar.audits import AuditStatus
 from sidecar.features import REVISION_DISPLAY, LayerKey
 from sidecar.metrics import catalogue, sections
 from sidecar.metrics.catalogue import Family, FamilyType
@@ -45,12 +46,16 @@ _SECTIONS = (
     "layers",
     "anomalies",
     "activations",
+    "audits",
     "ingest",
     "jobs",
     "storage",
     "statistics",
 )
-_SUBJECTS = ("features", "layers", "flags", "histograms", "heatmaps")
+_SUBJECTS = ("features", "layers", "audits", "flags", "histograms", "heatmaps")
+
+AUDITS_LIMIT = 100
+"""Most audits with series of their own: one a model and purpose, and a night is hours long."""
 
 _Item = TypeVar("_Item")
 
@@ -106,7 +111,7 @@ class Collector:
     Scrapes are bounded: at most ``flagged_limit`` features, flags and layers each have series, at most
     ``series_limit`` series are there in all, and what is left out is counted in
     ``sidecar_series_truncated``. What comes first is kept, in the source's order: features, then
-    layers, flags, findings of the screen, native histograms, heat maps. A section of the source that raises is left out and
+    layers, audits, flags, findings of the screen, native histograms, heat maps. A section of the source that raises is left out and
     counted in ``sidecar_collect_errors_total``; the rest of the scrape is served. May be collected
     from several threads at once.
 
@@ -165,10 +170,12 @@ class Collector:
         source, draft = self._source, _Draft(Room(self._series_limit - catalogue.OWN_SERIES))
         features = self._read("features", source.features)
         layers = self._read("layers", source.layers)
+        audits = self._read("audits", source.audits)
         flags = self._read("flags", source.unmatched_flags)
         activations = self._read("activations", source.activations)
         self._section(draft, "features", lambda d: self._features(d, features))
         self._section(draft, "layers", lambda d: self._layers(d, layers, features))
+        self._section(draft, "audits", lambda d: self._audits(d, audits))
         self._section(draft, "flags", lambda d: self._flags(d, flags))
         self._section(draft, "anomalies", lambda d: self._anomalies(d, layers))
         self._section(draft, "activations", lambda d: self._activations(d, activations, features))
@@ -292,6 +299,13 @@ class Collector:
         there = [1.0 if name else float("nan") for name in names]
         draft.put(catalogue.LAYER_BASELINE_INFO, baselines, there)
         draft.left_out["layers"] = chosen.left_out
+
+    def _audits(self, draft: _Draft, statuses: Sequence[AuditStatus]) -> None:
+        limit = min(AUDITS_LIMIT, draft.room.fits(catalogue.AUDIT_SERIES))
+        chosen = choose(statuses, sections.audit_labels, limit)
+        draft.room.take(len(chosen.places) * catalogue.AUDIT_SERIES)
+        draft.put_rows(sections.audit_rows([statuses[place] for place in chosen.places]))
+        draft.left_out["audits"] = chosen.left_out
 
     def _flags(self, draft: _Draft, flags: Sequence[str]) -> None:
         limit = min(self._limit, draft.room.fits(1))

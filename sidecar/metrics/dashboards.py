@@ -21,6 +21,8 @@ _FEATURE_LINK = (
     "/${__field.labels.kind}/${__field.labels.feature:percentencode}"
 )
 _ROW_LINK = "${console:raw}/f/${__data.fields.path}"
+_AUDIT_LINK = "${console:raw}/audits/${__field.labels.audit:percentencode}"
+_AUDIT_ROW_LINK = "${console:raw}/audits/${__data.fields.audit:percentencode}"
 
 
 def render_dashboard(console_url: str = CONSOLE_URL) -> str:
@@ -235,10 +237,20 @@ def _defaults(panel: Panel) -> _Json:
         "thresholds": {"mode": "absolute", "steps": steps},
         "unit": panel.unit,
     }
-    if panel.to_feature:
-        url = _ROW_LINK if panel.type == "table" else _FEATURE_LINK
+    url = _page(panel)
+    if url:
         found["links"] = [{"targetBlank": True, "title": "Open in the console", "url": url}]
     return found
+
+
+def _page(panel: Panel) -> str:
+    """Return where a click on a series or a line leads; empty: nowhere."""
+    table = panel.type == "table"
+    if panel.to_feature:
+        return _ROW_LINK if table else _FEATURE_LINK
+    if panel.to_audit:
+        return _AUDIT_ROW_LINK if table else _AUDIT_LINK
+    return ""
 
 
 def _custom(panel: Panel) -> _Json:

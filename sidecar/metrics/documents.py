@@ -2,6 +2,7 @@
 
 from sidecar.metrics.alerts import ALERTS, RECORDINGS, Alert
 from sidecar.metrics.catalogue import (
+    AUDIT_SERIES,
     FAMILIES,
     FEATURE_ACTIVATION,
     FEATURE_LEVELS,
@@ -76,9 +77,9 @@ alert.
 ## How many series
 
 A flagged feature has at most {FEATURE_SERIES} series, its native histogram and 21 buckets, a layer {LAYER_SERIES},
-whatever the width of the model; features that are not flagged have none. Of features, flags and
-layers at most `metrics.flagged_limit` each are exported, and of all series together, the process's own
-included, at most `metrics.series_limit`. Within that, features come before layers, flags, native
+a nightly audit {AUDIT_SERIES}, whatever the width of the model; features that are not flagged have none. Of features,
+flags and layers at most `metrics.flagged_limit` each are exported, and of all series together, the process's own
+included, at most `metrics.series_limit`. Within that, features come before layers, audits, flags, native
 histograms and buckets, each in an order that stays the same; `sidecar_series_truncated` counts what
 is left out. `sidecar_series` and `sidecar_series_limit` show how near the limit is.
 

@@ -1,10 +1,13 @@
-"""The folded rows of the overview dashboard: jobs, cost on the model server, the sidecar itself."""
+"""The folded rows of the overview dashboard: jobs, nightly audits, cost on the model server, the sidecar itself."""
 
 from sidecar.metrics import catalogue as c
 from sidecar.metrics.vocabulary import (
+    AUDIT_STATES,
     BAD,
     GOOD,
     HOOK_SHARE,
+    LAYER,
+    NO_YES,
     OTHER,
     PLAIN,
     QUIET,
@@ -63,6 +66,124 @@ JOBS_ROW = Row(
             ),
             size=(8, 8),
             no_value="no sidecar",
+        ),
+    ),
+    folded=True,
+)
+
+AUDITS_ROW = Row(
+    "Nightly audits",
+    (
+        Panel(
+            "Audits",
+            "table",
+            "How every nightly audit stands, when its newest night was judged and when the next is due. "
+            "Regressed: open its report. Failed or overdue: nobody has looked at the model. Metrics: "
+            f"`{c.AUDIT_STATE.name}`, `{c.AUDIT_LAST_END.name}`, `{c.AUDIT_NEXT_START.name}`, "
+            f"`{c.AUDIT_FEATURES.name}`.",
+            "none",
+            (
+                Query(f"{c.AUDIT_STATE.name}{{{SIDECAR}}}"),
+                Query(f"{c.AUDIT_LAST_END.name}{{{SIDECAR}}} * 1000"),
+                Query(f"{c.AUDIT_NEXT_START.name}{{{SIDECAR}}} * 1000"),
+                Query(f"{c.AUDIT_FEATURES.name}{{{SIDECAR}}}"),
+            ),
+            no_value="no audit",
+            mappings=AUDIT_STATES,
+            columns=(
+                Column("audit", "Audit"),
+                Column("model", "Model"),
+                Column("against", "Against"),
+                Column("Value #A", "State"),
+                Column("Value #B", "Judged", "dateTimeFromNow"),
+                Column("Value #C", "Next", "dateTimeFromNow"),
+                Column("Value #D", "Features", "none"),
+            ),
+            to_audit=True,
+        ),
+        Panel(
+            "Nights",
+            "state-timeline",
+            "What the newest judged night of each audit came to. Metric: "
+            f"`{c.AUDIT_NIGHT_STATE.name}`.",
+            "none",
+            (Query(f"{c.AUDIT_NIGHT_STATE.name}{{{SIDECAR}}}", "{{audit}}"),),
+            no_value="no night yet",
+            mappings=AUDIT_STATES[2:5],
+            to_audit=True,
+        ),
+        Panel(
+            "Failed checks",
+            "state-timeline",
+            "What failed in the newest judged night; a line appears while it does. The alert says what "
+            f"each means, the report why. Metric: `{c.AUDIT_CHECK_FAILED.name}`.",
+            "none",
+            (
+                Query(
+                    f"{c.AUDIT_CHECK_FAILED.name}{{{SIDECAR}}} == 1",
+                    "{{audit}}: {{check}}",
+                ),
+            ),
+            no_value="none failed",
+            mappings=((0, "passed", GOOD), (1, "failed", BAD)),
+            to_audit=True,
+        ),
+        Panel(
+            "Checks against their limits",
+            "timeseries",
+            "What each check measured and (dashed) the most that may be; a check without a number is not "
+            f"here. Metrics: `{c.AUDIT_CHECK_VALUE.name}`, `{c.AUDIT_CHECK_LIMIT.name}`.",
+            "none",
+            (
+                Query(f"{c.AUDIT_CHECK_VALUE.name}{{{SIDECAR}}}", "{{audit}}: {{check}}"),
+                Query(
+                    f"{c.AUDIT_CHECK_LIMIT.name}{{{SIDECAR}}}",
+                    "limit of {{audit}}: {{check}}",
+                    QUIET,
+                    dashed=True,
+                ),
+            ),
+            no_value="no night yet",
+            to_audit=True,
+        ),
+        Panel(
+            "Units that are not the same",
+            "timeseries",
+            "Units of all compared layers that moved, are lost, or are new in the other model. A step means "
+            f"that one of the two models, or the dataset, has changed. Metric: `{c.AUDIT_UNITS.name}`.",
+            "none",
+            tuple(
+                Query(f'{c.AUDIT_UNITS.name}{{{SIDECAR},fate="{fate}"}}', f"{{{{audit}}}}: {fate}")
+                for fate in c.AUDIT_FATES[1:]
+            ),
+            size=(8, 8),
+            no_value="nothing compared",
+            to_audit=True,
+        ),
+        Panel(
+            "Kept nights by what they came to",
+            "timeseries",
+            "Judged nights whose reports are kept; failed ones say nothing of the model. Metric: "
+            f"`{c.AUDIT_NIGHTS.name}`.",
+            "none",
+            tuple(
+                Query(f'sum({c.AUDIT_NIGHTS.name}{{{SIDECAR},state="{state}"}})', state, colour)
+                for _, state, colour in AUDIT_STATES[2:5]
+            ),
+            size=(8, 8),
+            no_value="no audit",
+        ),
+        Panel(
+            "Overdue",
+            "state-timeline",
+            "Whether a night was missed and the next one is due: its jobs wait or hang. Metric: "
+            f"`{c.AUDIT_OVERDUE.name}`.",
+            "none",
+            (Query(f"{c.AUDIT_OVERDUE.name}{{{SIDECAR}}}", "{{audit}}"),),
+            size=(8, 8),
+            no_value="no audit",
+            mappings=NO_YES,
+            to_audit=True,
         ),
     ),
     folded=True,
@@ -142,6 +263,7 @@ HEALTH_ROW = Row(
                 Query(total_rate(c.BATCHES_DROPPED), "dropped", WATCH),
                 Query(total_rate(c.BATCHES_REFUSED), "refused", BAD),
             ),
+            size=(8, 8),
             no_value="no traffic",
             stacked=True,
         ),
@@ -152,6 +274,25 @@ HEALTH_ROW = Row(
             f"`{c.BATCHES_REFUSED.name}`.",
             "suffix: /s",
             (Query(f"{rate_by(c.BATCHES_REFUSED, 'reason')} > 0", "{{reason}}"),),
+            size=(8, 8),
+            no_value="none",
+        ),
+        Panel(
+            "Windows not judged",
+            "timeseries",
+            "Windows of a layer in five minutes that the sidecar could not close: nothing of the layer was "
+            "judged in them. Any at all: the daemon's log has the trace under `layer_failed`. Metric: "
+            f"`{c.LAYER_FAILURES.name}`.",
+            "none",
+            (
+                Query(
+                    f"sum by (model, revision, layer, kind) "
+                    f"(increase({c.LAYER_FAILURES.name}{{{LAYER}}}[5m])) > 0",
+                    "{{model}} {{layer}} {{kind}}",
+                    BAD,
+                ),
+            ),
+            size=(8, 8),
             no_value="none",
         ),
         Panel(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from sidecar.metrics import catalogue as c
-from sidecar.metrics.folded import COST_ROW, HEALTH_ROW, JOBS_ROW
+from sidecar.metrics.folded import AUDITS_ROW, COST_ROW, HEALTH_ROW, JOBS_ROW
 from sidecar.metrics.judged import JUDGED_ROW
 from sidecar.metrics.vocabulary import (
     BAD,
@@ -363,7 +363,16 @@ _LAYERS = Row(
     ),
 )
 
-ROWS: tuple[Row, ...] = (_STATE, _SPIKES, _LAYERS, JUDGED_ROW, JOBS_ROW, COST_ROW, HEALTH_ROW)
+ROWS: tuple[Row, ...] = (
+    _STATE,
+    _SPIKES,
+    _LAYERS,
+    JUDGED_ROW,
+    JOBS_ROW,
+    AUDITS_ROW,
+    COST_ROW,
+    HEALTH_ROW,
+)
 """The rows below: what is the case, what spiked, where, why, then jobs, cost and health."""
 
 

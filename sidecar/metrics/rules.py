@@ -37,6 +37,7 @@ _VARIABLES = {
     Subject.FEATURE: ("model", "revision", "layer", "kind", "feature"),
     Subject.LAYER: ("model", "revision", "layer", "kind"),
     Subject.SIDECAR: (),
+    Subject.AUDIT: ("model",),
 }
 
 
@@ -132,6 +133,9 @@ def _annotations(alert: Alert, console: str, grafana: str, runbooks: str) -> dic
     if alert.subject is Subject.FEATURE:
         found["feature_url"] = f"{console}/f/{_FEATURE_PATH}"
         found["portrait_url"] = f"{console}/f/{_FEATURE_PATH}/portrait.png"
+    if alert.subject is Subject.AUDIT:
+        found["audit_url"] = f"{console}/audits/{{{{ $labels.audit }}}}"
+        found["report_url"] = f"{found['audit_url']}/latest"
     if alert.with_evidence:
         found["evidence_url"] = f"{console}/f/{_FEATURE_PATH}/evidence"
     query = "&".join(

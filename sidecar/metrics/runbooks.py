@@ -375,6 +375,32 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
             ),
             silence="Never for long; at most while the faulty revision is being withdrawn.",
         ),
+        "SidecarLayerUnjudged": Runbook(
+            meaning=(
+                "A detection window of the layer ended and could not be closed: a fault of the sidecar's "
+                "own, not of the model or its traffic. What was in the window is lost to the statistics, and "
+                "no feature of the layer was judged in it."
+            ),
+            impact=(
+                "No spike, condition or drift of this layer is seen while it lasts; its features keep the "
+                "state they had. Other layers go on, and so does the model."
+            ),
+            diagnosis=(
+                "1. The daemon's log has `layer_failed` for each such window, with the layer and the trace.\n"
+                "2. Every window, or some? `rate(sidecar_layer_window_failures_total[5m])` times "
+                "`statistics.window_seconds` is the share that fails.\n"
+                "3. What changed before: the sidecar's version, a flag with a slice, an imported baseline, a "
+                "layer of another width under the same name?"
+            ),
+            mitigation=(
+                "- It began with a flag or a baseline: remove the flag with `sidecar feature unflag`, or "
+                "`sidecar baseline relearn <model> --layer <layer>`.\n"
+                "- It began with a release: go back to the one before.\n"
+                "- Report it with the trace: no input should be able to do this."
+            ),
+            picture=_NO_PICTURE,
+            silence="While a mended release is on its way, matched on `model` and `layer`.",
+        ),
         "SidecarBaselineMissing": Runbook(
             meaning=(
                 "A baseline freezes by itself after `statistics.baseline_min_requests` requests and "
@@ -410,6 +436,91 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
             mitigation="Mend what the code names and submit the job again: `sidecar job run <feature>`.",
             picture="A portrait that is missing says nothing about the feature; an older one stays valid.",
             silence="While the worker's machine is being maintained.",
+        ),
+        "SidecarAuditRegressed": Runbook(
+            meaning=(
+                "Every night an audit looks at the same things of a model. In the newest night that was judged at "
+                "least one check failed: the description names it with what was measured and what may be. "
+                "Checks that had nothing to be held against are not counted. The alert stays until a night "
+                "passes, also while another runs."
+            ),
+            impact=(
+                "The model answers as before. It, or what is measured of it, is no longer what was signed off: "
+                "units have moved, pictures are not reproduced, another revision is served, or flagged "
+                "features are not watched."
+            ),
+            diagnosis=(
+                "1. Open `report_url`: the table of checks says which layers, features and jobs; then what "
+                "changed since the night before, with the pictures side by side. `audit_url` has the trend.\n"
+                "2. `revision` failed: which weights does the server load, and which does the "
+                "configuration name?\n"
+                "3. `comparison` or `counts`: which layers? All behind one layer points to its weights, all "
+                "layers to preprocessing, precision or another dataset.\n"
+                "4. `reproduced` or `verified`: did torch, drivers or the machine change? Both say so with "
+                "the versions that the manifests name.\n"
+                "5. `live`: the feature's page says whether it is sampled, learned and drifting.\n"
+                "6. On the command line:\n\n"
+                "   ```\n"
+                "   sidecar audit show <audit>\n"
+                "   sidecar audit report <audit> --to folder\n"
+                "   ```"
+            ),
+            mitigation=(
+                "- The change is a fault: roll back, then `sidecar audit run <audit>`; a night that passes ends "
+                "the alert.\n"
+                '- The change is wanted: `sidecar audit accept <audit> --note "who and why"` takes the night for '
+                "the new normal of `counts` and `verdict`, which else fail again every night; for `comparison` "
+                "change `fail_on`. Then run a night.\n"
+                "- Only `live`: mend the sampling, or `sidecar baseline relearn <model> --layer <layer>`."
+            ),
+            picture=(
+                "The report shows a portrait of this night beside that of the night before wherever they "
+                "differ. A portrait that looks for something else means that the unit itself has changed; the "
+                "same portrait on a unit that moved means that its values did."
+            ),
+            silence=(
+                "Until the next night, matched on `audit`, once somebody has read the report. Never by "
+                "`alertname` alone: that hides the other audits."
+            ),
+        ),
+        "SidecarAuditOverdue": Runbook(
+            meaning=(
+                "A night was due, was not judged, and the time of the next one has come as well. A night that "
+                "was missed while the daemon was down is made up for once, so its jobs wait or hang."
+            ),
+            impact="Nobody has looked at the model for a night; the last report is older than it should be.",
+            diagnosis=(
+                "1. `sidecar audit show <audit>`: does a night run, and since when?\n"
+                "2. `sidecar job list`: are its jobs `queued`? Audits wait for `jobs.audit_windows`, make way for "
+                "people's and alerts' jobs, and while `jobs.yield_to` is above its threshold.\n"
+                "3. `sidecar_jobs` by state in the dashboard: has the queue grown for days?"
+            ),
+            mitigation=(
+                "- The windows are shorter than the night's jobs: widen `jobs.audit_windows`, or lower the "
+                "audit's `features`.\n"
+                "- Others always come first: raise `jobs.concurrency`.\n"
+                "- A job hangs: `sidecar job cancel <id>`; the night is judged without it."
+            ),
+            picture=_NO_PICTURE,
+            silence="While audits are held back on purpose, matched on `audit`.",
+        ),
+        "SidecarAuditFailed": Runbook(
+            meaning=(
+                "No job of the newest night was done: all failed, were cancelled or refused. That is not a "
+                "regression: nothing is known of the model."
+            ),
+            impact="The night is lost; the next one comes at its time.",
+            diagnosis=(
+                "1. Open `audit_url`: the check `complete` says which jobs failed.\n"
+                "2. `sidecar job list` and `sidecar job get <id>`: the code is one of the SC8xx of "
+                "`docs/errors.md`. Are they in quarantine? `sidecar job list --quarantined`.\n"
+                "3. Do people's jobs of the same model work? Then it is the audit's dataset or the other model."
+            ),
+            mitigation=(
+                "Mend what the jobs' error names, as for SidecarJobsFailing, then `sidecar audit run <audit>`."
+            ),
+            picture=_NO_PICTURE,
+            silence="Until the next night, matched on `audit`.",
         ),
         "SidecarSnapshotStale": Runbook(
             meaning="No snapshot was written whole for ten configured intervals.",

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from sidecar import errors
+from sidecar.audits import AuditStatus, Check, Night, Outcome
 from sidecar.detect import Direction, State
 from sidecar.features import FeatureKey, LayerKey, Scope
 from sidecar.metrics import catalogue
@@ -243,6 +244,67 @@ def job_rows(counts: JobCounts) -> Iterator[Row]:
     yield catalogue.JOB_RUNS, (), counts.timed
     yield catalogue.JOB_SECONDS, (), counts.seconds
     yield catalogue.JOBS_QUARANTINED, (), counts.quarantined
+
+
+def audit_labels(status: AuditStatus) -> Labels:
+    """Return the labels that every series of an audit has; the model without a revision."""
+    model = status.model.partition("@")[0]
+    return (clean(status.name), clean(model), clean(status.against))
+
+
+def audit_rows(statuses: Sequence[AuditStatus]) -> Iterator[Row]:
+    """Yield how audits stand, and what their newest judged nights came to."""
+    labelled = [(audit_labels(status), status) for status in statuses]
+    for labels, status in labelled:
+        yield catalogue.AUDIT_STATE, labels, catalogue.AUDIT_STATES.index(status.state)
+    for labels, status in labelled:
+        yield catalogue.AUDIT_NEXT_START, labels, status.next_at
+    for labels, status in labelled:
+        yield catalogue.AUDIT_OVERDUE, labels, _NO_YES[status.overdue]
+    for labels, status in labelled:
+        came_to = Counter(str(night.state) for night in status.nights)
+        for state in catalogue.NIGHT_STATES:
+            yield catalogue.AUDIT_NIGHTS, (*labels, state), came_to[state]
+    judged = [(labels, s.last) for labels, s in labelled if s.last is not None]
+    yield from _night_rows(judged)
+    yield from _check_rows(judged)
+
+
+def _night_rows(judged: Sequence[tuple[Labels, Night]]) -> Iterator[Row]:
+    for labels, night in judged:
+        yield catalogue.AUDIT_NIGHT_STATE, labels, catalogue.AUDIT_STATES.index(night.state)
+    for labels, night in judged:
+        for fate in catalogue.AUDIT_FATES:
+            yield catalogue.AUDIT_UNITS, (*labels, fate), night.counts.get(fate, _ABSENT)
+    for labels, night in judged:
+        yield catalogue.AUDIT_FEATURES, labels, night.features
+    for labels, night in judged:
+        yield catalogue.AUDIT_LAST_END, labels, _known(night.ended_at)
+
+
+def _check_rows(judged: Sequence[tuple[Labels, Night]]) -> Iterator[Row]:
+    checks = [
+        ((*labels, one.name), one)
+        for labels, night in judged
+        for one in night.checks
+        if one.name in catalogue.AUDIT_CHECKS
+    ]
+    for labels, check in checks:
+        yield catalogue.AUDIT_CHECK_FAILED, labels, _failed(check)
+    for labels, check in checks:
+        yield catalogue.AUDIT_CHECK_VALUE, labels, _known(check.value)
+    for labels, check in checks:
+        yield catalogue.AUDIT_CHECK_LIMIT, labels, _known(check.limit)
+
+
+def _failed(check: Check) -> float:
+    if check.outcome is Outcome.IMPOSSIBLE:
+        return _ABSENT
+    return _NO_YES[check.outcome is Outcome.FAILED]
+
+
+def _known(value: float | None) -> float:
+    return _ABSENT if value is None else value
 
 
 def storage_rows(counts: StorageCounts) -> Iterator[Row]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from sidecar.audits import AuditStatus
 from sidecar.monitor import (
     EvidenceCounts,
     FeatureStatus,
@@ -117,6 +118,10 @@ class MetricsSource(Protocol):
 
     def jobs(self) -> JobCounts:
         """Return how the jobs stand."""
+        ...
+
+    def audits(self) -> Sequence[AuditStatus]:
+        """Return how the nightly audits stand, in an order that stays the same."""
         ...
 
     def statistics(self) -> StatisticsCounts:

@@ -24,6 +24,14 @@ STATES = (
 )
 """Value, text and colour of ``sidecar_feature_state``."""
 
+AUDIT_STATES = tuple(
+    (number, state, colour)
+    for number, (state, colour) in enumerate(
+        zip(c.AUDIT_STATES, (QUIET, PLAIN, GOOD, BAD, OTHER, WATCH), strict=True)
+    )
+)
+"""Value, text and colour of ``sidecar_audit_state`` and of what a night came to."""
+
 YES_NO = ((0, "no", WATCH), (1, "yes", GOOD))
 NO_YES = ((0, "no", GOOD), (1, "yes", BAD))
 
@@ -75,6 +83,7 @@ class Panel:
         columns: Fields of a table, in order; what is not named is hidden.
         stacked: Whether series add up.
         to_feature: Whether a click on a series leads to the feature's page in the console.
+        to_audit: Whether it leads to the audit's page there.
         text: HTML of a text panel.
         repeat: Variable by whose values the panel is repeated.
         exemplars: Whether the graph shows exemplars as dots.
@@ -92,6 +101,7 @@ class Panel:
     columns: tuple[Column, ...] = ()
     stacked: bool = False
     to_feature: bool = False
+    to_audit: bool = False
     text: str = ""
     repeat: str = ""
     exemplars: bool = False

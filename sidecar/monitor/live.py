@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from sidecar.errors import NotFound
 from sidecar.features import FeatureKey
 from sidecar.jobs import JobRequest, LiveContext
 from sidecar.monitor.monitor import Monitor
@@ -28,14 +29,18 @@ def live_contexts(monitor: Monitor, request: JobRequest) -> Mapping[str, LiveCon
     found = {}
     for target in request.targets:
         live = _fullest(monitor, target.feature)
-        if live.count:
+        if live is not None:
             found[str(target.feature)] = _context(live, ranges.get(target.feature.layer))
     return found
 
 
-def _fullest(monitor: Monitor, key: FeatureKey) -> FeatureDistribution:
-    found = [monitor.distribution(key, window) for window in PREFERENCE]
-    return next((live for live in found if live.count), found[0])
+def _fullest(monitor: Monitor, key: FeatureKey) -> FeatureDistribution | None:
+    """Return the first distribution that holds anything; None where none does, or nobody hooks it."""
+    try:
+        found = (monitor.distribution(key, window) for window in PREFERENCE)
+        return next((live for live in found if live.count), None)
+    except NotFound:
+        return None  # an audit looks at what is configured, whether it is served or not
 
 
 def _context(

@@ -29,7 +29,16 @@ from sidecar.errors import (
     UnsupportedTarget,
 )
 from sidecar.features import FeatureKey, FeatureSelector, LayerKey, Slice, revision_matches
-from sidecar.jobs import ArtifactIndex, Cause, Job, JobQueue, JobRequest, Portrait, Runner
+from sidecar.jobs import (
+    ArtifactIndex,
+    Cause,
+    Job,
+    JobQueue,
+    JobRequest,
+    Portrait,
+    Quarantined,
+    Runner,
+)
 from sidecar.monitor.baselines import Baselines, BaselineVersion
 from sidecar.monitor.monitor import Monitor
 from sidecar.monitor.pictures import Pictures
@@ -58,6 +67,9 @@ from sidecar.store import ArtifactStore, BaselineStore, Catalogue, EvidenceStore
 
 PORTRAIT_LIMIT = 20
 """Portraits of one feature that are listed; older ones stay in the store until it is full."""
+
+QUARANTINE_LIMIT = 200
+"""Quarantined requests listed at once; each is forgotten when its time is over."""
 
 EXPLAINED_LIMIT = 20
 """Flags without a feature that are explained at a time: enough for a screen, and quick with thousands of
@@ -612,6 +624,10 @@ class Operations:
         """Stop a job; JobFinished where it has ended."""
         self._queue.cancel(job_id, self._clock())
         return self._queue.get(job_id)
+
+    def quarantined(self, limit: int = QUARANTINE_LIMIT) -> Sequence[Quarantined]:
+        """Return what is refused for killing its worker again and again, the longest first."""
+        return self._queue.quarantine.held(self._clock(), min(limit, QUARANTINE_LIMIT))
 
     def release_quarantine(self, name: str) -> int:
         """Refuse no longer what was quarantined under a content key or a job's id; say how many.

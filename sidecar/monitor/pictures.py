@@ -63,6 +63,8 @@ class Pictures:
         model: str = "",
         revision: str = "",
         method: str = "",
+        verdict: str = "",
+        job_id: str = "",
         limit: int = 50,
         before: str = "",
     ) -> Sequence[MadePicture]:
@@ -72,6 +74,8 @@ class Pictures:
             model=model,
             revision=revision,
             method=method,
+            verdict=verdict,
+            job_id=job_id,
             limit=min(limit, PICTURE_LIMIT),
             before=before,
         )

@@ -73,6 +73,14 @@ async def cancel(request: Request) -> Response:
     return console.redirect(f"/jobs/{job.id}?done=cancelling")
 
 
+async def release(request: Request) -> Response:
+    """Let run again what a job is quarantined for."""
+    console, _ = await _form(request)
+    job_id = request.path_params["job_id"]
+    await run_in_threadpool(console.backend.release_quarantine, job_id)
+    return console.redirect("/jobs?done=released")
+
+
 async def freeze(request: Request) -> Response:
     """Take what was learned so far as a layer's baseline."""
     console, fields = await _form(request)

@@ -1,6 +1,7 @@
 """The JSON API, version 1."""
 
 import json
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -8,18 +9,24 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from sidecar.errors import InvalidInput
+from sidecar.errors import InvalidInput, InvalidName, NotFound
 from sidecar.features import FeatureKey, LayerKey
 from sidecar.jobs import JobRequest, Priority
 from sidecar.recipes import Target, recipe_like
 from sidecar.web import serialise
 from sidecar.web.console import Console
-from sidecar.web.filters import LIST_LIMIT, one_of, state, text, whole, window
+from sidecar.web.filters import LIST_LIMIT, one_of, picture, state, text, whole, window
 from sidecar.web.security import read_body
 from sidecar.web.serialise import Json
 
 BODY_LIMIT_BYTES = 256 << 10
 """Largest job request."""
+
+ARTIFACTS_LIMIT = 199
+"""Most pictures in one answer: with the one that tells of a next page, as many as the daemon gives."""
+
+VERDICTS = ("trusted", "weak", "unreliable")
+"""How far a picture can be believed."""
 
 _TARGET_LIMIT = 64
 _LAST_MOMENT = 1e11  # the year 5138; and no NaN
@@ -127,6 +134,46 @@ def job(request: Request) -> Response:
     """``GET /api/v1/jobs/{id}``: how one job stands."""
     console = Console.of(request)
     return Json(serialise.job(console.backend.job(request.path_params["job_id"]), console.base))
+
+
+def quarantine(request: Request) -> Response:
+    """``GET /api/v1/quarantine``: what is refused for killing its worker, and until when."""
+    console = Console.of(request)
+    found = console.backend.quarantined()
+    return Json({"quarantine": [serialise.quarantined(one, console.base) for one in found]})
+
+
+def artifacts(request: Request) -> Response:
+    """``GET /api/v1/artifacts``: the made pictures, newest first, page by page.
+
+    ``next`` is the ``before`` of the next page, null on the last.
+    """
+    console, params = Console.of(request), request.query_params
+    limit = whole(params, "limit", 50, 1, ARTIFACTS_LIMIT)
+    named = text(params, "feature")
+    found = console.backend.provenance.list(
+        feature=_pictured(console, named) if named else "",
+        model=text(params, "model"),
+        revision=text(params, "revision"),
+        method=text(params, "method"),
+        verdict=one_of(params, "verdict", ("", *VERDICTS)),
+        job_id=text(params, "job"),
+        limit=limit + 1,  # one more tells whether there is a next page
+        before=picture(params, "before"),
+    )
+    page = found[:limit]
+    rest = page[-1].manifest_digest if len(found) > limit else None
+    return Json({"artifacts": [serialise.made(one, console.base) for one in page], "next": rest})
+
+
+def _pictured(console: Console, named: str) -> str:
+    """Return a feature's text form; pictures may outlive the layer they were about."""
+    try:
+        return str(console.backend.resolve(named))
+    except NotFound:
+        with suppress(InvalidName):
+            return str(FeatureKey.parse(named))
+        raise
 
 
 async def submit(request: Request) -> Response:

@@ -12,8 +12,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from sidecar.audits import Audits
 from sidecar.errors import ConfigError, MessageTooLarge, SidecarError
-from sidecar.web import actions, alerts, api, evidence, live, pages, pictures, provenance, serialise
+from sidecar.web import (
+    actions,
+    alerts,
+    api,
+    audits,
+    evidence,
+    live,
+    pages,
+    pictures,
+    provenance,
+    serialise,
+)
 from sidecar.web.backend import Backend
 from sidecar.web.console import Console
 from sidecar.web.security import Guard
@@ -40,7 +52,11 @@ _NO_PAGE = {
 
 
 def create_app(
-    backend: Backend, *, console_url: str, clock: Callable[[], float] = time.time
+    backend: Backend,
+    *,
+    console_url: str,
+    clock: Callable[[], float] = time.time,
+    audits: Audits | None = None,
 ) -> Starlette:
     """Return the console as an ASGI application.
 
@@ -49,6 +65,7 @@ def create_app(
         console_url: How people reach the console, such as ``https://ops.example/sidecar``; its host
             is accepted beside loopback's names, and its path is put in front of every link.
         clock: Returns unix seconds now.
+        audits: What is looked at every night; None: nothing.
 
     Raises:
         ConfigError: ``console_url`` is no http or https URL.
@@ -63,7 +80,7 @@ def create_app(
         middleware=[guard],
         exception_handlers={SidecarError: refuse, HTTPException: refuse},
     )
-    app.state.console = console
+    app.state.console, app.state.audits = console, audits
     return app
 
 
@@ -77,6 +94,15 @@ def _routes(console: Console) -> list[Route]:
         Route("/jobs", pages.job_list),
         Route("/jobs/{job_id}", pages.job),
         Route("/jobs/{job_id}/cancel", actions.cancel, methods=post),
+        Route("/jobs/{job_id}/release", actions.release, methods=post),
+        Route("/audits", audits.audit_list),
+        Route("/audits/{name}", audits.audit),
+        Route("/audits/{name}/run", audits.run, methods=post),
+        Route("/audits/{name}/latest", audits.latest),
+        Route("/audits/{name}/{night}", audits.night),
+        Route("/audits/{name}/{night}/accept", audits.accept, methods=post),
+        Route("/audits/{name}/{night}/report.html", audits.report),
+        Route("/audits/{name}/{night}/report.json", audits.report),
         Route("/f/{feature:path}/portrait.png", pictures.portrait),
         Route("/f/{feature:path}/portrait", actions.make_portrait, methods=post),
         Route("/f/{feature:path}/flag", actions.flag, methods=post),
@@ -97,8 +123,15 @@ def _routes(console: Console) -> list[Route]:
         Route("/api/v1/jobs/{job_id}/cancel", api.cancel, methods=post),
         Route("/api/v1/jobs/{job_id}/events", live.job_events),
         Route("/api/v1/jobs/{job_id}/preview.png", pictures.preview),
+        Route("/api/v1/quarantine", api.quarantine),
+        Route("/api/v1/artifacts", api.artifacts),
         Route("/api/v1/artifacts/{digest}", pictures.artifact),
         Route("/api/v1/artifacts/{digest}/verification", provenance.verification),
+        Route("/api/v1/audits", audits.listed),
+        Route("/api/v1/audits/{name}", audits.described),
+        Route("/api/v1/audits/{name}/nights/{night}", audits.night_described),
+        Route("/api/v1/audits/{name}/nights/{night}/accept", audits.accepted, methods=post),
+        Route("/api/v1/audits/{name}/run", audits.started, methods=post),
         Route("/api/v1/alertmanager", alerts.alertmanager, methods=post),
     ]
 

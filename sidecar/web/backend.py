@@ -6,7 +6,7 @@ from typing import Protocol
 
 from sidecar.detect import State
 from sidecar.features import FeatureKey
-from sidecar.jobs import Job, JobRequest, MadePicture, Portrait, Verification
+from sidecar.jobs import Job, JobRequest, MadePicture, Portrait, Quarantined, Verification
 from sidecar.monitor import (
     BaselineVersion,
     Event,
@@ -24,6 +24,20 @@ from sidecar.store import Reference
 
 class PictureBook(Protocol):
     """The made pictures as the console sees them; a digest names a picture or its manifest."""
+
+    def list(
+        self,
+        *,
+        feature: str = "",
+        model: str = "",
+        revision: str = "",
+        method: str = "",
+        verdict: str = "",
+        job_id: str = "",
+        limit: int = 50,
+        before: str = "",
+    ) -> Sequence[MadePicture]:
+        """Return pictures, the newest first; see ``ArtifactIndex.list``."""
 
     def find(self, digest: str) -> MadePicture:
         """Return a picture; UnknownArtifact where none is listed under the digest."""
@@ -130,6 +144,19 @@ class Backend(Protocol):
 
     def cancel(self, job_id: str) -> Job:
         """Stop a job; JobFinished where it has ended."""
+
+    def quarantined(self) -> Sequence[Quarantined]:
+        """Return what is refused for killing its worker again and again, the longest first."""
+
+    def release_quarantine(self, name: str) -> int:
+        """Refuse it no longer; return how many content keys were let go.
+
+        Args:
+            name: A content key, its first 8 digits or more, or the job's id.
+
+        Raises:
+            UnknownJob: Nothing of that name is quarantined.
+        """
 
     def preview(self, job_id: str) -> bytes | None:
         """Return the newest intermediate picture of a running job as PNG; None before the first."""

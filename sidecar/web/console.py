@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse
 
 from sidecar.errors import LimitReached
-from sidecar.web import gauge, wording
+from sidecar.web import gauge, trend, wording
 from sidecar.web.backend import Backend
 from sidecar.web.security import Gate
 from sidecar.web.static_files import StaticFiles
@@ -20,7 +20,19 @@ from sidecar.web.static_files import StaticFiles
 STREAM_LIMIT = 64
 """Most live streams at once; each holds a thread while it waits for its job to change."""
 
-_WORDS = ("age", "compact", "count", "duration", "iso", "moment", "number", "percent", "times")
+_WORDS = (
+    "age",
+    "compact",
+    "count",
+    "day",
+    "duration",
+    "iso",
+    "moment",
+    "number",
+    "percent",
+    "times",
+    "until",
+)
 
 
 class Streams:
@@ -97,6 +109,7 @@ class Console:
             static=lambda name: base + static.link(name),
             link=lambda path, **query: base + path + _query(query),
             gauge=gauge.draw,
+            strip=trend.strip,
             reached=wording.reached,
             beyond=wording.beyond,
             extreme=wording.extreme,

@@ -116,6 +116,14 @@ def window(params: QueryParams) -> Window:
     return Window(one_of(params, "window", tuple(str(member) for member in Window)))
 
 
+def picture(params: QueryParams, name: str) -> str:
+    """Return the digest of a picture or manifest in the query, empty where it is silent; else InvalidInput."""
+    value = params.get(name, "").strip()
+    if value and not _DIGEST.fullmatch(value):
+        raise InvalidInput(f"{name} {value[:80]!r} is no sha256 in hexadecimal")
+    return value
+
+
 def digest(value: str) -> str:
     """Return an artifact's digest; UnknownArtifact where it cannot be one."""
     if not _DIGEST.fullmatch(value):

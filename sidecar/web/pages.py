@@ -41,6 +41,7 @@ NOTICES = {
     "flagged": "Flag saved. Spikes of this feature raise an alert from now on.",
     "unflagged": "Flag removed. Nobody is told about this feature any longer.",
     "cancelling": "Cancel was asked for. The worker ends within a few seconds.",
+    "released": "Let go. The same request is tried again when it is asked for.",
     "frozen": "The baseline is frozen. Spikes are judged against it from now on.",
     "reset": "The baseline is being learned anew. Until it is frozen, nothing can fire.",
 }
@@ -285,7 +286,11 @@ def job_list(request: Request) -> Response:
         names=_names(console, page),
         older=page[-1].id if len(found) > _JOBS_PAGE else "",
         live=any(not job.state.ended for job in page),
-        notice="",
+        quarantined=[
+            (one, FeatureKey.parse(one.feature) if one.feature else None)
+            for one in console.backend.quarantined()
+        ],
+        notice=_notice(request),
     )
 
 
@@ -302,6 +307,7 @@ def job(request: Request) -> Response:
         advice=ADVICE.get(found.error_code, ADVICE_OTHERWISE),
         recipe=found.request.recipe.values(),
         usual=console.backend.default_recipe().values(),
+        held=[one for one in console.backend.quarantined() if one.job_id == found.id],
         notice=_notice(request),
     )
 

@@ -9,9 +9,10 @@ from urllib.parse import quote
 
 from starlette.responses import Response
 
+from sidecar.audits import AuditStatus, Night
 from sidecar.detect import LeftOut
 from sidecar.features import LayerKey
-from sidecar.jobs import Job, Verification
+from sidecar.jobs import Job, MadePicture, Quarantined, Verification
 from sidecar.monitor import (
     Anomaly,
     BaselineVersion,
@@ -282,6 +283,81 @@ def job(value: Job, base: str) -> dict[str, Any]:
         ],
         "preview": preview,
         "page": f"{base}/jobs/{quote(value.id, safe='')}",
+    }
+
+
+def quarantined(found: Quarantined, base: str) -> dict[str, Any]:
+    """Return what is not tried again before a time."""
+    return {
+        "content_key": found.content_key,
+        "job": found.job_id,
+        "feature": found.feature or None,
+        "reason": found.reason,
+        "until": found.until,
+        "page": f"{base}/jobs/{quote(found.job_id, safe='')}",
+    }
+
+
+def made(found: MadePicture, base: str) -> dict[str, Any]:
+    """Return a picture in the store; links in it start with ``base``."""
+    return {
+        "manifest_digest": found.manifest_digest,
+        "picture_digest": found.picture_digest,
+        "content_key": found.content_key,
+        "feature": found.feature,
+        "model": found.model,
+        "revision": found.revision,
+        "method": found.method,
+        "verdict": found.verdict or None,
+        "job": found.job_id or None,
+        "origin": found.origin or None,
+        "reproduces": found.reproduces or None,
+        "created": found.created,
+        "picture": f"{base}/api/v1/artifacts/{found.picture_digest}",
+        "manifest": f"{base}/api/v1/artifacts/{found.manifest_digest}",
+        "page": f"{base}/artifacts/{found.manifest_digest}",
+    }
+
+
+def audit(status: AuditStatus, base: str) -> dict[str, Any]:
+    """Return how an audit stands, with its newest judged night and the one that runs."""
+    return {
+        "name": status.name,
+        "model": status.model,
+        "against": status.against or None,
+        "state": str(status.state),
+        "overdue": status.overdue,
+        "next_at": status.next_at,
+        "last": night(status.last, base) if status.last else None,
+        "running": night(status.running, base) if status.running else None,
+        "page": f"{base}/audits/{status.name}",
+    }
+
+
+def night(found: Night, base: str) -> dict[str, Any]:
+    """Return a night with its checks; a value or limit is null where it is no number."""
+    report = f"{base}{found.report}" if found.report else None
+    return {
+        "audit": found.audit,
+        "id": found.id,
+        "state": str(found.state),
+        "started_at": found.started_at,
+        "ended_at": found.ended_at,
+        "asked_by": found.actor,
+        "checks": [
+            {
+                "name": one.name,
+                "outcome": str(one.outcome),
+                "value": None if one.value is None else known(one.value),
+                "limit": None if one.limit is None else known(one.limit),
+                "reason": one.reason,
+            }
+            for one in found.checks
+        ],
+        "counts": dict(found.counts) or None,
+        "features_pictured": found.features,
+        "report": report,
+        "report_json": f"{report.removesuffix('.html')}.json" if report else None,
     }
 
 

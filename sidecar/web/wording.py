@@ -140,6 +140,21 @@ def moment(at: float) -> str:
     return f"{_utc(at):%Y-%m-%d %H:%M:%S} UTC" if at > 0 else ABSENT
 
 
+def until(at: float, now: float) -> str:
+    """Return how soon ``at`` is in its two largest units, ``now`` where it has come.
+
+    Example:
+        >>> until(7300, 0), until(5, 9)
+        ('in 2 h 1 min', 'now')
+    """
+    return f"in {duration(at - now)}" if at - now >= 1 else "now"
+
+
+def day(at: float) -> str:
+    """Return a day as ``2026-11-23``, in UTC."""
+    return f"{_utc(at):%Y-%m-%d}"
+
+
 def iso(at: float) -> str:
     """Return a time for machines: ``2026-11-23T15:32:01Z``."""
     return f"{_utc(at):%Y-%m-%dT%H:%M:%SZ}"

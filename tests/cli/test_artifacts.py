@@ -68,7 +68,7 @@ def original(running: RunningDaemon) -> dict[str, Any]:
 
 
 def test_pictures_are_listed_by_what_they_are(running: RunningDaemon) -> None:
-    """Feature, model, revision and method narrow the list; each finds it, and none too much."""
+    """Feature, model, revision, method, verdict and job narrow the list; none finds too much."""
     found = original(running)
     revision = found["feature"].partition("@")[2][:8]
 
@@ -77,10 +77,15 @@ def test_pictures_are_listed_by_what_they_are(running: RunningDaemon) -> None:
         ("--model", "tiny"),
         ("--revision", revision),
         ("--method", "activation_maximisation"),
+        ("--job", found["job_id"]),
+        ("--verdict", found["verdict"]),
     ):
         assert found in listed(running, *wanted), wanted
     for other in (("--model", "t"), ("--revision", "0" * 8), ("--method", "dreaming")):
         assert [] == listed(running, *other), other
+    other = {"trusted", "weak", "unreliable"} - {found["verdict"]}
+    assert all(found not in listed(running, "--verdict", one) for one in other)
+    assert [] == listed(running, "--job", "01K")
     assert found["picture_digest"][:16] in run(running, "artifact", "list").stdout
 
 

@@ -56,7 +56,7 @@ def test_a_right_file_is_said_to_be(tmp_path: Path) -> None:
     found = run("check", str(path))
 
     assert 0 == found.exit_code
-    assert f"{path}: SUCCESS: 20 alerts, 4 recording rules, PromQL not parsed\n" == found.stdout
+    assert f"{path}: SUCCESS: 24 alerts, 4 recording rules, PromQL not parsed\n" == found.stdout
     assert "promtool is not on PATH" in found.stderr
 
 
@@ -120,7 +120,7 @@ def test_the_shipped_tests_pass_with_any_options(options: tuple[str, ...]) -> No
     found = run("test", *options)
 
     assert 0 == found.exit_code, found.output
-    assert 5 == found.stdout.count("SUCCESS")
+    assert 6 == found.stdout.count("SUCCESS")
     assert "" == found.stderr
 
 

@@ -1,5 +1,6 @@
 """The job service under many clients."""
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -137,12 +138,18 @@ def test_what_is_quarantined_is_released_by_command(running: RunningDaemon) -> N
         queue.fail(job_id, "x", "SC806", "SIGSEGV", time.time(), retry=True)
 
     refused = command(running, "run", FEATURE, "--no-watch")
+    listed = command(running, "list", "--quarantined")
+    (told,) = json.loads(command(running, "list", "--quarantined", "-o", "json").stdout)
     advised = refused.stderr.rpartition("sidecar job release ")[2].split("'")[0]
     released = command(running, "release", advised)
     again = command(running, "release", advised)
     taken = command(running, "run", FEATURE, "--no-watch")
 
     assert "SC505" in refused.stderr
+    assert (told["job_id"], told["content_key"], told["reason"]) == (job_id, advised, "SIGSEGV")
+    assert advised[:16] in listed.stdout
+    assert told["feature"] in listed.stdout
+    assert "nothing found\n" == command(running, "list", "--quarantined").stderr
     assert (0, "released 1 content keys\n") == (released.exit_code, released.stdout)
     assert (3, True) == (again.exit_code, "SC404" in again.stderr)
     assert 0 == taken.exit_code

@@ -1,6 +1,7 @@
 """The list of made pictures, and what becomes of them."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,22 @@ def test_made_pictures_are_listed_page_by_page(bench: Bench) -> None:
     assert [] == list(index.list(model="other"))
 
 
+def test_pictures_are_found_by_verdict_and_job(bench: Bench) -> None:
+    """Each filter alone, and both together."""
+    bench.runner().start()
+    made = [ran(bench, unit) for unit in range(3)]
+    index = ArtifactIndex(bench.database)
+    with bench.database.transaction() as cursor:
+        cursor.execute(
+            "UPDATE artifact_index SET verdict = 'weak' WHERE job_id IN (?, ?)",
+            (made[0].job_id, made[1].job_id),
+        )
+
+    assert made[1::-1] == [replace(m, verdict="") for m in index.list(verdict="weak")]
+    assert [made[2]] == list(index.list(job_id=made[2].job_id))
+    assert [] == list(index.list(job_id=made[2].job_id, verdict="weak"))
+
+
 def test_pictures_of_an_earlier_release_are_listed(bench: Bench) -> None:
     """A database without the list has one made from its jobs and answers."""
     bench.runner().start()
@@ -44,6 +61,8 @@ def test_pictures_of_an_earlier_release_are_listed(bench: Bench) -> None:
     with bench.database.transaction() as cursor:
         cursor.execute("DROP INDEX artifact_index_by_picture")
         cursor.execute("DROP INDEX artifact_index_by_feature")
+        cursor.execute("DROP INDEX artifact_index_by_job")
+        cursor.execute("UPDATE job_portraits SET verdict = 'weak'")
         cursor.execute("DROP TABLE artifact_index")
         cursor.execute("DELETE FROM migrations WHERE component = 'artifact_index'")
 
@@ -55,7 +74,7 @@ def test_pictures_of_an_earlier_release_are_listed(bench: Bench) -> None:
         found.revision,
         found.job_id,
     )
-    assert "activation_maximisation" == found.method
+    assert ("activation_maximisation", "weak") == (found.method, found.verdict)
 
 
 def test_a_reproduction_is_made_anew_and_answers_nobody(bench: Bench) -> None:

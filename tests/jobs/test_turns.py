@@ -185,6 +185,22 @@ def test_what_killed_every_worker_is_refused_for_a_while(queue: JobQueue) -> Non
     assert 1 == queue.quarantine.total
 
 
+def test_what_is_quarantined_is_listed_until_its_time_is_over(queue: JobQueue) -> None:
+    """Each with its feature, its job and why, the longest first; without the job, without a feature."""
+    first, second = crash_for_good(queue, request(7), 10.0), crash_for_good(queue, request(8), 20.0)
+
+    late, early = queue.quarantine.held(21.0, 10)
+    assert (second, first) == (late.job_id, early.job_id)
+    assert (3620.0, "SIGSEGV") == (late.until, late.reason)
+    assert str(request(8).targets[0].feature) == late.feature
+    assert content_key(request(8).targets[0], Maximisation()) == late.content_key
+    assert [late] == list(queue.quarantine.held(21.0, 1)) == list(queue.quarantine.held(3610.0, 9))
+    assert () == queue.quarantine.held(3620.0, 10)
+    with queue.database.transaction() as cursor:
+        cursor.execute("DELETE FROM jobs")
+    assert ["", ""] == [one.feature for one in queue.quarantine.held(21.0, 10)]
+
+
 def test_named_failures_are_not_quarantined(queue: JobQueue) -> None:
     """A silent unit harms nobody."""
     job = queue.submit(request(), 10.0)

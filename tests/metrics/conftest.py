@@ -16,6 +16,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from sidecar.audits import AuditState, AuditStatus, Check, Night, NightState, Outcome
 from sidecar.detect import State
 from sidecar.features import Capture, FeatureKey, FeatureKind, LayerKey
 from sidecar.metrics import (
@@ -52,6 +53,7 @@ class MemorySource:
     job_counts: JobCounts = field(default_factory=JobCounts)
     storage_counts: StorageCounts = field(default_factory=StorageCounts)
     statistics_counts: StatisticsCounts = field(default_factory=StatisticsCounts)
+    nightly: list[AuditStatus] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
 
     def _check(self, section: str) -> None:
@@ -90,6 +92,11 @@ class MemorySource:
         """Return the jobs."""
         self._check("jobs")
         return self.job_counts
+
+    def audits(self) -> Sequence[AuditStatus]:
+        """Return the audits."""
+        self._check("audits")
+        return tuple(self.nightly)
 
     def statistics(self) -> StatisticsCounts:
         """Return how statistics are kept."""
@@ -149,6 +156,34 @@ def build_status(key: LayerKey, **values: Any) -> LayerStatus:
         "baseline_windows": 180,
     }
     return LayerStatus(key=key, capture=Capture(), **{**known, **values})
+
+
+def build_audit(name: str = "nightly-int8", **values: Any) -> AuditStatus:
+    """Return an audit that runs tonight, and whose last night regressed after one that passed."""
+    checks = (
+        Check("complete", Outcome.PASSED, 0.0, 0.0, "All 3 jobs were done."),
+        Check("comparison", Outcome.FAILED, 12.5, 5.0, "12.5 % of _blocks.14 moved, at most 5 %."),
+        Check("verdict", Outcome.IMPOSSIBLE, None, None, "No portrait of the night before."),
+        Check("live", Outcome.FAILED, None, None, "1 of 2 flagged features is not sampled."),
+    )
+    counts = {"same": 150, "moved": 24, "lost": 18, "new": 3}
+    start = 1_795_440_000.0
+    last = Night(
+        name, "20261125T013000Z", start, start + 900, NightState.REGRESSED, checks, counts, 32
+    )
+    before = Night(name, "20261124T013000Z", start - 86_400, start - 86_000, NightState.PASSED)
+    running = Night(name, "20261126T013000Z", start + 86_400, None, NightState.RUNNING)
+    known = {
+        "model": f"lite0@{REVISION}",
+        "against": "lite0-int8",
+        "state": AuditState.RUNNING,
+        "last": last,
+        "running": running,
+        "next_at": start + 172_800,
+        "overdue": False,
+        "nights": (running, last, before),
+    }
+    return AuditStatus(name=name, **{**known, **values})
 
 
 def build_activations(*keys: FeatureKey) -> LayerActivations:
@@ -242,6 +277,7 @@ def source() -> MemorySource:
             hook_overhead_ratio=0.004,
         ),
         job_counts=JobCounts({"queued": 2, "failed": 1, "done": 5}, timed=6, seconds=90.0),
+        nightly=[build_audit()],
         storage_counts=StorageCounts(2048, 1 << 20, 1_795_448_000.0, 30.0, 1, 0),
         statistics_counts=StatisticsCounts(
             "numba",
@@ -302,6 +338,12 @@ def make_activations() -> Callable[..., LayerActivations]:
 def make_status() -> Callable[..., LayerStatus]:
     """Return ``build_status``."""
     return build_status
+
+
+@pytest.fixture
+def make_audit() -> Callable[..., AuditStatus]:
+    """Return ``build_audit``."""
+    return build_audit
 
 
 @pytest.fixture

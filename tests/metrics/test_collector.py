@@ -15,15 +15,18 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
+from sidecar.audits import AuditState
 from sidecar.detect import Direction, State
 from sidecar.features import FeatureKey, FeatureKind, LayerKey, Scope, View
 from sidecar.metrics import Collector
 from sidecar.metrics.catalogue import (
+    AUDIT_SERIES,
     FEATURE_SERIES,
     LAYER_SERIES,
     OWN_SERIES,
     SCALAR_FAMILIES,
 )
+from sidecar.metrics.collector import AUDITS_LIMIT
 from sidecar.monitor import Anomaly, Flag, IngestCounts
 
 pytestmark = pytest.mark.service
@@ -267,6 +270,68 @@ def test_layers_jobs_and_storage_arrive(source: Any, serve: Any, scrape: Any) ->
     assert found[key("sidecar_hook_overhead_ratio")] == 0.004
 
 
+def test_an_audit_says_what_its_newest_judged_night_came_to(
+    source: Any, serve: Any, scrape: Any
+) -> None:
+    """Also while another runs; a check that was not possible, and what is no number, is absent."""
+    found = scrape(serve(source))
+
+    audit = {"audit": "nightly-int8", "model": "lite0", "against": "lite0-int8"}
+    assert (1.0, 3.0) == (
+        found[key("sidecar_audit_state", **audit)],
+        found[key("sidecar_audit_night_state", **audit)],
+    )
+    failed = with_label(found, "sidecar_audit_check_failed", "check")
+    assert {"complete": 0.0, "comparison": 1.0, "live": 1.0} == failed
+    values = with_label(found, "sidecar_audit_check_value", "check")
+    limits = with_label(found, "sidecar_audit_check_limit", "check")
+    assert {"complete": 0.0, "comparison": 12.5} == values
+    assert {"complete": 0.0, "comparison": 5.0} == limits
+    units = with_label(found, "sidecar_audit_units", "fate")
+    assert {"same": 150, "moved": 24, "lost": 18, "new": 3} == units
+    nights = with_label(found, "sidecar_audit_nights", "state")
+    assert {"passed": 1, "regressed": 1, "failed": 0} == nights
+    assert (1_795_440_900.0, 1_795_612_800.0, 0.0, 32.0) == tuple(
+        found[key(f"sidecar_audit_{name}", **audit)]
+        for name in (
+            "last_end_timestamp_seconds",
+            "next_start_timestamp_seconds",
+            "overdue",
+            "features",
+        )
+    )
+
+
+def test_an_audit_before_its_first_night_has_come_to_nothing(
+    source: Any, make_audit: Any, serve: Any, scrape: Any
+) -> None:
+    """Only its state and its next night are known; no comparison leaves the other model empty."""
+    waiting = AuditState.WAITING
+    source.nightly = [
+        make_audit(against="", state=waiting, last=None, running=None, nights=(), overdue=True)
+    ]
+
+    found = scrape(serve(source))
+
+    there = {name for name, _ in found if name.startswith("sidecar_audit_")}
+    known = ("state", "next_start_timestamp_seconds", "overdue", "nights")
+    assert {f"sidecar_audit_{name}" for name in known} == there
+    labels = {"audit": "nightly-int8", "model": "lite0", "against": ""}
+    assert 1.0 == found[key("sidecar_audit_overdue", **labels)]
+
+
+def test_audits_have_series_up_to_a_hard_limit(
+    source: Any, make_audit: Any, serve: Any, scrape: Any
+) -> None:
+    """However many are configured; what is left out is told."""
+    source.nightly = [make_audit(f"audit-{n}") for n in range(AUDITS_LIMIT + 7)]
+
+    found = scrape(serve(source))
+
+    assert AUDITS_LIMIT == len(with_label(found, "sidecar_audit_state", "audit"))
+    assert 7 == found[key("sidecar_series_truncated", subject="audits")]
+
+
 def test_a_layer_that_is_not_screened_has_neither_moved_nor_stayed(
     source: Any, make_layer: Any, make_status: Any, serve: Any, scrape: Any
 ) -> None:
@@ -347,7 +412,14 @@ def test_the_limit_is_hard_and_what_is_left_out_is_counted(
     first = {str(i) for i in range(10)}
     assert first == set(with_label(found, "sidecar_feature_state", "feature"))
     left_out = with_label(found, "sidecar_series_truncated", "subject")
-    assert {"features": 40, "layers": 3, "flags": 1, "histograms": 40, "heatmaps": 40} == left_out
+    assert {
+        "features": 40,
+        "layers": 3,
+        "audits": 0,
+        "flags": 1,
+        "histograms": 40,
+        "heatmaps": 40,
+    } == left_out
 
 
 def test_all_series_together_stay_below_the_limit(
@@ -375,6 +447,7 @@ def test_all_series_together_stay_below_the_limit(
     assert {
         "features": 36,
         "layers": 13,
+        "audits": 1,
         "flags": 11,
         "histograms": 50,
         "heatmaps": 50,
@@ -390,7 +463,7 @@ def test_heat_maps_are_the_first_to_go(
     """With room for some buckets, whole features have theirs, in order, and no series is over."""
     source.watched = [make_feature(make_layer().feature(i)) for i in range(10)]
     # Its own, those of features and of the layer, 1 flag, 10 native, then 4 buckets each.
-    before = OWN_SERIES + 10 * FEATURE_SERIES + LAYER_SERIES + 1 + 10
+    before = OWN_SERIES + 10 * FEATURE_SERIES + LAYER_SERIES + AUDIT_SERIES + 1 + 10
     server = serve(source, limits={"series_limit": before + 11})
 
     found = scrape(server)
@@ -420,7 +493,14 @@ def test_equal_labels_never_make_equal_series(
     found = scrape(serve(source))
 
     left_out = with_label(found, "sidecar_series_truncated", "subject")
-    assert {"features": 1, "layers": 1, "flags": 0, "histograms": 1, "heatmaps": 1} == left_out
+    assert {
+        "features": 1,
+        "layers": 1,
+        "audits": 0,
+        "flags": 0,
+        "histograms": 1,
+        "heatmaps": 1,
+    } == left_out
 
 
 def test_revisions_named_by_people_are_kept_whole(
@@ -454,7 +534,8 @@ def test_views_and_scopes_are_told_apart(
 
 
 @pytest.mark.parametrize(
-    "section", ["features", "flags", "layers", "activations", "ingest", "jobs", "storage"]
+    "section",
+    ["features", "flags", "layers", "audits", "activations", "ingest", "jobs", "storage"],
 )
 def test_a_section_that_cannot_be_read_costs_only_itself(
     section: str, source: Any, serve: Any, scrape: Any
@@ -475,6 +556,7 @@ def test_a_section_that_cannot_be_read_costs_only_itself(
         "jobs": "sidecar_jobs",
         "storage": "sidecar_artifact_bytes",
         "flags": "sidecar_flag_unmatched",
+        "audits": "sidecar_audit_state",
         "activations": "sidecar_feature_activation_levels_bucket",
     }
     there = {name for name, _ in found}

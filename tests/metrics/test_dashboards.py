@@ -10,6 +10,7 @@ import promql_parser
 import pytest
 import yaml
 
+from sidecar.audits import AuditState, NightState
 from sidecar.detect import State
 from sidecar.metrics.catalogue import BORROWED, FAMILIES, sample_names
 from sidecar.metrics.dashboards import render_dashboard
@@ -106,7 +107,6 @@ def test_every_family_is_on_the_dashboard_or_deliberately_not() -> None:
         "sidecar_windows_recorded_total": "those that could not be are shown",
         "sidecar_jobs_quarantined_total": "each is a failed job, and those are shown",
         "sidecar_layer_baseline_requests": "the baseline panel shows whether it is enough",
-        "sidecar_layer_window_failures_total": "a fault of ours, and the log says which",
         "sidecar_hook_batches_sent_total": "what arrives is shown",
     }
     assert set(reasons) == unseen
@@ -210,8 +210,8 @@ def test_only_variables_that_exist_are_used() -> None:
     assert used <= defined
 
 
-def test_features_lead_to_the_console() -> None:
-    """State, table and graphs of a feature link to its page, with the labels of the series."""
+def test_features_and_audits_lead_to_the_console() -> None:
+    """State, table and graphs of one link to its page, with the labels of the series."""
     linked = {
         panel["title"]: panel["fieldConfig"]["defaults"]["links"][0]["url"]
         for panel in panels()
@@ -222,7 +222,14 @@ def test_features_lead_to_the_console() -> None:
         "${console:raw}/f/${__field.labels.model}@${__field.labels.revision}/${__field.labels.layer}"
         "/${__field.labels.kind}/${__field.labels.feature:percentencode}"
     )
+    by_audit = "${console:raw}/audits/${__field.labels.audit:percentencode}"
     assert linked == {
+        "Audits": "${console:raw}/audits/${__data.fields.audit:percentencode}",
+        "Nights": by_audit,
+        "Failed checks": by_audit,
+        "Checks against their limits": by_audit,
+        "Units that are not the same": by_audit,
+        "Overdue": by_audit,
         "State": by_labels,
         "Flagged features": "${console:raw}/f/${__data.fields.path}",
         "Share of requests beyond the threshold": by_labels,
@@ -259,6 +266,24 @@ def test_states_are_words_as_well_as_colours() -> None:
     words = {int(value): option["text"] for value, option in options.items()}
     assert words == {state.code: str(state) for state in State}
     assert len({option["color"] for option in options.values()}) == 5
+
+
+def test_the_state_of_an_audit_is_a_word_as_well_as_a_colour() -> None:
+    """Numbers of the metrics are the states that audits and their nights may have."""
+    found = {panel["title"]: panel for panel in panels()}
+    table = next(
+        one["properties"][0]["value"][0]["options"]
+        for one in found["Audits"]["fieldConfig"]["overrides"]
+        if one["matcher"]["options"] == "State"
+    )
+    nights = found["Nights"]["fieldConfig"]["defaults"]["mappings"][0]["options"]
+
+    words = {int(number): one["text"] for number, one in table.items()}
+    assert words == dict(enumerate(map(str, AuditState)))
+    assert len({one["color"] for one in table.values()}) == len(AuditState)
+    judged = {words[int(number)] for number in nights}
+    assert judged == {str(state) for state in NightState if state.judged}
+    assert all(nights[number] | {"index": 0} == table[number] | {"index": 0} for number in nights)
 
 
 def test_the_portrait_survives_grafanas_sanitiser() -> None:

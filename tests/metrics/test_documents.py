@@ -4,9 +4,19 @@ import re
 
 import pytest
 
+from sidecar.audits import CHECKS, NightState
+from sidecar.compare.gate import FATES
 from sidecar.metrics import render_files
-from sidecar.metrics.alerts import ALERTS
-from sidecar.metrics.catalogue import ANOMALY, FAMILIES, FEATURE, FEATURE_SERIES
+from sidecar.metrics.alerts import ALERTS, CHECK_WORDS
+from sidecar.metrics.catalogue import (
+    ANOMALY,
+    AUDIT_CHECKS,
+    AUDIT_FATES,
+    AUDIT_SERIES,
+    FAMILIES,
+    FEATURE,
+    FEATURE_SERIES,
+)
 from sidecar.metrics.documents import render_metric_docs, render_runbook
 
 pytestmark = pytest.mark.unit
@@ -58,6 +68,18 @@ def test_the_stated_cost_of_a_feature_is_right() -> None:
 
     assert sum(several.get(family.labels[-1], 1) for family in plain) == FEATURE_SERIES == 25
     assert f"at most {FEATURE_SERIES} series" in render_metric_docs()
+
+
+def test_the_stated_cost_of_an_audit_is_right() -> None:
+    """Every check, fate and state is a series, once."""
+    each = {"check": CHECKS, "fate": FATES, "state": [s for s in NightState if s.judged]}
+    families = [f for f in FAMILIES if f.name.startswith("sidecar_audit_")]
+
+    found = sum(len(each.get(family.labels[-1], "x")) for family in families)
+    assert found == AUDIT_SERIES == 37
+    assert f"a nightly audit {AUDIT_SERIES}" in render_metric_docs()
+    assert AUDIT_CHECKS == CHECKS == tuple(CHECK_WORDS)
+    assert set(AUDIT_FATES) == set(FATES)
 
 
 def test_names_follow_the_conventions() -> None:

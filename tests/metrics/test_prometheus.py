@@ -113,11 +113,18 @@ def test_a_layer_that_shifts_is_told_once(
 
 
 def test_a_healthy_sidecar_raises_nothing(
-    source: Any, make_feature: Any, make_layer: Any, serve: Any, start_prometheus: Any
+    source: Any,
+    make_feature: Any,
+    make_layer: Any,
+    make_audit: Any,
+    serve: Any,
+    start_prometheus: Any,
 ) -> None:
     """With nothing wrong, no alert is firing or pending, and every rule evaluates."""
     source.watched = [make_feature(make_layer().feature(33), State.NORMAL)]
     source.unmatched = []
+    calm = make_audit()
+    source.nightly = [replace(calm, last=calm.nights[-1])]
     source.storage_counts = replace(source.storage_counts, snapshot_at=time.time())
     prometheus = start_prometheus(render_rules(), serve(source).port)
 
@@ -218,7 +225,12 @@ class BusySource:
     def layers(self) -> Any:
         """Return layers whose rows and non-finite values grow."""
         return [
-            replace(layer, requests=64 * self._readings, nonfinite=self._readings)
+            replace(
+                layer,
+                requests=64 * self._readings,
+                nonfinite=self._readings,
+                failed_windows=self._readings,
+            )
             for layer in self._source.layers()
         ]
 

@@ -11,6 +11,7 @@ import select
 import struct
 import subprocess
 import threading
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,19 +23,30 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sidecar.audits import (
+    CHECKS,
+    AuditState,
+    AuditStatus,
+    Check,
+    Night,
+    NightState,
+    Outcome,
+)
 from sidecar.detect import SliceCount, State, attribute
 from sidecar.errors import (
     BaselineNotReady,
+    InvalidInput,
     JobFinished,
     SidecarError,
     UnknownArtifact,
+    UnknownAudit,
     UnknownFeature,
     UnknownJob,
     UnknownLayer,
     UnknownModel,
 )
 from sidecar.features import Capture, FeatureKey, FeatureKind, FeatureSelector, LayerKey, View
-from sidecar.jobs import Job, JobRequest, JobState, Portrait
+from sidecar.jobs import Job, JobRequest, JobState, MadePicture, Portrait, Quarantined
 from sidecar.monitor import (
     Anomaly,
     BaselineVersion,
@@ -149,6 +161,8 @@ class MemoryBackend:
     findings: dict[FeatureKey, Anomaly] = field(default_factory=dict)
     fetched: list[str] = field(default_factory=list)
     portraits_on_alerts: bool = True
+    made: list[MadePicture] = field(default_factory=list)
+    refused: list[Quarantined] = field(default_factory=list)
     failing: SidecarError | Exception | None = None
     changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -435,6 +449,36 @@ class MemoryBackend:
             raise JobFinished(f"job {job_id} has ended: it can no longer be cancelled")
         return self.change(job_id, state=JobState.CANCELLED, ended=self.now)
 
+    @property
+    def provenance(self) -> "MemoryBackend":
+        """Return itself: it knows the pictures too."""
+        return self
+
+    def list(
+        self, *, limit: int = 50, before: str = "", revision: str = "", **wanted: str
+    ) -> Sequence[MadePicture]:
+        """Return pictures, the newest first."""
+        names = [one.manifest_digest for one in self.made]
+        rest = self.made[names.index(before) + 1 if before in names else 0 :]
+        return [
+            one
+            for one in rest
+            if one.revision.startswith(revision)
+            and all(value in ("", getattr(one, name)) for name, value in wanted.items())
+        ][:limit]
+
+    def quarantined(self) -> Sequence[Quarantined]:
+        """Return what is refused."""
+        return self.refused
+
+    def release_quarantine(self, name: str) -> int:
+        """Let what a job asked for go."""
+        kept = [one for one in self.refused if one.job_id != name]
+        if kept == self.refused:
+            raise UnknownJob(f"nothing named {name!r} is quarantined")
+        count, self.refused = len(self.refused) - len(kept), kept
+        return count
+
     def preview(self, job_id: str) -> bytes | None:
         """Return the newest intermediate picture."""
         return self.previews.get(job_id)
@@ -510,6 +554,107 @@ class MemoryBackend:
         return self.submit(JobRequest((Target(key),), self.recipe, "alert", once))
 
 
+REPORT = b"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>A night</title>
+<style>h1{color:rgb(1, 2, 3)}</style></head><body><h1>A night</h1>
+<img alt="" src="data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7">
+<script>document.body.dataset.ran = 'yes'</script></body></html>"""
+
+
+@dataclass
+class MemoryAudits:
+    """The audits of these tests: every promise of ``Audits``, kept in memory."""
+
+    now: float = NOW
+    known: dict[str, AuditStatus] = field(default_factory=dict)
+    bodies: dict[tuple[str, str, str], bytes] = field(default_factory=dict)
+    started: list[tuple[str, str]] = field(default_factory=list)
+    accepted: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def add(self, name: str, *states: NightState, **more: Any) -> AuditStatus:
+        """Configure an audit with these nights, the newest first."""
+        nights = tuple(self._night(name, n, state) for n, state in enumerate(states))
+        judged = next((one for one in nights if one.state.judged), None)
+        running = next((one for one in nights if not one.state.judged), None)
+        state = AuditState(nights[0].state) if nights else AuditState.WAITING
+        status = AuditStatus(
+            name=name,
+            model="lite0",
+            against="lite0-int8",
+            state=state,
+            last=judged,
+            running=running,
+            next_at=self.now + 7300,
+            overdue=False,
+            nights=nights,
+        )
+        self.known[name] = replace(status, **more)
+        return self.known[name]
+
+    def _night(self, name: str, ago: int, state: NightState) -> Night:
+        start = self.now - 3600 - 86_400 * ago
+        night_id = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(start))}"
+        if not state.judged:
+            return Night(name, night_id, start, None, state, actor="cli")
+        self.bodies[name, night_id, "html"] = REPORT
+        self.bodies[name, night_id, "json"] = b'{"schema": 1}'
+        bad = {"comparison": (12.5, 5.0), "live": (None, None)}
+        checks = tuple(
+            Check(one, Outcome.FAILED, *bad[one], f"The check {one} failed, with its numbers.")
+            if one in bad and state is NightState.REGRESSED
+            else Check(one, Outcome.IMPOSSIBLE, None, None, "No portrait of the night before.")
+            if one == "verdict"
+            else Check(one, Outcome.PASSED, 0.0, 0.0, "All of them are as they were.")
+            for one in CHECKS
+        )
+        moved = 24 if state is NightState.REGRESSED else 2 + ago % 3
+        counts = {"same": 187 - moved, "moved": moved, "lost": 5, "new": 3}
+        report = f"/audits/{name}/{night_id}/report.html"
+        return Night(name, night_id, start, start + 900, state, checks, counts, 32, report)
+
+    def statuses(self) -> tuple[AuditStatus, ...]:
+        """Return all."""
+        return tuple(self.known.values())
+
+    def status(self, name: str) -> AuditStatus:
+        """Return one."""
+        if name not in self.known:
+            raise UnknownAudit(f"audit {name!r} is unknown")
+        return self.known[name]
+
+    def night(self, name: str, night_id: str) -> Night:
+        """Return one night."""
+        found = [one for one in self.status(name).nights if one.id == night_id]
+        if not found:
+            raise UnknownAudit(f"audit {name!r} has no night {night_id!r}")
+        return found[0]
+
+    def report(self, name: str, night_id: str, form: str) -> bytes:
+        """Return the bytes of a report."""
+        self.night(name, night_id)
+        if (name, night_id, form) not in self.bodies:
+            raise UnknownAudit("no report yet")
+        return self.bodies[name, night_id, form]
+
+    def accept(self, name: str, night_id: str, note: str) -> Night:
+        """Take a night for the new normal."""
+        if not note:
+            raise InvalidInput("note: say who accepts it and why")
+        self.accepted.append((name, night_id, note))
+        return self.night(name, night_id)
+
+    def start(self, name: str, actor: str) -> Night:
+        """Start a night, or return the one that runs."""
+        status = self.status(name)
+        if status.running:
+            return status.running
+        self.started.append((name, actor))
+        night = Night(name, "20261124T120000Z", self.now, None, NightState.RUNNING, actor=actor)
+        self.known[name] = replace(
+            status, state=AuditState.RUNNING, running=night, nights=(night, *status.nights)
+        )
+        return night
+
+
 def _urgency(status: FeatureStatus) -> tuple[float, FeatureKey]:
     place = ORDER.index(status.state)
     concern = place > 1 and (status.conditions or status.drifting)
@@ -578,9 +723,17 @@ def spiking(backend: MemoryBackend, channels: LayerKey) -> FeatureKey:
 
 
 @pytest.fixture
-def server(backend: MemoryBackend) -> Iterator[WebServer]:
+def audits() -> MemoryAudits:
+    """No audit yet."""
+    return MemoryAudits()
+
+
+@pytest.fixture
+def server(backend: MemoryBackend, audits: MemoryAudits) -> Iterator[WebServer]:
     """The console, listening."""
-    app = create_app(backend, console_url="http://console.example/", clock=lambda: backend.now)
+    app = create_app(
+        backend, console_url="http://console.example/", clock=lambda: backend.now, audits=audits
+    )
     running = WebServer(app, "127.0.0.1", 0)
     running.start()
     yield running

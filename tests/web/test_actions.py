@@ -7,7 +7,7 @@ import pytest
 from sidecar.detect import State
 from sidecar.errors import JobQueueFull
 from sidecar.features import FeatureKey, LayerKey
-from sidecar.jobs import JobState
+from sidecar.jobs import JobState, Quarantined
 
 pytestmark = pytest.mark.service
 
@@ -109,6 +109,27 @@ def test_a_job_can_be_cancelled_once(
 
     assert (303, 409) == (first.status_code, second.status_code)
     assert JobState.CANCELLED is backend.job(job.id).state
+
+
+def test_what_is_quarantined_is_shown_and_let_go(
+    client: httpx.Client, backend: Any, spiking: FeatureKey, token: str
+) -> None:
+    """The list marks the job and says until when; one press lets it go, a second finds nothing."""
+    job = backend.add_job(spiking, JobState.FAILED, error_code="SC806", error="SIGSEGV")
+    backend.refused = [Quarantined("ab" * 32, job.id, str(spiking), "SIGSEGV", backend.now + 3600)]
+
+    listed, own = client.get("/jobs").text, client.get(f"/jobs/{job.id}").text
+    pressed = client.post(f"/jobs/{job.id}/release", data={"token": token})
+    again = client.post(f"/jobs/{job.id}/release", data={"token": token})
+    foreign = client.post(f"/jobs/{job.id}/release", data={"token": "x"})
+
+    assert "In quarantine" in listed
+    assert "in quarantine" in listed.partition("All jobs")[2]
+    assert "is refused until" in own
+    assert (303, "/jobs?done=released") == (pressed.status_code, pressed.headers["location"])
+    assert "Let go." in client.get("/jobs?done=released").text
+    assert (404, 403) == (again.status_code, foreign.status_code)
+    assert "quarantine" not in client.get("/jobs").text
 
 
 def test_a_baseline_is_frozen_and_reset_for_one_layer_only(

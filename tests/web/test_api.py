@@ -9,7 +9,7 @@ import pytest
 from sidecar.detect import State
 from sidecar.errors import JobQueueFull
 from sidecar.features import FeatureKey, LayerKey
-from sidecar.jobs import JobState
+from sidecar.jobs import JobState, MadePicture, Quarantined
 from sidecar.monitor import Anomaly, Window
 
 pytestmark = pytest.mark.service
@@ -264,6 +264,107 @@ def test_a_job_is_cancelled_over_the_api(
     job = backend.add_job(spiking, JobState.QUEUED)
 
     assert "cancelled" == strict(client.post(f"/api/v1/jobs/{job.id}/cancel"))["state"]
+
+
+def made_pictures(backend: Any, channels: LayerKey) -> list[MadePicture]:
+    """Put five pictures of two features into the store, the newest first; return them."""
+    found = [
+        MadePicture(
+            manifest_digest=f"{n:064x}",
+            picture_digest=f"{n + 100:064x}",
+            content_key=f"{n + 200:064x}",
+            feature=str(channels.feature(n % 2)),
+            model=channels.model,
+            revision=channels.revision,
+            method="search" if n == 3 else "activation_maximisation",
+            job_id=f"01K{n // 2:023d}",
+            origin="cli",
+            reproduces="",
+            created=backend.now - n,
+            verdict=("trusted", "weak", "")[n % 3],
+        )
+        for n in range(5)
+    ]
+    backend.made = found
+    return found
+
+
+def test_made_pictures_are_listed_page_by_page(
+    client: httpx.Client, backend: Any, channels: LayerKey
+) -> None:
+    """Each once, newest first; the last page says that it is."""
+    made = made_pictures(backend, channels)
+    seen, query = [], {"limit": "2"}
+    for _ in range(3):
+        page = strict(client.get("/api/v1/artifacts", params=query))
+        seen += [one["manifest_digest"] for one in page["artifacts"]]
+        query["before"] = page["next"]
+
+    assert [one.manifest_digest for one in made] == seen
+    assert page["next"] is None
+    whole = strict(client.get("/api/v1/artifacts", params={"limit": "5"}))
+    assert (5, None) == (len(whole["artifacts"]), whole["next"])
+    assert (f"/artifacts/{seen[0]}", "trusted", None) == (
+        whole["artifacts"][0]["page"],
+        whole["artifacts"][0]["verdict"],
+        whole["artifacts"][2]["verdict"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("query", "places"),
+    [
+        ({"feature": "lite0/_blocks.14/channel/1"}, [1, 3]),
+        ({"method": "search"}, [3]),
+        ({"verdict": "weak"}, [1, 4]),
+        ({"job": f"01K{1:023d}"}, [2, 3]),
+        ({"model": "lite0", "revision": "3fa1", "verdict": "trusted"}, [0, 3]),
+        ({"model": "other"}, []),
+    ],
+)
+def test_made_pictures_are_found_by_what_they_are(
+    client: httpx.Client, backend: Any, channels: LayerKey, query: dict[str, str], places: list[int]
+) -> None:
+    """Every filter alone, and some together."""
+    made = made_pictures(backend, channels)
+
+    found = strict(client.get("/api/v1/artifacts", params=query))["artifacts"]
+
+    assert [made[n].manifest_digest for n in places] == [one["manifest_digest"] for one in found]
+
+
+def test_pictures_of_a_layer_that_is_gone_are_found_by_their_whole_name(
+    client: httpx.Client, backend: Any, channels: LayerKey
+) -> None:
+    """A picture may outlive its layer; a name that is not whole cannot be looked up then."""
+    made = made_pictures(backend, channels)
+    backend.known_layers.clear()
+
+    found = client.get("/api/v1/artifacts", params={"feature": made[0].feature})
+    short = client.get("/api/v1/artifacts", params={"feature": "lite0/_blocks.14/channel/0"})
+
+    assert 3 == len(strict(found)["artifacts"])
+    assert 404 == short.status_code
+
+
+@pytest.mark.parametrize("query", ["limit=200", "verdict=good", "before=x", "feature=x"])
+def test_a_list_of_pictures_that_cannot_be_is_refused(client: httpx.Client, query: str) -> None:
+    """Too many, unknown verdicts, digests that are none, names that are none."""
+    assert 400 == client.get(f"/api/v1/artifacts?{query}").status_code
+
+
+def test_what_is_quarantined_is_listed(client: httpx.Client, backend: Any) -> None:
+    """Why, until when, and where its job is; a feature that is forgotten is null."""
+    backend.refused = [Quarantined("ab" * 32, "01K0", "", "SIGSEGV", backend.now + 60)]
+
+    (found,) = strict(client.get("/api/v1/quarantine"))["quarantine"]
+
+    assert (None, "SIGSEGV", backend.now + 60, "/jobs/01K0") == (
+        found["feature"],
+        found["reason"],
+        found["until"],
+        found["page"],
+    )
 
 
 def test_baselines_are_listed_newest_first_and_filtered(

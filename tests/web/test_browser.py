@@ -5,9 +5,10 @@ import httpx
 import numpy as np
 import pytest
 
+from sidecar.audits import NightState
 from sidecar.detect import Attribution, State
 from sidecar.features import FeatureKey, LayerKey
-from sidecar.jobs import JobState
+from sidecar.jobs import JobState, Quarantined
 from sidecar.monitor import Anomaly
 from sidecar.web import WebServer
 
@@ -54,8 +55,13 @@ CUT_OFF = """
 
 
 @pytest.fixture
-def pages(server: WebServer, backend: Any, spiking: FeatureKey, logits: LayerKey) -> list[str]:
+def pages(
+    server: WebServer, backend: Any, audits: Any, spiking: FeatureKey, logits: LayerKey
+) -> list[str]:
     """Every kind of page, with everything on it."""
+    nights = [NightState.REGRESSED, NightState.PASSED, NightState.FAILED, NightState.PASSED] * 12
+    audits.add("nightly-int8", *nights)
+    audits.add("x" * 60, NightState.RUNNING, *nights, model=f"lite0@{'ab' * 32}", overdue=True)
     portraits = tuple(backend.portraits(spiking)[:1])
     jobs = [
         backend.add_job(spiking, JobState.DONE, portraits=portraits, ended=backend.now),
@@ -69,6 +75,10 @@ def pages(server: WebServer, backend: Any, spiking: FeatureKey, logits: LayerKey
     backend.add_evidence(logits.feature(3), attribution=said)
     paths += [f"/f/{key.path}/evidence" for key in (spiking, *map(logits.feature, (3, 4)))]
     paths += [f"/jobs/{job.id}" for job in jobs]
+    backend.refused = [
+        Quarantined("ab" * 32, jobs[1].id, str(spiking), "SIGSEGV " * 9, backend.now + 60)
+    ]
+    paths += ["/audits", "/audits/nightly-int8", f"/audits/{'x' * 60}"]
     stuck = backend.watch(
         logits.feature(7),
         State.NORMAL,

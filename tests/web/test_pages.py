@@ -10,10 +10,11 @@ import httpx
 import numpy as np
 import pytest
 
+from sidecar.audits import NightState
 from sidecar.detect import Attribution, LeftOut, SliceCount, State
 from sidecar.errors import CorruptState, JobQueueFull
 from sidecar.features import FeatureKey, FeatureKind, LayerKey
-from sidecar.jobs import JobState
+from sidecar.jobs import JobState, Quarantined
 from sidecar.monitor import Anomaly, Event, EvidenceRow, Flag, Window
 
 pytestmark = pytest.mark.service
@@ -40,11 +41,12 @@ class Elements(HTMLParser):
 
 
 def test_every_page_is_well_formed_with_unique_ids_and_named_controls(
-    client: httpx.Client, backend: Any, spiking: FeatureKey, logits: LayerKey
+    client: httpx.Client, backend: Any, audits: Any, spiking: FeatureKey, logits: LayerKey
 ) -> None:
     """Each page parses as XML, repeats no id, and labels every control and picture."""
     running = backend.add_job(spiking, JobState.RUNNING, started=backend.now - 9, step=3, steps=9)
     failed = backend.add_job(spiking, JobState.FAILED, error_code="SC801", error="no factory")
+    backend.refused = [Quarantined("ab" * 32, failed.id, "", "SIGSEGV", backend.now + 60)]
     done = backend.add_job(
         spiking, JobState.DONE, portraits=tuple(backend.portraits(spiking)[:1]), ended=backend.now
     )
@@ -52,6 +54,10 @@ def test_every_page_is_well_formed_with_unique_ids_and_named_controls(
     pages += [f"/f/{spiking.path}", f"/f/{logits.feature(130).path}"]
     pages += [f"/f/{spiking.path}/evidence", f"/f/{logits.feature(130).path}/evidence"]
     pages += [f"/jobs/{job.id}" for job in (running, failed, done)]
+    audits.add("nightly-int8", NightState.REGRESSED, NightState.PASSED, NightState.FAILED)
+    audits.add("tonight", NightState.RUNNING, overdue=True)
+    audits.add("first")
+    pages += ["/audits", "/audits/nightly-int8", "/audits/tonight", "/audits/first"]
     for page in pages:
         root = parse(client.get(page).text)
 

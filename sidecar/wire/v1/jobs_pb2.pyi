@@ -367,6 +367,70 @@ class CancelJobResponse(google.protobuf.message.Message):
 global___CancelJobResponse = CancelJobResponse
 
 @typing.final
+class ListQuarantineRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    page_size: builtins.int
+    """At most so many; 0: as many as there may be."""
+    def __init__(
+        self,
+        *,
+        page_size: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["page_size", b"page_size"]) -> None: ...
+
+global___ListQuarantineRequest = ListQuarantineRequest
+
+@typing.final
+class ListQuarantineResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: builtins.int
+    @property
+    def requests(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___QuarantinedRequest]: ...
+    def __init__(
+        self,
+        *,
+        requests: collections.abc.Iterable[global___QuarantinedRequest] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["requests", b"requests"]) -> None: ...
+
+global___ListQuarantineResponse = ListQuarantineResponse
+
+@typing.final
+class QuarantinedRequest(google.protobuf.message.Message):
+    """One picture that is not tried again before a time."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CONTENT_KEY_FIELD_NUMBER: builtins.int
+    JOB_ID_FIELD_NUMBER: builtins.int
+    FEATURE_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    UNTIL_UNIX_SECONDS_FIELD_NUMBER: builtins.int
+    content_key: builtins.str
+    job_id: builtins.str
+    """The job that killed its worker in every attempt."""
+    feature: builtins.str
+    """What it was to show; empty where the job is not known any more."""
+    reason: builtins.str
+    """The first line of what the worker said last."""
+    until_unix_seconds: builtins.float
+    def __init__(
+        self,
+        *,
+        content_key: builtins.str = ...,
+        job_id: builtins.str = ...,
+        feature: builtins.str = ...,
+        reason: builtins.str = ...,
+        until_unix_seconds: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["content_key", b"content_key", "feature", b"feature", "job_id", b"job_id", "reason", b"reason", "until_unix_seconds", b"until_unix_seconds"]) -> None: ...
+
+global___QuarantinedRequest = QuarantinedRequest
+
+@typing.final
 class ReleaseQuarantineRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -448,6 +512,7 @@ class StoredArtifact(google.protobuf.message.Message):
     REPRODUCES_FIELD_NUMBER: builtins.int
     CREATED_UNIX_SECONDS_FIELD_NUMBER: builtins.int
     REFERENCES_FIELD_NUMBER: builtins.int
+    VERDICT_FIELD_NUMBER: builtins.int
     picture_digest: builtins.str
     manifest_digest: builtins.str
     content_key: builtins.str
@@ -459,6 +524,8 @@ class StoredArtifact(google.protobuf.message.Message):
     reproduces: builtins.str
     """Digest of the manifest whose picture it makes again, or empty."""
     created_unix_seconds: builtins.float
+    verdict: builtins.str
+    """How far it can be believed: trusted, weak, unreliable; empty where nobody measured it."""
     @property
     def references(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Who refers to it, in words; only FindArtifact fills it."""
@@ -476,8 +543,9 @@ class StoredArtifact(google.protobuf.message.Message):
         reproduces: builtins.str = ...,
         created_unix_seconds: builtins.float = ...,
         references: collections.abc.Iterable[builtins.str] | None = ...,
+        verdict: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["content_key", b"content_key", "created_unix_seconds", b"created_unix_seconds", "feature", b"feature", "job_id", b"job_id", "manifest_digest", b"manifest_digest", "method", b"method", "origin", b"origin", "picture_digest", b"picture_digest", "references", b"references", "reproduces", b"reproduces"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["content_key", b"content_key", "created_unix_seconds", b"created_unix_seconds", "feature", b"feature", "job_id", b"job_id", "manifest_digest", b"manifest_digest", "method", b"method", "origin", b"origin", "picture_digest", b"picture_digest", "references", b"references", "reproduces", b"reproduces", "verdict", b"verdict"]) -> None: ...
 
 global___StoredArtifact = StoredArtifact
 
@@ -491,6 +559,8 @@ class ListArtifactsRequest(google.protobuf.message.Message):
     METHOD_FIELD_NUMBER: builtins.int
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    VERDICT_FIELD_NUMBER: builtins.int
+    JOB_ID_FIELD_NUMBER: builtins.int
     feature: builtins.str
     """Only of this feature, model, revision (a prefix) or method; empty: of all."""
     model: builtins.str
@@ -498,6 +568,9 @@ class ListArtifactsRequest(google.protobuf.message.Message):
     method: builtins.str
     page_size: builtins.int
     page_token: builtins.str
+    verdict: builtins.str
+    """Only those believed so far, and only what this job made; empty: all."""
+    job_id: builtins.str
     def __init__(
         self,
         *,
@@ -507,8 +580,10 @@ class ListArtifactsRequest(google.protobuf.message.Message):
         method: builtins.str = ...,
         page_size: builtins.int = ...,
         page_token: builtins.str = ...,
+        verdict: builtins.str = ...,
+        job_id: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["feature", b"feature", "method", b"method", "model", b"model", "page_size", b"page_size", "page_token", b"page_token", "revision", b"revision"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["feature", b"feature", "job_id", b"job_id", "method", b"method", "model", b"model", "page_size", b"page_size", "page_token", b"page_token", "revision", b"revision", "verdict", b"verdict"]) -> None: ...
 
 global___ListArtifactsRequest = ListArtifactsRequest
 

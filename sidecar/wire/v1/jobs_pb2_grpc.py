@@ -65,6 +65,11 @@ class JobServiceStub(object):
                 request_serializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.CancelJobResponse.FromString,
                 _registered_method=True)
+        self.ListQuarantine = channel.unary_unary(
+                '/sidecar.wire.v1.JobService/ListQuarantine',
+                request_serializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.ListQuarantineRequest.SerializeToString,
+                response_deserializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.ListQuarantineResponse.FromString,
+                _registered_method=True)
         self.ReleaseQuarantine = channel.unary_unary(
                 '/sidecar.wire.v1.JobService/ReleaseQuarantine',
                 request_serializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.ReleaseQuarantineRequest.SerializeToString,
@@ -133,6 +138,13 @@ class JobServiceServicer(object):
 
     def CancelJob(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListQuarantine(self, request, context):
+        """Says what is refused for killing its worker again and again, the longest first.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -210,6 +222,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.CancelJob,
                     request_deserializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.CancelJobRequest.FromString,
                     response_serializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.CancelJobResponse.SerializeToString,
+            ),
+            'ListQuarantine': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListQuarantine,
+                    request_deserializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.ListQuarantineRequest.FromString,
+                    response_serializer=sidecar_dot_wire_dot_v1_dot_jobs__pb2.ListQuarantineResponse.SerializeToString,
             ),
             'ReleaseQuarantine': grpc.unary_unary_rpc_method_handler(
                     servicer.ReleaseQuarantine,
@@ -382,6 +399,33 @@ class JobService(object):
             '/sidecar.wire.v1.JobService/CancelJob',
             sidecar_dot_wire_dot_v1_dot_jobs__pb2.CancelJobRequest.SerializeToString,
             sidecar_dot_wire_dot_v1_dot_jobs__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListQuarantine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sidecar.wire.v1.JobService/ListQuarantine',
+            sidecar_dot_wire_dot_v1_dot_jobs__pb2.ListQuarantineRequest.SerializeToString,
+            sidecar_dot_wire_dot_v1_dot_jobs__pb2.ListQuarantineResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,12 @@ class JobServiceStub:
         sidecar.wire.v1.jobs_pb2.CancelJobResponse,
     ]
 
+    ListQuarantine: grpc.UnaryUnaryMultiCallable[
+        sidecar.wire.v1.jobs_pb2.ListQuarantineRequest,
+        sidecar.wire.v1.jobs_pb2.ListQuarantineResponse,
+    ]
+    """Says what is refused for killing its worker again and again, the longest first."""
+
     ReleaseQuarantine: grpc.UnaryUnaryMultiCallable[
         sidecar.wire.v1.jobs_pb2.ReleaseQuarantineRequest,
         sidecar.wire.v1.jobs_pb2.ReleaseQuarantineResponse,
@@ -114,6 +120,12 @@ class JobServiceAsyncStub:
         sidecar.wire.v1.jobs_pb2.CancelJobRequest,
         sidecar.wire.v1.jobs_pb2.CancelJobResponse,
     ]
+
+    ListQuarantine: grpc.aio.UnaryUnaryMultiCallable[
+        sidecar.wire.v1.jobs_pb2.ListQuarantineRequest,
+        sidecar.wire.v1.jobs_pb2.ListQuarantineResponse,
+    ]
+    """Says what is refused for killing its worker again and again, the longest first."""
 
     ReleaseQuarantine: grpc.aio.UnaryUnaryMultiCallable[
         sidecar.wire.v1.jobs_pb2.ReleaseQuarantineRequest,
@@ -192,6 +204,14 @@ class JobServiceServicer(metaclass=abc.ABCMeta):
         request: sidecar.wire.v1.jobs_pb2.CancelJobRequest,
         context: _ServicerContext,
     ) -> typing.Union[sidecar.wire.v1.jobs_pb2.CancelJobResponse, collections.abc.Awaitable[sidecar.wire.v1.jobs_pb2.CancelJobResponse]]: ...
+
+    @abc.abstractmethod
+    def ListQuarantine(
+        self,
+        request: sidecar.wire.v1.jobs_pb2.ListQuarantineRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sidecar.wire.v1.jobs_pb2.ListQuarantineResponse, collections.abc.Awaitable[sidecar.wire.v1.jobs_pb2.ListQuarantineResponse]]:
+        """Says what is refused for killing its worker again and again, the longest first."""
 
     @abc.abstractmethod
     def ReleaseQuarantine(
