@@ -9,7 +9,7 @@ pytestmark = pytest.mark.unit
 
 
 def test_a_child_keeps_freed_memory_unless_the_operator_says_otherwise() -> None:
-    """glibc reads both when the process starts, so only its parent can set them."""
+    """The allocator reads both when the process starts, so only its parent can set them."""
     ours = child_environment(JobsConfig(), {"PATH": "/bin"})
     theirs = child_environment(JobsConfig(), {"MALLOC_TRIM_THRESHOLD_": "131072"})
 
