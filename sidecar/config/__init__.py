@@ -10,13 +10,20 @@ from sidecar.config.detection import ScreenConfig, SpikeConfig, StatisticsConfig
 from sidecar.config.file import PolicyConfig, SidecarConfig
 from sidecar.config.jobs import JobsConfig, ReliabilityConfig, WindowConfig, YieldConfig
 from sidecar.config.keeping import EvidenceConfig, RecordingConfig, StoreConfig
-from sidecar.config.models import DatasetConfig, FlagConfig, InputConfig, ModelConfig
+from sidecar.config.models import (
+    DatasetConfig,
+    DictionaryConfig,
+    FlagConfig,
+    InputConfig,
+    ModelConfig,
+)
 from sidecar.config.reading import load, load_policy
 from sidecar.config.values import read_labels
 
 __all__ = [
     "AlertsConfig",
     "DatasetConfig",
+    "DictionaryConfig",
     "EvidenceConfig",
     "FlagConfig",
     "IngestConfig",

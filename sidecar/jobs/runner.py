@@ -36,6 +36,7 @@ from sidecar.jobs.checkpoint import CheckpointFolder
 from sidecar.jobs.child import Child
 from sidecar.jobs.confine import missing
 from sidecar.jobs.datasets import Datasets
+from sidecar.jobs.dictionaries import Dictionaries
 from sidecar.jobs.dispatch import Dispatcher
 from sidecar.jobs.fates import Fate, fates
 from sidecar.jobs.index import ArtifactIndex, MadePicture
@@ -84,6 +85,7 @@ class Runner:
         clock: Callable[[], float] = time.time,
         env: Mapping[str, str] | None = None,
         datasets: Datasets | None = None,
+        dictionaries: Dictionaries | None = None,
     ) -> None:
         """Prepare; nothing runs before ``start``.
 
@@ -101,8 +103,10 @@ class Runner:
             clock: Unix seconds.
             env: Environment of children; None takes this process's.
             datasets: Folders of images that recipes look through; None: there are none.
+            dictionaries: Files of directions; None: there are none.
         """
         self._datasets = datasets or Datasets()
+        self._dictionaries = dictionaries or Dictionaries()
         self._queue = queue
         self._artifacts = artifacts
         self._models = ModelSources(models)
@@ -319,7 +323,13 @@ class Runner:
             raise CorruptState("the stored request was damaged: submit it again")
         live = self._context(job.request)
         assignment = assign(
-            job.request, self._queue, self._artifacts, live, self._datasets, self._models
+            job.request,
+            self._queue,
+            self._artifacts,
+            live,
+            self._datasets,
+            self._models,
+            self._dictionaries,
         )
         if not assignment.missing:
             return self._complete(job, assignment, {}, lease)

@@ -103,6 +103,23 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class DictionarySpec:
+    """The directions of one layer of the job's model, as configured.
+
+    Attributes:
+        name: What the configuration calls them.
+        layer: Module path of the layer.
+        file: Path of the file of vectors.
+        digest: sha256 that the file had when the job was claimed.
+    """
+
+    name: str
+    layer: str
+    file: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class ReliabilitySpec:
     """How much the child does to find out how far its pictures can be believed.
 
@@ -136,6 +153,7 @@ class JobSpec:
         images: Paths of the artifacts that the recipe looks at, by their digests.
         datasets: What it looks through, by name.
         models: Other models that it looks at, by name.
+        dictionaries: Directions that targets are of, by the path of their layer.
         cause: What led to the job.
         checkpoint: Folder for what was reached so far; empty: none is kept.
         checkpoint_bytes: Largest state that is kept there.
@@ -154,6 +172,7 @@ class JobSpec:
     images: Mapping[str, str] = field(default_factory=dict)
     datasets: Mapping[str, Dataset] = field(default_factory=dict)
     models: Mapping[str, ModelSpec] = field(default_factory=dict)
+    dictionaries: Mapping[str, DictionarySpec] = field(default_factory=dict)
     cause: Cause = field(default_factory=Cause)
     checkpoint: str = ""
     checkpoint_bytes: int = 0
@@ -249,6 +268,7 @@ def encode_spec(spec: JobSpec) -> bytes:
         "images": dict(spec.images),
         "datasets": [one.document() for one in spec.datasets.values()],
         "models": [asdict(one) for one in spec.models.values()],
+        "dictionaries": [asdict(one) for one in spec.dictionaries.values()],
         "cause": asdict(spec.cause),
         "checkpoint": spec.checkpoint,
         "checkpoint_bytes": spec.checkpoint_bytes,
@@ -268,6 +288,7 @@ def decode_spec(line: bytes) -> JobSpec:
         reliability = document.pop("reliability")
         sibling = reliability.pop("sibling")
         others = [_model(one) for one in document.pop("models")]
+        directions = [DictionarySpec(**one) for one in document.pop("dictionaries")]
         return JobSpec(
             targets=tuple(Target.of(target) for target in document.pop("targets")),
             recipe=recipe_of(document.pop("recipe")),
@@ -276,6 +297,7 @@ def decode_spec(line: bytes) -> JobSpec:
                 sibling=None if sibling is None else _model(sibling), **reliability
             ),
             models={one.name: one for one in others},
+            dictionaries={one.layer: one for one in directions},
             live={feature: _live(live) for feature, live in document.pop("live").items()},
             datasets={one["name"]: Dataset.of(one) for one in document.pop("datasets")},
             cause=Cause(**document.pop("cause")),

@@ -59,6 +59,7 @@ from sidecar.recipes import content_key
 
 if TYPE_CHECKING:
     from sidecar.visualise import (
+        Directions,
         Materials,
         Picture,
         Progress,
@@ -323,7 +324,23 @@ def _materials(spec: JobSpec, others: "Mapping[str, VisionModel]") -> "Materials
 
     images = {digest: read_image(Path(path)) for digest, path in spec.images.items()}
     sources = {name: wanted.source for name, wanted in spec.models.items()}
-    return Materials(_typical_range(spec), images, spec.datasets, others, sources)
+    return Materials(
+        _typical_range(spec), images, spec.datasets, others, sources, _read_directions(spec)
+    )
+
+
+def _read_directions(spec: JobSpec) -> "dict[str, Directions]":
+    """Read the dictionaries of the targets' layers, and hold them against what was asked for."""
+    from sidecar.visualise import read_directions  # noqa: PLC0415 - torch, loaded by now
+
+    found = {}
+    for layer, wanted in spec.dictionaries.items():
+        found[layer] = read_directions(Path(wanted.file))
+        if found[layer].digest != wanted.digest:
+            raise UnsupportedTarget(
+                f"dictionary {wanted.name} has changed since the job was claimed: ask again"
+            )
+    return found
 
 
 def _typical_range(spec: JobSpec) -> "TypicalRange | None":
@@ -401,7 +418,7 @@ def _picture_facts(spec: JobSpec, picture: "Picture", png: bytes) -> dict[str, A
         "side": target.side.value,
         "terms": [[str(term.feature), term.weight] for term in target.terms],
         "typical_digest": picture.inputs.get("typical", ""),
-        "inputs": _inputs(str(layer), picture),
+        "inputs": _inputs(spec, picture),
         "content_key": content_key(target, spec.recipe, picture.inputs),
         "activation": {
             "view": layer.view.value,
@@ -423,15 +440,18 @@ def _picture_facts(spec: JobSpec, picture: "Picture", png: bytes) -> dict[str, A
     }
 
 
-def _inputs(layer: str, picture: "Picture") -> list[dict[str, str]]:
+def _inputs(spec: JobSpec, picture: "Picture") -> list[dict[str, str]]:
     """Return what was given beside model and recipe."""
+    layer = picture.target.feature.layer
     found = [
         {"kind": "artifact", "name": "image", "digest": digest} for digest in picture.recipe.images
     ]
     for name, digest in picture.inputs.items():
         kind, _, what = name.partition(":")
         if kind == "typical":
-            kind, what = "typical_range", layer
+            kind, what = "typical_range", str(layer)
+        if kind == "directions":
+            what = spec.dictionaries[layer.layer].name
         found.append({"kind": kind, "name": what, "digest": digest})
     return found
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from sidecar.errors import NotFound
 from sidecar.features import FeatureKey
 from sidecar.jobs import JobRequest, LiveContext
 from sidecar.monitor.monitor import Monitor
@@ -27,7 +28,10 @@ def live_contexts(monitor: Monitor, request: JobRequest) -> Mapping[str, LiveCon
     ranges = {layer: monitor.typical_range(layer) for layer in layers}
     found = {}
     for target in request.targets:
-        live = _fullest(monitor, target.feature)
+        try:
+            live = _fullest(monitor, target.feature)
+        except NotFound:  # a direction, which nobody need watch to have it drawn
+            continue
         if live.count:
             found[str(target.feature)] = _context(live, ranges.get(target.feature.layer))
     return found
