@@ -532,6 +532,8 @@ class _Source:
             timed,
             seconds,
             self._daemon.queue.quarantine.total,
+            self._daemon.runner.admission.counts,
+            room.free_bytes if (room := self._daemon.runner.admission.room) else math.nan,
         )
 
     def statistics(self) -> StatisticsCounts:

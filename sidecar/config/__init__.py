@@ -8,7 +8,7 @@ is read again.
 from sidecar.config.access import AlertsConfig, IngestConfig, ListenConfig, MetricsConfig
 from sidecar.config.detection import ScreenConfig, SpikeConfig, StatisticsConfig
 from sidecar.config.file import PolicyConfig, SidecarConfig
-from sidecar.config.jobs import JobsConfig, ReliabilityConfig, WindowConfig, YieldConfig
+from sidecar.config.jobs import GpuConfig, JobsConfig, ReliabilityConfig, WindowConfig, YieldConfig
 from sidecar.config.keeping import EvidenceConfig, RecordingConfig, StoreConfig
 from sidecar.config.models import (
     DatasetConfig,
@@ -26,6 +26,7 @@ __all__ = [
     "DictionaryConfig",
     "EvidenceConfig",
     "FlagConfig",
+    "GpuConfig",
     "IngestConfig",
     "InputConfig",
     "JobsConfig",

@@ -15,7 +15,14 @@ from sidecar.jobs.dictionaries import Dictionaries
 from sidecar.jobs.protocol import Job, JobRequest, Portrait
 from sidecar.jobs.queue import JobQueue
 from sidecar.jobs.sources import ModelSources
-from sidecar.jobs.spec import DictionarySpec, JobSpec, LiveContext, ModelSpec, ReliabilitySpec
+from sidecar.jobs.spec import (
+    DictionarySpec,
+    GpuSpec,
+    JobSpec,
+    LiveContext,
+    ModelSpec,
+    ReliabilitySpec,
+)
 from sidecar.recipes import Dataset, Target, content_key
 from sidecar.store import ArtifactStore
 
@@ -29,6 +36,13 @@ _THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
     "NUMEXPR_NUM_THREADS",
 )
+
+
+_GPU_VARIABLES = {
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # NVML's: cuda:1 is its device 1
+    "CUDA_MPS_CLIENT_PRIORITY": "1",  # below normal: under MPS the server's kernels go first
+}
+"""What a child is told about a GPU unless somebody has said otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +170,10 @@ def child_spec(
         checkpoint=str(checkpoint[0] or ""),
         checkpoint_bytes=checkpoint[1],
         reliability=_reliability(model, models, config.reliability),
+        gpu=GpuSpec(
+            None if config.gpu.admission == "off" else config.gpu.reserve_bytes,
+            config.gpu.memory_fraction,
+        ),
     )
 
 
@@ -223,6 +241,8 @@ def child_environment(config: JobsConfig, env: Mapping[str, str]) -> dict[str, s
         "PYTHONFAULTHANDLER": "1",
         "PYTHONUNBUFFERED": "1",
     }
+    if config.device != "cpu":
+        found = {**_GPU_VARIABLES, **found}
     if config.threads:
         found |= dict.fromkeys(_THREAD_VARIABLES, str(config.threads))
     return found

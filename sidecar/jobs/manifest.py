@@ -22,7 +22,7 @@ stays readable.
 ``code``             versions of ``sidecar``, its ``commit``, ``python``, ``torch``, ``numpy``,
                      ``pillow``, ``safetensors``, ``onnxruntime``; null: not installed or unknown
 ``device``           where it ran: ``type``, ``name``, ``threads``, ``cuda`` (``runtime``, ``cudnn``,
-                     ``capability``, or null) and ``flags``, the switches of determinism
+                     ``capability``, ``peak_bytes`` of tensors, or null) and ``flags``, the switches of determinism
 ``sandbox``          ``mode``, what was ``applied`` (``landlock``, ``seccomp``, ``capabilities``,
                      ``limits``), and what was ``missing``, by name and why
 ``activation``       ``plain`` (the whole picture, resized to the network's input), ``augmented``

@@ -137,6 +137,19 @@ class ReliabilitySpec:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuSpec:
+    """How a worker shares its GPU; see ``config.GpuConfig``.
+
+    Attributes:
+        reserve_bytes: Memory that stays free beside the job; None: nobody asks.
+        memory_fraction: Most of the memory that torch takes.
+    """
+
+    reserve_bytes: int | None = None
+    memory_fraction: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class JobSpec:
     """Everything the child needs to know.
 
@@ -158,6 +171,7 @@ class JobSpec:
         checkpoint: Folder for what was reached so far; empty: none is kept.
         checkpoint_bytes: Largest state that is kept there.
         reliability: How much is done to find out how far the pictures can be believed.
+        gpu: How its GPU is shared.
     """
 
     job_id: str
@@ -177,6 +191,7 @@ class JobSpec:
     checkpoint: str = ""
     checkpoint_bytes: int = 0
     reliability: ReliabilitySpec = field(default_factory=ReliabilitySpec)
+    gpu: GpuSpec = field(default_factory=GpuSpec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +233,20 @@ class FailureEvent:
     retry: bool
 
 
-Event = ProgressEvent | PreviewEvent | ResultEvent | DoneEvent | FailureEvent
+@dataclass(frozen=True, slots=True)
+class HeldBackEvent:
+    """The job has no room now, and ends to be started again later.
+
+    Attributes:
+        reason: What it waits for.
+        needs_bytes: Memory of the GPU that it takes in all.
+    """
+
+    reason: str
+    needs_bytes: int
+
+
+Event = ProgressEvent | PreviewEvent | ResultEvent | DoneEvent | FailureEvent | HeldBackEvent
 
 _EVENTS: Mapping[str, type[Event]] = {
     "progress": ProgressEvent,
@@ -226,6 +254,7 @@ _EVENTS: Mapping[str, type[Event]] = {
     "result": ResultEvent,
     "done": DoneEvent,
     "failure": FailureEvent,
+    "held_back": HeldBackEvent,
 }
 _EVENT_NAMES = {kind: name for name, kind in _EVENTS.items()}
 
@@ -273,6 +302,7 @@ def encode_spec(spec: JobSpec) -> bytes:
         "checkpoint": spec.checkpoint,
         "checkpoint_bytes": spec.checkpoint_bytes,
         "reliability": asdict(spec.reliability),
+        "gpu": asdict(spec.gpu),
     }
     return json.dumps(document).encode() + b"\n"
 
@@ -301,6 +331,7 @@ def decode_spec(line: bytes) -> JobSpec:
             live={feature: _live(live) for feature, live in document.pop("live").items()},
             datasets={one["name"]: Dataset.of(one) for one in document.pop("datasets")},
             cause=Cause(**document.pop("cause")),
+            gpu=GpuSpec(**document.pop("gpu")),
             **document,
         )
     except (ValueError, KeyError, TypeError, AttributeError, SidecarError) as error:
