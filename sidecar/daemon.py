@@ -28,7 +28,7 @@ from sidecar.compilation import Compilation, Loops, load_compiled
 from sidecar.config import SidecarConfig
 from sidecar.errors import ConfigError, SidecarError
 from sidecar.ingest import Destination, GrpcServer, LaneServer, Ledger, Pipeline
-from sidecar.jobs import ArtifactIndex, Datasets, JobQueue, JobState, Runner
+from sidecar.jobs import ArtifactIndex, Datasets, Dictionaries, JobQueue, JobState, Runner
 from sidecar.memory import give_back
 from sidecar.metrics import (
     Collector,
@@ -235,6 +235,7 @@ class Daemon:
         )
         self.index = ArtifactIndex(self.storage.database)
         age = config.store.artifact_max_age_days
+        dictionaries = Dictionaries(config.dictionaries)
         self.runner = Runner(
             self.queue,
             self.storage.artifacts,
@@ -246,6 +247,7 @@ class Daemon:
             self.storage.references,
             max_age_seconds=age * SECONDS_A_DAY if age is not None else None,
             datasets=Datasets(config.datasets),
+            dictionaries=dictionaries,
         )
         self.storage.references.also(self.queue.kept_digests)
         self.operations = Operations(
@@ -259,6 +261,7 @@ class Daemon:
             baselines=self.storage.baselines,
             index=self.index,
             references=self.storage.references,
+            dictionaries=dictionaries,
             clock=clock,
         )
         tools = Tools(
@@ -539,6 +542,8 @@ class _Source:
             timed,
             seconds,
             self._daemon.queue.quarantine.total,
+            self._daemon.runner.admission.counts,
+            room.free_bytes if (room := self._daemon.runner.admission.room) else math.nan,
         )
 
     def audits(self) -> Sequence[AuditStatus]:

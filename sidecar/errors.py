@@ -52,7 +52,8 @@
         ├── WorkerCrashed
         ├── NonFiniteActivation
         ├── DeadlineMissed
-        └── SandboxRefused
+        ├── SandboxRefused
+        └── GpuOutOfMemory
 
 Each class carries three stable attributes: ``code`` (what documents and clients match on),
 ``grpc_status`` (the name of a ``grpc.StatusCode``) and ``reason`` (the label value under which the
@@ -445,3 +446,10 @@ class SandboxRefused(JobError):
 
     code = "SC809"
     reason = "sandbox_refused"
+
+
+class GpuOutOfMemory(JobError):
+    """The GPU had no memory left for the job: it is tried again, and nothing is held against its features."""
+
+    code = "SC810"
+    reason = "gpu_out_of_memory"

@@ -71,11 +71,15 @@ class Scope(StrEnum):
     GENERATED = "generated"
 
 
-_DEFAULT_VIEW = {FeatureKind.CHANNEL: View.MAX, FeatureKind.HEAD: View.MEAN}
+_DEFAULT_VIEW = {
+    FeatureKind.CHANNEL: View.MAX,
+    FeatureKind.DIRECTION: View.MAX,
+    FeatureKind.HEAD: View.MEAN,
+}
 
 
 def default_view(kind: FeatureKind) -> View:
-    """Return the view a kind has when none is named: max for channels, mean for heads, else raw."""
+    """Return the view of a kind when none is named: channels, directions max; heads mean; else raw."""
     return _DEFAULT_VIEW.get(kind, View.RAW)
 
 

@@ -131,6 +131,53 @@ def test_a_default_recipe_is_checked_at_start_up() -> None:
         SidecarConfig.model_validate({"jobs": {"recipe": {"stepz": 3}}})
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": "lite1"}, "d: model 'lite1' is not under models"),
+        ({"file": "d.txt"}, "ends in none of .npy, .safetensors"),
+        ({"file": "gone.npy"}, "gone.npy does not exist"),
+        ({"digest": "abc"}, "'abc' is no sha256"),
+        ({"layer": "a b"}, "layer 'a b' is not a name"),
+        ({"labels": ["7"]}, "direction '7' would be taken for a row: add a letter"),
+        ({"labels": ["a/b"]}, "direction 'a/b' is not a name"),
+        ({"labels": ["a", "a"]}, "'a' is there twice"),
+    ],
+)
+def test_a_dictionary_that_cannot_be_is_refused_at_start_up(
+    tmp_path: Path, changes: dict[str, object], words: str
+) -> None:
+    """Each value is named with what is wrong with it."""
+    for name in ("d.npy", "d.txt"):
+        (tmp_path / name).write_bytes(b"")
+    changed = {"name": "d", "model": "m", "layer": "x", "file": "d.npy", **changes}
+    if "labels" in changes:
+        (tmp_path / "labels.json").write_text(json.dumps(changes["labels"]), encoding="utf-8")
+        changed["labels"] = "labels.json"
+    text = yaml.safe_dump({"models": [{"name": "m"}], "dictionaries": [changed]})
+
+    with pytest.raises(ConfigError) as refused:
+        load(write(tmp_path, text))
+
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [({"name": "d", "layer": "y"}, "'d' is there twice"), ({"name": "e"}, "dictionary of m/x")],
+)
+def test_a_layer_has_one_dictionary(tmp_path: Path, second: dict[str, str], words: str) -> None:
+    """A row's number must say which vector is meant, and a name which dictionary."""
+    (tmp_path / "d.npy").write_bytes(b"")
+    first = {"name": "d", "model": "m", "layer": "x", "file": "d.npy"}
+    text = yaml.safe_dump({"models": [{"name": "m"}], "dictionaries": [first, first | second]})
+
+    with pytest.raises(ConfigError) as refused:
+        load(write(tmp_path, text))
+
+    assert words in str(refused.value)
+
+
 def test_defaults_survive_a_round_trip_through_yaml(tmp_path: Path) -> None:
     """What the program prints as its configuration is a configuration."""
     text = yaml.safe_dump(SidecarConfig().model_dump(mode="json"))

@@ -9,9 +9,15 @@ from sidecar.config.access import AlertsConfig, IngestConfig, ListenConfig, Metr
 from sidecar.config.audits import AuditConfig
 from sidecar.config.detection import ScreenConfig, SpikeConfig, StatisticsConfig
 from sidecar.config.file import PolicyConfig, SidecarConfig
-from sidecar.config.jobs import JobsConfig, ReliabilityConfig, WindowConfig, YieldConfig
+from sidecar.config.jobs import GpuConfig, JobsConfig, ReliabilityConfig, WindowConfig, YieldConfig
 from sidecar.config.keeping import EvidenceConfig, RecordingConfig, StoreConfig
-from sidecar.config.models import DatasetConfig, FlagConfig, InputConfig, ModelConfig
+from sidecar.config.models import (
+    DatasetConfig,
+    DictionaryConfig,
+    FlagConfig,
+    InputConfig,
+    ModelConfig,
+)
 from sidecar.config.reading import load, load_policy
 from sidecar.config.values import read_labels
 
@@ -19,8 +25,10 @@ __all__ = [
     "AlertsConfig",
     "AuditConfig",
     "DatasetConfig",
+    "DictionaryConfig",
     "EvidenceConfig",
     "FlagConfig",
+    "GpuConfig",
     "IngestConfig",
     "InputConfig",
     "JobsConfig",

@@ -12,7 +12,7 @@ from sidecar.config.audits import AuditConfig
 from sidecar.config.detection import ScreenConfig, SpikeConfig, StatisticsConfig
 from sidecar.config.jobs import JobsConfig
 from sidecar.config.keeping import EvidenceConfig, RecordingConfig, StoreConfig
-from sidecar.config.models import DatasetConfig, FlagConfig, ModelConfig
+from sidecar.config.models import DatasetConfig, DictionaryConfig, FlagConfig, ModelConfig
 from sidecar.config.values import Section, check_no_doubles
 from sidecar.errors import SidecarError
 from sidecar.features import FeatureSelector
@@ -35,6 +35,9 @@ class SidecarConfig(Section):
     )
     audits: list[AuditConfig] = Field(
         default=[], description="What is looked at every night. See docs/audits.md."
+    )
+    dictionaries: list[DictionaryConfig] = Field(
+        default=[], description="Files of directions that portraits can be of."
     )
     statistics: StatisticsConfig = Field(
         default_factory=StatisticsConfig, description="Distributions."
@@ -78,6 +81,13 @@ class SidecarConfig(Section):
         check_no_doubles([one.name for one in value])
         return value
 
+    @field_validator("dictionaries")
+    @classmethod
+    def _one_a_layer(cls, value: list[DictionaryConfig]) -> list[DictionaryConfig]:
+        check_no_doubles([one.name for one in value])
+        check_no_doubles([f"the dictionary of {one.model}/{one.layer}" for one in value])
+        return value
+
     @model_validator(mode="after")
     def _names_agree(self) -> "SidecarConfig":
         names = [model.name for model in self.models]
@@ -93,6 +103,11 @@ class SidecarConfig(Section):
             ("models", f"{model.name}: sibling {model.sibling!r} is not another model under models")
             for model in self.models
             if model.sibling is not None and model.sibling not in set(names) - {model.name}
+        ]
+        found += [
+            ("dictionaries", f"{one.name}: model {one.model!r} is not under models")
+            for one in self.dictionaries
+            if one.model not in names
         ]
         dataset = self.jobs.reliability.dataset
         if dataset is not None and dataset not in {one.name for one in self.datasets}:

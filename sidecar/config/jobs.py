@@ -79,7 +79,32 @@ class YieldConfig(Section):
         "counts."
     )
     threshold: float = Field(description="Above it running audits are put back, and none starts.")
+    whom: Literal["audits", "all"] = Field(
+        default="audits",
+        description="Who makes way: audits, or people's and alerts' jobs as well, as where all share a GPU.",
+    )
     poll_seconds: Positive = Field(default=5.0, description="How often the page is asked for.")
+
+
+class GpuConfig(Section):
+    """How jobs share a GPU with a model server. Tested with stand-ins, never run on a GPU."""
+
+    admission: Literal["auto", "require", "off"] = Field(
+        default="auto",
+        description="Whether jobs wait until NVML shows room for them. auto: where nvidia-ml-py is installed "
+        "and the driver answers; require refuses to start without, and holds jobs back while it does not "
+        "answer.",
+    )
+    reserve_bytes: _BytesOrNone = Field(
+        default=2 << 30,
+        description="Memory of the GPU that stays free beside a job, for what the model server may yet want.",
+    )
+    memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        default=0.5, description="Most of the GPU's memory that torch takes in one worker."
+    )
+    poll_seconds: Positive = Field(
+        default=5.0, description="How soon a job that was held back looks again."
+    )
 
 
 class ReliabilityConfig(Section):
@@ -151,6 +176,7 @@ class JobsConfig(Section):
     python_path: list[Annotated[Path, AfterValidator(check_folder)]] = Field(
         default=[], description="Folders from which the worker may import model factories."
     )
+    gpu: GpuConfig = Field(default_factory=GpuConfig, description="Sharing a GPU.")
     recipe: Annotated[dict[str, Any], AfterValidator(check_recipe)] = Field(
         default={}, description="Recipe values of jobs that do not name them."
     )

@@ -9,11 +9,14 @@ from sidecar.config.values import (
     Count,
     Positive,
     Section,
+    check_dictionary_file,
     check_digest,
+    check_direction_labels,
     check_factory,
     check_file,
     check_folder,
     check_labels,
+    check_layer_name,
     check_model_name,
     check_no_doubles,
     check_range,
@@ -141,6 +144,32 @@ class DatasetConfig(Section):
     )
     image_limit: Count = Field(
         default=2000, description="Most images taken, in order of their paths."
+    )
+
+
+class DictionaryConfig(Section):
+    """A file of vectors over the units of one layer, whose rows are its directions."""
+
+    name: Annotated[str, AfterValidator(check_model_name)] = Field(
+        description="What manifests call it."
+    )
+    model: Annotated[str, AfterValidator(check_model_name)] = Field(
+        description="Name of the model, under models."
+    )
+    layer: Annotated[str, AfterValidator(check_layer_name)] = Field(
+        description="Module path of the layer; a layer has at most one dictionary."
+    )
+    file: Annotated[Path, AfterValidator(check_dictionary_file)] = Field(
+        description=".npy, or safetensors with one tensor: (directions, units of the layer), or (units,). Read "
+        "in the worker only."
+    )
+    digest: Annotated[str, AfterValidator(check_digest)] = Field(
+        default="", description="sha256 that the file must have. Empty: any."
+    )
+    labels: Annotated[Path, AfterValidator(check_direction_labels)] | None = Field(
+        default=None,
+        description="JSON list of the directions' names, in the order of the rows: what stands in place of "
+        "the row's number.",
     )
 
 

@@ -131,6 +131,14 @@ def _named(document: dict[Any, Any]) -> tuple[list[str], list[str]]:
     return texts("models", "name"), texts("flags", "feature")
 
 
+_PATHS = {
+    "models": ("weights", "onnx", "labels"),
+    "datasets": ("folder",),
+    "dictionaries": ("file", "labels"),
+}
+"""Keys of lists of mappings whose values are paths."""
+
+
 def _absolute(document: dict[Any, Any], base: Path) -> dict[Any, Any]:
     """Resolve the document's relative paths against the folder of the file."""
 
@@ -140,20 +148,14 @@ def _absolute(document: dict[Any, Any], base: Path) -> dict[Any, Any]:
     found = dict(document)
     if "state_dir" in found:
         found["state_dir"] = resolve(found["state_dir"])
-    if isinstance(found.get("models"), list):
-        found["models"] = [
-            {k: resolve(v) if k in ("weights", "onnx", "labels") else v for k, v in model.items()}
-            if isinstance(model, dict)
-            else model
-            for model in found["models"]
-        ]
-    if isinstance(found.get("datasets"), list):
-        found["datasets"] = [
-            {k: resolve(v) if k == "folder" else v for k, v in one.items()}
-            if isinstance(one, dict)
-            else one
-            for one in found["datasets"]
-        ]
+    for section, keys in _PATHS.items():
+        if isinstance(found.get(section), list):
+            found[section] = [
+                {k: resolve(v) if k in keys else v for k, v in one.items()}
+                if isinstance(one, dict)
+                else one
+                for one in found[section]
+            ]
     if isinstance(store := found.get("store"), dict):
         places = (n for n in ("shared_baselines", "artifacts") if store.get(n))
         local = {n: resolve(store[n]) for n in places if "://" not in str(store[n])}

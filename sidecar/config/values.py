@@ -15,6 +15,7 @@ from sidecar.recipes import recipe_of
 
 _ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9_.\-]+|\[[0-9a-fA-F:]+\]):(?P<port>\d{1,5})")
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_DICTIONARY_SUFFIXES = (".npy", ".safetensors")
 _PORT_LIMIT = 65535
 _SOCKET_PATH_LIMIT = 107  # what struct sockaddr_un holds on Linux
 
@@ -112,6 +113,26 @@ def read_labels(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
+def check_direction_labels(value: Path) -> Path:
+    """Return the path of a file of names of directions, or raise ``ValueError``."""
+    names = check_no_doubles(list(read_labels(check_file(value))))
+    for name in names:
+        try:
+            check_name("direction", name)
+        except SidecarError as error:
+            raise ValueError(f"{value}: {error.message}") from error
+        if name.isdigit():
+            raise ValueError(f"{value}: direction {name!r} would be taken for a row: add a letter")
+    return value
+
+
+def check_dictionary_file(value: Path) -> Path:
+    """Return the path of a file of vectors that is there, or raise ``ValueError``."""
+    if value.suffix not in _DICTIONARY_SUFFIXES:
+        raise ValueError(f"{value} ends in none of {', '.join(_DICTIONARY_SUFFIXES)}: convert it")
+    return check_file(value)
+
+
 def check_factory(value: str) -> str:
     """Return text of the form ``package.module:function``, or raise ``ValueError``."""
     if not _FACTORY.fullmatch(value):
@@ -155,6 +176,14 @@ def check_model_name(value: str) -> str:
     """Return a name that a model may have, or raise ``ValueError``."""
     try:
         return check_name("model", value)
+    except SidecarError as error:
+        raise ValueError(error.message) from error
+
+
+def check_layer_name(value: str) -> str:
+    """Return a name that a layer may have, or raise ``ValueError``."""
+    try:
+        return check_name("layer", value)
     except SidecarError as error:
         raise ValueError(error.message) from error
 

@@ -10,6 +10,7 @@ files and from other processes. ``sidecar.jobs.worker`` is the child's side.
 
 from sidecar.jobs.comparison import Comparison, compare
 from sidecar.jobs.datasets import Datasets
+from sidecar.jobs.dictionaries import Dictionaries
 from sidecar.jobs.fates import Fate
 from sidecar.jobs.index import ArtifactIndex, MadePicture
 from sidecar.jobs.manifest import artifact_inputs
@@ -27,6 +28,7 @@ __all__ = [
     "Cause",
     "Comparison",
     "Datasets",
+    "Dictionaries",
     "Fate",
     "Finding",
     "Job",

@@ -4,17 +4,25 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import sidecar
 from sidecar.config import JobsConfig, ReliabilityConfig
 from sidecar.errors import UnsupportedTarget
 from sidecar.jobs.datasets import Datasets
+from sidecar.jobs.dictionaries import Dictionaries
 from sidecar.jobs.protocol import Job, JobRequest, Portrait
 from sidecar.jobs.queue import JobQueue
 from sidecar.jobs.sources import ModelSources
-from sidecar.jobs.spec import JobSpec, LiveContext, ModelSpec, ReliabilitySpec
+from sidecar.jobs.spec import (
+    DictionarySpec,
+    GpuSpec,
+    JobSpec,
+    LiveContext,
+    ModelSpec,
+    ReliabilitySpec,
+)
 from sidecar.recipes import Dataset, Target, content_key
 from sidecar.store import ArtifactStore
 
@@ -35,6 +43,13 @@ _KEPT_BYTES = str(1 << 30)
 does with those above 32 MiB, their pages cost a seventh of its CPU."""
 
 
+_GPU_VARIABLES = {
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # NVML's: cuda:1 is its device 1
+    "CUDA_MPS_CLIENT_PRIORITY": "1",  # below normal: under MPS the server's kernels go first
+}
+"""What a child is told about a GPU unless somebody has said otherwise."""
+
+
 @dataclass(frozen=True, slots=True)
 class Assignment:
     """A job, split into what is there and what is missing.
@@ -46,6 +61,7 @@ class Assignment:
         live: Live distributions by text form of the feature.
         datasets: What the recipe looks through, by name.
         models: Other models that it looks at, by name, with their sources.
+        dictionaries: Directions that targets are of, by the path of their layer.
     """
 
     keys: tuple[str, ...]
@@ -54,6 +70,7 @@ class Assignment:
     live: Mapping[str, LiveContext]
     datasets: Mapping[str, Dataset]
     models: Mapping[str, ModelSpec]
+    dictionaries: Mapping[str, DictionarySpec] = field(default_factory=dict)
 
 
 def assign(
@@ -63,12 +80,14 @@ def assign(
     live: Mapping[str, LiveContext],
     datasets: Datasets,
     models: ModelSources,
+    dictionaries: Dictionaries,
 ) -> Assignment:
     """Look up every target of a request.
 
     Raises:
-        UnsupportedTarget: The recipe needs typical ranges, and a target's layer has none; or a dataset
-            that is unknown or cannot be read.
+        UnsupportedTarget: The recipe needs typical ranges, and a target's layer has none; a dataset
+            that is unknown or cannot be read; or directions of a layer that has none.
+        DigestMismatch: A file of directions is another than the configuration promises.
         UnknownModel, ModelLoadFailed: Another model that the recipe looks at is not configured, or a
             file of it cannot be read.
     """
@@ -76,7 +95,12 @@ def assign(
     others = {name: models.read(name) for name in request.recipe.models}
     digests = {f"dataset:{name}": one.digest for name, one in found_sets.items()}
     digests |= {f"model:{name}": one.source for name, one in others.items()}
-    keys = tuple(_key(target, request, live, digests) for target in request.targets)
+    directions = {
+        target.feature.layer.layer: dictionaries.read(target.feature.layer)
+        for target in request.targets
+        if "directions" in target.inputs
+    }
+    keys = tuple(_key(target, request, live, digests, directions) for target in request.targets)
     # What is made again to be compared must not be answered with the original.
     found = {} if request.cause.reproduces else {key: queue.portrait(key) for key in keys}
     cached = {
@@ -88,7 +112,7 @@ def assign(
     }
     wanted = dict(zip(keys, request.targets, strict=True))
     missing = {key: target for key, target in wanted.items() if key not in cached}
-    return Assignment(keys, cached, missing, live, found_sets, others)
+    return Assignment(keys, cached, missing, live, found_sets, others, directions)
 
 
 def _key(
@@ -96,6 +120,7 @@ def _key(
     request: JobRequest,
     live: Mapping[str, LiveContext],
     digests: Mapping[str, str],
+    directions: Mapping[str, DictionarySpec],
 ) -> str:
     context = live.get(str(target.feature))
     digest = context.typical_digest if context is not None else ""
@@ -104,7 +129,10 @@ def _key(
             f"recipe.typical_range needs the baseline of {target.feature.layer}, and there is none "
             "yet: wait for it, or leave typical_range at 0"
         )
-    return content_key(target, request.recipe, {"typical": digest, **digests})
+    given = {"typical": digest, **digests}
+    if "directions" in target.inputs:
+        given["directions"] = directions[target.feature.layer.layer].digest
+    return content_key(target, request.recipe, given)
 
 
 def child_spec(
@@ -142,10 +170,15 @@ def child_spec(
         images={digest: str(artifacts.open(digest)[0]) for digest in job.request.recipe.images},
         datasets={**assignment.datasets, **_photographs(config, datasets)},
         models=assignment.models,
+        dictionaries=assignment.dictionaries,
         cause=job.request.cause,
         checkpoint=str(checkpoint[0] or ""),
         checkpoint_bytes=checkpoint[1],
         reliability=_reliability(model, models, config.reliability),
+        gpu=GpuSpec(
+            None if config.gpu.admission == "off" else config.gpu.reserve_bytes,
+            config.gpu.memory_fraction,
+        ),
     )
 
 
@@ -214,6 +247,8 @@ def child_environment(config: JobsConfig, env: Mapping[str, str]) -> dict[str, s
         "PYTHONUNBUFFERED": "1",
         **{name: env.get(name, _KEPT_BYTES) for name in _ALLOCATOR_VARIABLES},
     }
+    if config.device != "cpu":
+        found = {**_GPU_VARIABLES, **found}
     if config.threads:
         found |= dict.fromkeys(_THREAD_VARIABLES, str(config.threads))
     return found

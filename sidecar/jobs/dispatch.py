@@ -33,6 +33,7 @@ class Dispatcher:
         clock: Callable[[], float],
         *,
         pressed: Callable[[], str] = lambda: "",
+        held: Callable[[], str] = lambda: "",
         tidy: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepare; nothing runs before ``start``.
@@ -41,11 +42,12 @@ class Dispatcher:
             queue: Whose turns.
             config: Slots and windows.
             clock: Unix seconds.
-            pressed: Says why audits must leave the machine to others now; empty: they need not.
+            pressed: Says why audits, or all, must leave the machine to others now; empty: they need not.
+            held: Says for which job audits must leave the GPU now; empty: for none.
             tidy: Called with every look, to remove what ended jobs left.
         """
         self._queue, self._config, self._clock = queue, config, clock
-        self._pressed, self._tidy = pressed, tidy
+        self._pressed, self._held, self._tidy = pressed, held, tidy
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._making_way: Mapping[str, str] = {}
@@ -78,7 +80,12 @@ class Dispatcher:
             opens = next_opening(self._config.audit_windows, self._clock())
             moment = datetime.fromtimestamp(opens, UTC).isoformat(timespec="minutes")
             return f"audits run in jobs.audit_windows alone, the next opens at {moment}"
-        return self._pressed()
+        return self._pressed() or self._held()
+
+    def why_nobody(self) -> str:
+        """Return why no job at all may run now; empty where they may."""
+        limit = self._config.yield_to
+        return self._pressed() if limit is not None and limit.whom == "all" else ""
 
     def _in_window(self) -> bool:
         now = self._clock()
@@ -107,9 +114,12 @@ class Dispatcher:
         now = self._clock()
         self._queue.fail_overdue(now, self._why_waiting)
         turns = self._queue.turns(now)
-        audits = [t for t in turns if t.running and t.rank == Priority.AUDIT.rank]
+        running = [turn for turn in turns if turn.running]
+        audits = [turn for turn in running if turn.rank == Priority.AUDIT.rank]
         reason = self.why_no_audits() if audits else ""
-        if reason:
+        if running and (pressed := self.why_nobody()):
+            self._making_way = dict.fromkeys((turn.id for turn in running), pressed)
+        elif reason:
             self._making_way = dict.fromkeys((turn.id for turn in audits), reason)
         else:
             found = who_makes_way(turns, self._config.concurrency, self._queue.model_limits)

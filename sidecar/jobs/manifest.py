@@ -15,14 +15,14 @@ stays readable.
 ``input``            ``size``, ``mean``, ``std`` of the images the model takes
 ``method``           ``name`` and ``version``
 ``recipe``           every value by name; ``seed`` again at the top
-``inputs``           what was given beside model and recipe: ``kind`` (``artifact``, ``dataset`` or
-                     ``typical_range``), ``name`` and ``digest`` of each
+``inputs``           what was given beside model and recipe: ``kind`` (``artifact``, ``dataset``,
+                     ``directions``, ``model`` or ``typical_range``), ``name`` and ``digest`` of each
 ``typical_digest``   sha256 of the typical ranges used, or empty
 ``content_key``      sha256 of the request; equal requests have equal keys
 ``code``             versions of ``sidecar``, its ``commit``, ``python``, ``torch``, ``numpy``,
                      ``pillow``, ``safetensors``, ``onnxruntime``; null: not installed or unknown
 ``device``           where it ran: ``type``, ``name``, ``threads``, ``cuda`` (``runtime``, ``cudnn``,
-                     ``capability``, or null) and ``flags``, the switches of determinism
+                     ``capability``, ``peak_bytes`` of tensors, or null) and ``flags``, the switches of determinism
 ``sandbox``          ``mode``, what was ``applied`` (``landlock``, ``seccomp``, ``capabilities``,
                      ``limits``), and what was ``missing``, by name and why
 ``activation``       ``plain`` (the whole picture, resized to the network's input), ``augmented``

@@ -123,6 +123,7 @@ def _cuda_facts(device: "torch.device") -> Mapping[str, Any]:
         "runtime": torch.version.cuda,
         "cudnn": cudnn.version(),
         "capability": f"{major}.{minor}",
+        "peak_bytes": torch.cuda.max_memory_allocated(device),  # of tensors, over the whole attempt
     }
 
 

@@ -290,7 +290,15 @@ class JobQueue:
         return bool(rows)
 
     def fail(
-        self, job_id: str, owner: str, code: str, error: str, now: float, *, retry: bool
+        self,
+        job_id: str,
+        owner: str,
+        code: str,
+        error: str,
+        now: float,
+        *,
+        retry: bool,
+        poison: bool = True,
     ) -> bool:
         """Record that an attempt failed.
 
@@ -301,6 +309,7 @@ class JobQueue:
             error: What went wrong and what to do.
             now: Unix seconds.
             retry: Whether to try again while attempts are left and nobody wants it cancelled.
+            poison: Whether the same is refused for a while once they are used up.
 
         Returns:
             False where the owner does not hold the job any more; then nothing was recorded.
@@ -320,13 +329,18 @@ class JobQueue:
                 cursor.execute(schema.REQUEUE, {**values, "not_before": later, "message": message})
             else:
                 cursor.execute(schema.FAIL, {**values, "code": code, "error": _tail(error)})
-                if retry:
+                if retry and poison:
                     self._quarantine(cursor, job_id, held["request"], error, now)
         self._announce()
         return True
 
     def release(
-        self, job_id: str, owner: str, now: float, reason: str = "the daemon stopped"
+        self,
+        job_id: str,
+        owner: str,
+        now: float,
+        reason: str = "the daemon stopped",
+        pause: float = 0.0,
     ) -> bool:
         """Put a running job back without counting the attempt, because it must make way.
 
@@ -336,12 +350,14 @@ class JobQueue:
             job_id: Which job.
             owner: Who ran it.
             now: Unix seconds.
-            reason: For what it makes way.
+            reason: For what it makes way, or waits.
+            pause: Seconds until it may be claimed again.
 
         Returns:
             False where the owner does not hold the job any more.
         """
-        values = {"id": job_id, "owner": owner, "now": now, "forgiven": 1, "not_before": now}
+        values = {"id": job_id, "owner": owner, "now": now, "forgiven": 1}
+        values["not_before"] = now + pause
         with self._database.transaction() as cursor:
             held = _held(cursor, job_id, owner)
             if held is None:

@@ -18,6 +18,7 @@ from sidecar.errors import (
     ConfigError,
     CorruptState,
     DiskFull,
+    GpuOutOfMemory,
     JobError,
     SidecarError,
     StoreUnreachable,
@@ -36,8 +37,10 @@ from sidecar.jobs.checkpoint import CheckpointFolder
 from sidecar.jobs.child import Child
 from sidecar.jobs.confine import missing
 from sidecar.jobs.datasets import Datasets
+from sidecar.jobs.dictionaries import Dictionaries
 from sidecar.jobs.dispatch import Dispatcher
 from sidecar.jobs.fates import Fate, fates
+from sidecar.jobs.gpu import GPU_MEMORY, PRESSURE, Admission
 from sidecar.jobs.index import ArtifactIndex, MadePicture
 from sidecar.jobs.manifest import artifact_inputs, read_verdict
 from sidecar.jobs.owner import is_dead, is_stale_scratch, make_scratch, owner_name
@@ -84,6 +87,7 @@ class Runner:
         clock: Callable[[], float] = time.time,
         env: Mapping[str, str] | None = None,
         datasets: Datasets | None = None,
+        dictionaries: Dictionaries | None = None,
     ) -> None:
         """Prepare; nothing runs before ``start``.
 
@@ -101,8 +105,10 @@ class Runner:
             clock: Unix seconds.
             env: Environment of children; None takes this process's.
             datasets: Folders of images that recipes look through; None: there are none.
+            dictionaries: Files of directions; None: there are none.
         """
         self._datasets = datasets or Datasets()
+        self._dictionaries = dictionaries or Dictionaries()
         self._queue = queue
         self._artifacts = artifacts
         self._models = ModelSources(models)
@@ -119,8 +125,14 @@ class Runner:
             scratch.with_name("checkpoints"), jobs_config.checkpoint_bytes
         )
         self._pressure = Pressure(jobs_config.yield_to)
+        self.admission = Admission(jobs_config, self._env)
         self._dispatcher = Dispatcher(
-            queue, jobs_config, clock, pressed=self._pressure, tidy=self._tidy
+            queue,
+            jobs_config,
+            clock,
+            pressed=self._pressure,
+            held=self.admission.held_for,
+            tidy=self._tidy,
         )
         self._tidied_at = float("-inf")
         self._stopping = threading.Event()
@@ -133,10 +145,12 @@ class Runner:
         """Take back what dead processes left, and begin to run jobs.
 
         Raises:
-            ConfigError: The sandbox must be whole, and this kernel cannot make it so.
+            ConfigError: The sandbox must be whole, and this kernel cannot make it so; or NVML must
+                answer, and does not.
             StorageError: The database cannot be read or written.
         """
         self._check_sandbox()
+        self.admission.start()
         recovered = self._queue.recover(is_dead, self._clock())
         self._sweep()
         self._stopping.clear()
@@ -280,7 +294,6 @@ class Runner:
 
     def _run(self, job: Job, owner: str) -> None:
         log = _log.bind(job_id=job.id, attempt=job.attempts)
-        log.info("job_started", targets=len(job.request.targets), origin=job.request.origin)
         lease = Lease(self._queue, job.id, owner, self._clock, job.preview_version)
         started = time.monotonic()
         try:
@@ -294,18 +307,28 @@ class Runner:
             outcome = _failed(JobError.code, f"the runner failed: {error!r}")
         finally:
             self._previews.pop(job.id, None)
-            self._time(time.monotonic() - started)
         if outcome.ending is Ending.FAILED:
-            now, retry = self._clock(), outcome.retry
-            self._queue.fail(job.id, owner, outcome.code, outcome.error, now, retry=retry)
+            self._queue.fail(
+                job.id,
+                owner,
+                outcome.code,
+                outcome.error,
+                self._clock(),
+                retry=outcome.retry,
+                poison=outcome.code != GpuOutOfMemory.code,  # it may have been others' doing
+            )
         elif outcome.ending is Ending.RELEASED:
-            self._queue.release(job.id, owner, self._clock(), outcome.reason)
-        log.info(
-            "job_attempt_ended",
-            ending=outcome.ending.value,
-            code=outcome.code,
-            reason=outcome.reason,
-        )
+            pause = self.admission.hold(job, outcome.held, outcome.needs_bytes)
+            self._queue.release(job.id, owner, self._clock(), outcome.reason, pause)
+        # What waits looks again every few seconds: its message says why, the metric how often.
+        if not outcome.held:
+            self._time(time.monotonic() - started)
+            log.info(
+                "job_attempt_ended",
+                ending=outcome.ending.value,
+                code=outcome.code,
+                reason=outcome.reason,
+            )
         self._checkpoints.sweep(self._goes_on)
 
     def _time(self, seconds: float) -> None:
@@ -319,11 +342,22 @@ class Runner:
             raise CorruptState("the stored request was damaged: submit it again")
         live = self._context(job.request)
         assignment = assign(
-            job.request, self._queue, self._artifacts, live, self._datasets, self._models
+            job.request,
+            self._queue,
+            self._artifacts,
+            live,
+            self._datasets,
+            self._models,
+            self._dictionaries,
         )
         if not assignment.missing:
             return self._complete(job, assignment, {}, lease)
         self._queue.quarantine.refuse(quarantine_keys(job.request), self._clock())
+        model = self._models.find(job.request.model)
+        if reason := self._dispatcher.why_nobody():
+            return Outcome(Ending.RELEASED, reason=reason, held=PRESSURE)
+        if reason := self.admission.why_not(job.id, model):
+            return Outcome(Ending.RELEASED, reason=reason, held=GPU_MEMORY)
         spec = child_spec(
             job,
             assignment,
@@ -332,6 +366,13 @@ class Runner:
             self._artifacts,
             self._datasets,
             self._checkpoints.open(job.id),
+        )
+        _log.info(
+            "job_started",
+            job_id=job.id,
+            attempt=job.attempts,
+            targets=len(assignment.missing),
+            origin=job.request.origin,
         )
         folder = make_scratch(self._scratch, job.id, job.attempts)
         try:

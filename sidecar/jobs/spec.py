@@ -103,6 +103,23 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class DictionarySpec:
+    """The directions of one layer of the job's model, as configured.
+
+    Attributes:
+        name: What the configuration calls them.
+        layer: Module path of the layer.
+        file: Path of the file of vectors.
+        digest: sha256 that the file had when the job was claimed.
+    """
+
+    name: str
+    layer: str
+    file: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
 class ReliabilitySpec:
     """How much the child does to find out how far its pictures can be believed.
 
@@ -117,6 +134,19 @@ class ReliabilitySpec:
     share: float = 0.5
     dataset: str = ""
     sibling: ModelSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GpuSpec:
+    """How a worker shares its GPU; see ``config.GpuConfig``.
+
+    Attributes:
+        reserve_bytes: Memory that stays free beside the job; None: nobody asks.
+        memory_fraction: Most of the memory that torch takes.
+    """
+
+    reserve_bytes: int | None = None
+    memory_fraction: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +166,12 @@ class JobSpec:
         images: Paths of the artifacts that the recipe looks at, by their digests.
         datasets: What it looks through, by name.
         models: Other models that it looks at, by name.
+        dictionaries: Directions that targets are of, by the path of their layer.
         cause: What led to the job.
         checkpoint: Folder for what was reached so far; empty: none is kept.
         checkpoint_bytes: Largest state that is kept there.
         reliability: How much is done to find out how far the pictures can be believed.
+        gpu: How its GPU is shared.
     """
 
     job_id: str
@@ -154,10 +186,12 @@ class JobSpec:
     images: Mapping[str, str] = field(default_factory=dict)
     datasets: Mapping[str, Dataset] = field(default_factory=dict)
     models: Mapping[str, ModelSpec] = field(default_factory=dict)
+    dictionaries: Mapping[str, DictionarySpec] = field(default_factory=dict)
     cause: Cause = field(default_factory=Cause)
     checkpoint: str = ""
     checkpoint_bytes: int = 0
     reliability: ReliabilitySpec = field(default_factory=ReliabilitySpec)
+    gpu: GpuSpec = field(default_factory=GpuSpec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +233,20 @@ class FailureEvent:
     retry: bool
 
 
-Event = ProgressEvent | PreviewEvent | ResultEvent | DoneEvent | FailureEvent
+@dataclass(frozen=True, slots=True)
+class HeldBackEvent:
+    """The job has no room now, and ends to be started again later.
+
+    Attributes:
+        reason: What it waits for.
+        needs_bytes: Memory of the GPU that it takes in all.
+    """
+
+    reason: str
+    needs_bytes: int
+
+
+Event = ProgressEvent | PreviewEvent | ResultEvent | DoneEvent | FailureEvent | HeldBackEvent
 
 _EVENTS: Mapping[str, type[Event]] = {
     "progress": ProgressEvent,
@@ -207,6 +254,7 @@ _EVENTS: Mapping[str, type[Event]] = {
     "result": ResultEvent,
     "done": DoneEvent,
     "failure": FailureEvent,
+    "held_back": HeldBackEvent,
 }
 _EVENT_NAMES = {kind: name for name, kind in _EVENTS.items()}
 
@@ -249,10 +297,12 @@ def encode_spec(spec: JobSpec) -> bytes:
         "images": dict(spec.images),
         "datasets": [one.document() for one in spec.datasets.values()],
         "models": [asdict(one) for one in spec.models.values()],
+        "dictionaries": [asdict(one) for one in spec.dictionaries.values()],
         "cause": asdict(spec.cause),
         "checkpoint": spec.checkpoint,
         "checkpoint_bytes": spec.checkpoint_bytes,
         "reliability": asdict(spec.reliability),
+        "gpu": asdict(spec.gpu),
     }
     return json.dumps(document).encode() + b"\n"
 
@@ -268,6 +318,7 @@ def decode_spec(line: bytes) -> JobSpec:
         reliability = document.pop("reliability")
         sibling = reliability.pop("sibling")
         others = [_model(one) for one in document.pop("models")]
+        directions = [DictionarySpec(**one) for one in document.pop("dictionaries")]
         return JobSpec(
             targets=tuple(Target.of(target) for target in document.pop("targets")),
             recipe=recipe_of(document.pop("recipe")),
@@ -276,9 +327,11 @@ def decode_spec(line: bytes) -> JobSpec:
                 sibling=None if sibling is None else _model(sibling), **reliability
             ),
             models={one.name: one for one in others},
+            dictionaries={one.layer: one for one in directions},
             live={feature: _live(live) for feature, live in document.pop("live").items()},
             datasets={one["name"]: Dataset.of(one) for one in document.pop("datasets")},
             cause=Cause(**document.pop("cause")),
+            gpu=GpuSpec(**document.pop("gpu")),
             **document,
         )
     except (ValueError, KeyError, TypeError, AttributeError, SidecarError) as error:

@@ -16,11 +16,13 @@ from sidecar.errors import (
     WorkerCrashed,
 )
 from sidecar.jobs.child import Child, describe_exit
+from sidecar.jobs.gpu import GPU_MEMORY
 from sidecar.jobs.queue import JobQueue, Standing
 from sidecar.jobs.spec import (
     DoneEvent,
     Event,
     FailureEvent,
+    HeldBackEvent,
     PreviewEvent,
     ProgressEvent,
     ResultEvent,
@@ -52,7 +54,9 @@ class Outcome:
         code: Stable code, when failed.
         error: What went wrong, when failed.
         retry: Whether another attempt might fare better, when failed.
-        reason: For what it makes way, when released.
+        reason: For what it makes way, or waits, when released.
+        held: What it waits for in one word, when it was held back; empty: it made way.
+        needs_bytes: Memory of the GPU that it takes, where it waits for that and knows.
     """
 
     ending: Ending
@@ -61,6 +65,8 @@ class Outcome:
     error: str = ""
     retry: bool = False
     reason: str = ""
+    held: str = ""
+    needs_bytes: int = 0
 
 
 class Lease:
@@ -166,7 +172,7 @@ class Supervisor:
         self._on_preview = on_preview
         self._folder = folder
         self._results: dict[int, tuple[str, str]] = {}
-        self._final: DoneEvent | FailureEvent | None = None
+        self._final: DoneEvent | FailureEvent | HeldBackEvent | None = None
         self._verdict: Outcome | None = None
 
     def run(self) -> Outcome:
@@ -236,6 +242,14 @@ class Supervisor:
             said = self._final
             output = self._child.output if said.retry else ""
             return _failure(said.code, _with_output(said.message, output), retry=said.retry)
+        if isinstance(self._final, HeldBackEvent):
+            wanted = self._final
+            return Outcome(
+                Ending.RELEASED,
+                reason=wanted.reason,
+                held=GPU_MEMORY,
+                needs_bytes=wanted.needs_bytes,
+            )
         return None
 
     def _crash(self) -> Outcome:

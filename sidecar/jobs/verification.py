@@ -27,6 +27,9 @@ Reader = Callable[[str], bytes | None]
 
 _PREFIX = "sidecar."
 
+_UNNAMED = {"typical_range": "typical", "directions": "directions"}
+"""Inputs of which a request has one, by their kind: keys know them by these words."""
+
 _KEYED_SCHEMA = 2
 """First schema whose content keys are computed as today."""
 
@@ -229,11 +232,9 @@ def _key(facts: Mapping[str, Any]) -> Finding:
 
 
 def _given(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Return the digests of a manifest's inputs by the names of ``Recipe.inputs``."""
+    """Return the digests of a manifest's inputs by the names that ``content_key`` knows them by."""
     return {
-        "typical" if one["kind"] == "typical_range" else f"{one['kind']}:{one['name']}": one[
-            "digest"
-        ]
+        _UNNAMED.get(one["kind"], f"{one['kind']}:{one['name']}"): one["digest"]
         for one in facts["inputs"]
     }
 

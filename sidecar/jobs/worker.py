@@ -24,6 +24,7 @@ from sidecar.errors import (
     CorruptState,
     DigestMismatch,
     DiskFull,
+    GpuOutOfMemory,
     SandboxRefused,
     SidecarError,
     UnsupportedTarget,
@@ -47,6 +48,7 @@ from sidecar.jobs.spec import (
     DoneEvent,
     Event,
     FailureEvent,
+    HeldBackEvent,
     JobSpec,
     ModelSpec,
     PreviewEvent,
@@ -59,11 +61,13 @@ from sidecar.recipes import content_key
 
 if TYPE_CHECKING:
     from sidecar.visualise import (
+        Directions,
         Materials,
         Picture,
         Progress,
         Report,
         Settings,
+        Share,
         TypicalRange,
         VisionModel,
     )
@@ -74,6 +78,10 @@ _OOM_SCORE = "500"  # of 1000: where memory runs out, the kernel takes a job bef
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _READ_BYTES = 1 << 20
 _NO_MEMORY = "can't allocate memory"  # what torch's allocator for the CPU says
+_GPU_ADVICE = (
+    "ask for a smaller canvas or fewer features, raise jobs.gpu.memory_fraction where that is the limit, or "
+    "raise jobs.gpu.reserve_bytes, so that jobs wait for others to end"
+)
 _PREVIEWS_KEPT = 2  # the newest, and one that the daemon may be reading
 
 
@@ -108,12 +116,16 @@ def _run(spec: JobSpec, descriptor: int) -> None:
         announce(DoneEvent())
     except BrokenPipeError:
         raise
+    except _HeldBack as wait:
+        announce(wait.event)
     except Exception as error:  # noqa: BLE001 - whatever the model's code raises is the job's answer
         announce(_failure(error))
 
 
 def _failure(error: Exception) -> FailureEvent:
     """Say what went wrong, whatever it was, and whether another attempt might fare better."""
+    if _gpu_is_full(error):
+        return FailureEvent(GpuOutOfMemory.code, f"{_words(error)}; {_GPU_ADVICE}", retry=True)
     refused = _refused(error)
     if refused:
         return FailureEvent(SandboxRefused.code, refused, retry=False)
@@ -126,9 +138,21 @@ def _failure(error: Exception) -> FailureEvent:
     return FailureEvent(code, words, retry=not full)
 
 
+def _words(error: BaseException | None) -> str:
+    return error.message if isinstance(error, SidecarError) else f"{type(error).__name__}: {error}"
+
+
+def _gpu_is_full(error: Exception) -> bool:
+    if "torch" not in sys.modules:
+        return False  # it ended before anything could ask for memory of a GPU
+    from sidecar.visualise import is_out_of_memory  # noqa: PLC0415 - torch, loaded by now
+
+    return is_out_of_memory(error)
+
+
 def _refused(error: BaseException | None) -> str:
     """Say what the sandbox refused, where an error or one behind it looks like that; else nothing."""
-    words = error.message if isinstance(error, SidecarError) else f"{type(error).__name__}: {error}"
+    words = _words(error)
     while error is not None and REPORT in os.environ:
         advice = _advice(error)
         if advice:
@@ -153,12 +177,35 @@ def _advice(error: BaseException) -> str:
     return ""
 
 
+class _HeldBack(Exception):
+    """There is no room for the job now."""
+
+    def __init__(self, event: HeldBackEvent) -> None:
+        super().__init__(event.reason)
+        self.event = event
+
+
 def _work(spec: JobSpec, folder: Path, announce: Callable[[Event], None]) -> None:
     """Make the pictures of a job, and lay them and their manifests into its folder."""
     started, phases = time.time(), Phases()
     phases.enter("load")
     announce(ProgressEvent(0, 0, "importing torch"))
-    from sidecar.visualise import (  # noqa: PLC0415 - torch, seconds
+    from sidecar.visualise import Share, sharing  # noqa: PLC0415 - torch, seconds
+
+    share = Share(spec.gpu.memory_fraction, spec.gpu.reserve_bytes)
+    with sharing(spec.device, share):
+        _make(spec, folder, announce, share, phases, started)
+
+
+def _make(
+    spec: JobSpec,
+    folder: Path,
+    announce: Callable[[Event], None],
+    share: "Share",
+    phases: Phases,
+    started: float,
+) -> None:
+    from sidecar.visualise import (  # noqa: PLC0415 - torch, loaded by now
         FORWARD_METHODS,
         ImageModel,
         assess,
@@ -180,6 +227,7 @@ def _work(spec: JobSpec, folder: Path, announce: Callable[[Event], None]) -> Non
         model = with_gradients(model, spec.recipe.method, FORWARD_METHODS)
     cost = method.plan(model, spec.targets, spec.recipe, materials)
     cost = with_reliability(cost, spec.targets, spec.recipe, settings)
+    _wait_for_room(model, cost.bytes_estimate, share)
     announce(ProgressEvent(0, 0, f"making pictures: {cost.forwards} passes"))
     cancelled = _listen_for_cancel()
     phases.enter("optimise")
@@ -220,6 +268,18 @@ def _work(spec: JobSpec, folder: Path, announce: Callable[[Event], None]) -> Non
         manifest["duration_seconds"] = time.time() - started
         (folder / names[1]).write_bytes(encode_manifest(manifest))
         announce(ResultEvent(index, *names))
+
+
+def _wait_for_room(model: "VisionModel", wanted_bytes: int, share: "Share") -> None:
+    """End the job, to be started again later, where the GPU has no room for what was planned."""
+    from sidecar.visualise import shortage  # noqa: PLC0415 - torch, loaded by now
+
+    short = shortage(model.device, wanted_bytes, share)
+    if short is None:
+        return
+    if short.lasting:
+        raise UnsupportedTarget(short.reason)
+    raise _HeldBack(HeldBackEvent(short.reason, short.needs_bytes))
 
 
 class _Reporter:
@@ -323,7 +383,23 @@ def _materials(spec: JobSpec, others: "Mapping[str, VisionModel]") -> "Materials
 
     images = {digest: read_image(Path(path)) for digest, path in spec.images.items()}
     sources = {name: wanted.source for name, wanted in spec.models.items()}
-    return Materials(_typical_range(spec), images, spec.datasets, others, sources)
+    return Materials(
+        _typical_range(spec), images, spec.datasets, others, sources, _read_directions(spec)
+    )
+
+
+def _read_directions(spec: JobSpec) -> "dict[str, Directions]":
+    """Read the dictionaries of the targets' layers, and hold them against what was asked for."""
+    from sidecar.visualise import read_directions  # noqa: PLC0415 - torch, loaded by now
+
+    found = {}
+    for layer, wanted in spec.dictionaries.items():
+        found[layer] = read_directions(Path(wanted.file))
+        if found[layer].digest != wanted.digest:
+            raise UnsupportedTarget(
+                f"dictionary {wanted.name} has changed since the job was claimed: ask again"
+            )
+    return found
 
 
 def _typical_range(spec: JobSpec) -> "TypicalRange | None":
@@ -401,7 +477,7 @@ def _picture_facts(spec: JobSpec, picture: "Picture", png: bytes) -> dict[str, A
         "side": target.side.value,
         "terms": [[str(term.feature), term.weight] for term in target.terms],
         "typical_digest": picture.inputs.get("typical", ""),
-        "inputs": _inputs(str(layer), picture),
+        "inputs": _inputs(spec, picture),
         "content_key": content_key(target, spec.recipe, picture.inputs),
         "activation": {
             "view": layer.view.value,
@@ -423,15 +499,18 @@ def _picture_facts(spec: JobSpec, picture: "Picture", png: bytes) -> dict[str, A
     }
 
 
-def _inputs(layer: str, picture: "Picture") -> list[dict[str, str]]:
+def _inputs(spec: JobSpec, picture: "Picture") -> list[dict[str, str]]:
     """Return what was given beside model and recipe."""
+    layer = picture.target.feature.layer
     found = [
         {"kind": "artifact", "name": "image", "digest": digest} for digest in picture.recipe.images
     ]
     for name, digest in picture.inputs.items():
         kind, _, what = name.partition(":")
         if kind == "typical":
-            kind, what = "typical_range", layer
+            kind, what = "typical_range", str(layer)
+        if kind == "directions":
+            what = spec.dictionaries[layer.layer].name
         found.append({"kind": kind, "name": what, "digest": digest})
     return found
 

@@ -574,6 +574,18 @@ JOBS_QUARANTINED = _counter(
     "jobs",
     "Visualisation jobs that killed their worker in every attempt; the same is refused for a while.",
 )
+JOBS_HELD_BACK = _counter(
+    "sidecar_jobs_held_back_total",
+    "jobs",
+    "How often visualisation jobs went back into the queue for want of memory of the GPU, or for the model "
+    "server's sake.",
+    "reason",
+)
+JOB_GPU_FREE = _gauge(
+    "sidecar_job_gpu_free_bytes",
+    "bytes",
+    "Free memory of the GPU that visualisation jobs run on, as a job last found it; absent where nobody asks.",
+)
 ARTIFACT_LIMIT = _gauge(
     "sidecar_artifact_limit_bytes",
     "bytes",
@@ -747,6 +759,8 @@ FAMILIES: tuple[Family, ...] = (
     JOB_RUNS,
     JOB_SECONDS,
     JOBS_QUARANTINED,
+    JOBS_HELD_BACK,
+    JOB_GPU_FREE,
     ARTIFACT_BYTES,
     ARTIFACTS,
     ARTIFACTS_REMOVED,

@@ -1,5 +1,6 @@
 """The parts of a scrape: which labels things have, and their values as columns or rows."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -57,6 +58,7 @@ _HOOK_DROPS = (
 )
 
 _REMOVALS = ("bytes", "age")
+_HELD_BACK = ("gpu_memory", "pressure")
 _RECORDING_DROPS = ("backlog", "disk", "error")
 
 _JOB_STATES = ("queued", "running", "done", "failed", "cancelled")
@@ -244,6 +246,9 @@ def job_rows(counts: JobCounts) -> Iterator[Row]:
     yield catalogue.JOB_RUNS, (), counts.timed
     yield catalogue.JOB_SECONDS, (), counts.seconds
     yield catalogue.JOBS_QUARANTINED, (), counts.quarantined
+    yield from _by_reason(catalogue.JOBS_HELD_BACK, counts.held_back, _HELD_BACK)
+    if math.isfinite(counts.gpu_free_bytes):
+        yield catalogue.JOB_GPU_FREE, (), counts.gpu_free_bytes
 
 
 def audit_labels(status: AuditStatus) -> Labels:

@@ -25,12 +25,16 @@ class JobCounts:
         timed: Jobs that ran to an end since the daemon started.
         seconds: Seconds those took from start to end, added up.
         quarantined: Jobs that killed their worker in every attempt since the daemon started.
+        held_back: How often jobs were held back since then, by what for.
+        gpu_free_bytes: Free memory of the GPU that jobs run on; NaN where nobody knows.
     """
 
     states: Mapping[str, int] = field(default_factory=dict)
     timed: int = 0
     seconds: float = 0.0
     quarantined: int = 0
+    held_back: Mapping[str, int] = field(default_factory=dict)
+    gpu_free_bytes: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)

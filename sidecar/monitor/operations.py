@@ -28,10 +28,18 @@ from sidecar.errors import (
     UnknownLayer,
     UnsupportedTarget,
 )
-from sidecar.features import FeatureKey, FeatureSelector, LayerKey, Slice, revision_matches
+from sidecar.features import (
+    FeatureKey,
+    FeatureKind,
+    FeatureSelector,
+    LayerKey,
+    Slice,
+    revision_matches,
+)
 from sidecar.jobs import (
     ArtifactIndex,
     Cause,
+    Dictionaries,
     Job,
     JobQueue,
     JobRequest,
@@ -40,6 +48,7 @@ from sidecar.jobs import (
     Runner,
 )
 from sidecar.monitor.baselines import Baselines, BaselineVersion
+from sidecar.monitor.directions import DirectionLookup
 from sidecar.monitor.monitor import Monitor
 from sidecar.monitor.pictures import Pictures
 from sidecar.monitor.record import EvidenceRecord, exposure_of
@@ -54,7 +63,6 @@ from sidecar.monitor.views import (
     Window,
 )
 from sidecar.recipes import (
-    JOB_KINDS,
     PICTURE_KINDS,
     SIDED_KINDS,
     Recipe,
@@ -126,6 +134,7 @@ class Operations:
         index: ArtifactIndex,
         references: References,
         clock: Callable[[], float],
+        dictionaries: Dictionaries | None = None,
     ) -> None:
         """Join the parts; flags of the configuration and the catalogue take effect.
 
@@ -152,8 +161,11 @@ class Operations:
             quantile=config.spike.quantile,
             record=self.record,
         )
+        self._dictionaries = dictionaries or Dictionaries()
+        self._directions = DirectionLookup(monitor, self._dictionaries)
         self.provenance = Pictures(
             monitor,
+            dictionaries=self._dictionaries,
             artifacts=artifacts,
             index=index,
             references=references,
@@ -242,8 +254,11 @@ class Operations:
         return self._labels.get(model, ())
 
     def resolve(self, text: str) -> FeatureKey:
-        """Return the feature that ``text`` names; its revision may be a prefix or left out."""
-        return self._monitor.resolve(text)
+        """Return the feature that ``text`` names; its revision may be a prefix or left out.
+
+        A direction of a configured dictionary may be called by its name.
+        """
+        return self._directions.resolve(text)
 
     def feature(self, key: FeatureKey) -> FeatureStatus:
         """Return how a feature stands; NotFound where there is no such feature."""
@@ -546,6 +561,12 @@ class Operations:
         """
         return recipe_like(self.default_recipe(), values)
 
+    def can_picture(self, key: FeatureKey) -> bool:
+        """Whether a job may be about a feature: of its kind pictures are made, and what it takes is there."""
+        kind = key.layer.kind
+        directed = kind is not FeatureKind.DIRECTION or self._dictionaries.has(key.layer)
+        return kind in PICTURE_KINDS and directed
+
     def submit(self, request: JobRequest) -> Job:
         """Queue a job, or return the one that has the same idempotency key.
 
@@ -567,12 +588,7 @@ class Operations:
                 f"job has {len(request.targets)} features: name at most {TARGET_LIMIT}"
             )
         for target in request.targets:
-            self.feature(target.feature)
-            if target.feature.layer.kind in PICTURE_KINDS - JOB_KINDS:
-                raise UnsupportedTarget(
-                    f"{target.feature} is a direction, and jobs are handed no dictionaries of them yet: "
-                    "name a channel, neuron, logit or norm"
-                )
+            self._directions.check(target.feature, self.feature)
         owners = {(t.feature.layer.model, t.feature.layer.revision) for t in request.targets}
         if len(owners) > 1:
             raise UnsupportedTarget(f"job names {len(owners)} model revisions: make one job each")
@@ -703,8 +719,7 @@ class Operations:
     ) -> Job | None:
         """Ask for a feature's portrait because it fires; None where none can be made."""
         model = self._config.model(key.layer.model)
-        pictured = key.layer.kind in JOB_KINDS
-        possible = pictured and model is not None and model.is_loadable
+        possible = self.can_picture(key) and model is not None and model.is_loadable
         if not self._config.alerts.portrait_on_firing or not possible:
             return None
         request = JobRequest(

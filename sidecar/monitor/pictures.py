@@ -1,6 +1,7 @@
 """What people ask about made pictures: which there are, whether they hold, and that some stay."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from sidecar.detect import State
 from sidecar.errors import (
@@ -14,6 +15,7 @@ from sidecar.features import FeatureKey
 from sidecar.jobs import (
     ArtifactIndex,
     Cause,
+    Dictionaries,
     Fate,
     JobRequest,
     MadePicture,
@@ -26,6 +28,7 @@ from sidecar.jobs import (
 from sidecar.monitor.live import live_contexts
 from sidecar.monitor.monitor import Monitor
 from sidecar.monitor.views import Event
+from sidecar.recipes import Target
 from sidecar.store import ArtifactStore, OwnerKind, Reference, References
 
 PICTURE_LIMIT = 200
@@ -48,12 +51,14 @@ class Pictures:
         index: ArtifactIndex,
         references: References,
         runner: Runner,
+        dictionaries: Dictionaries,
         record: Callable[[Sequence[Event]], None],
         clock: Callable[[], float],
     ) -> None:
         """Join the parts; ``record`` puts audit entries on their way."""
         self._monitor, self._artifacts, self._index = monitor, artifacts, index
         self._references, self._runner = references, runner
+        self._dictionaries = dictionaries
         self._record, self._clock = record, clock
 
     def list(
@@ -114,11 +119,12 @@ class Pictures:
         Raises:
             UnknownArtifact: None is listed under the digest.
             CorruptState: Its manifest does not say what was asked for.
-            Conflict: It used typical ranges that are not those of today.
+            Conflict: It used typical ranges, or directions, that are not those of today.
         """
         original = self.find(digest).manifest_digest
         facts = parse_manifest(self._artifacts.get(original))
         target, recipe = request_of(facts)
+        self._refuse_changed(target, facts)
         request = JobRequest((target,), recipe, origin="api", cause=Cause(reproduces=original))
         wanted = str(facts.get("typical_digest") or "")
         live = live_contexts(self._monitor, request) if wanted else {}
@@ -129,6 +135,19 @@ class Pictures:
                 "import that baseline, or make a new portrait"
             )
         return request
+
+    def _refuse_changed(self, target: Target, facts: Mapping[str, Any]) -> None:
+        """Refuse to make a picture of a direction again from another dictionary than it was made from."""
+        wanted = [one for one in facts.get("inputs", ()) if one.get("kind") == "directions"]
+        if not wanted:
+            return
+        found = self._dictionaries.read(target.feature.layer).digest
+        if found != wanted[0]["digest"]:
+            raise Conflict(
+                f"{target.feature} was drawn from dictionary {wanted[0]['name']} of sha256 "
+                f"{wanted[0]['digest']}, and today's has {found}: put that file under dictionaries, or make a "
+                "new portrait"
+            )
 
     # -- what stays -------------------------------------------------------------------------
 

@@ -17,10 +17,9 @@ from sidecar.recipes.examples import Examples
 from sidecar.recipes.maximisation import Maximisation
 from sidecar.recipes.recipe import Recipe
 from sidecar.recipes.search import Search
-from sidecar.recipes.targets import JOB_KINDS, PICTURE_KINDS, SIDED_KINDS, Side, Target, Term
+from sidecar.recipes.targets import PICTURE_KINDS, SIDED_KINDS, Side, Target, Term
 
 __all__ = [
-    "JOB_KINDS",
     "PICTURE_KINDS",
     "RECIPES",
     "SIDED_KINDS",

@@ -23,9 +23,6 @@ and has index 0; a ``direction`` is a row of the layer's dictionary of vectors."
 SIDED_KINDS = PICTURE_KINDS - {FeatureKind.NORM}
 """Of these, the kinds of unit that have least values to look for, and can be weighed."""
 
-JOB_KINDS = PICTURE_KINDS - {FeatureKind.DIRECTION}
-"""Of these, the ones that a job of the daemon can be about: it hands over no dictionaries yet."""
-
 TERMS_LIMIT = 16
 """Most further units of one target; each is read in every pass."""
 

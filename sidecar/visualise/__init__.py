@@ -9,6 +9,7 @@ needs torch.
 """
 
 from sidecar.visualise.directions import read_directions
+from sidecar.visualise.gpu import Share, is_out_of_memory, sharing, shortage
 from sidecar.visualise.images import maximise, plan
 from sidecar.visualise.loading import load_model, load_onnx
 from sidecar.visualise.method import Checkpoint, Directions, Materials, Method
@@ -34,9 +35,11 @@ __all__ = [
     "Progress",
     "Report",
     "Settings",
+    "Share",
     "TypicalRange",
     "VisionModel",
     "assess",
+    "is_out_of_memory",
     "load_model",
     "load_onnx",
     "maximise",
@@ -44,6 +47,8 @@ __all__ = [
     "plan",
     "read_directions",
     "read_image",
+    "sharing",
+    "shortage",
     "with_gradients",
     "with_reliability",
 ]

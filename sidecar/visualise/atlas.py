@@ -7,33 +7,36 @@ into cells; each cell's mean direction is drawn by activation maximisation, as o
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from sidecar.errors import NonFiniteActivation, SilentFeature, UnsupportedTarget
+from sidecar.errors import NonFiniteActivation, UnsupportedTarget
 from sidecar.features import LayerKey
-from sidecar.recipes import Atlas, Dataset, Maximisation, Target
+from sidecar.recipes import Atlas, Dataset, Maximisation, Target, content_key
 from sidecar.visualise.adam import Adam
 from sidecar.visualise.ascent import pass_images
-from sidecar.visualise.augmentation import cut_crops, draw_crop, generator_for
+from sidecar.visualise.augmentation import Crop, cut_crops, draw_crop, generator_for
 from sidecar.visualise.datasets import batches
+from sidecar.visualise.layout import cells_of, lay_out
 from sidecar.visualise.method import Checkpoint, Materials
 from sidecar.visualise.model import ImageModel
 from sidecar.visualise.parametrisation import colour_axes, frequency_scale, random_spectrum, render
 from sidecar.visualise.pictures import Cost, Picture, Progress
+from sidecar.visualise.resuming import Resumption, State
 from sidecar.visualise.units import Dry, Site, Units, check_targets, dry_run
 from sidecar.visualise.views import MEASURING_VIEWS, Stop, as_picture, measure, refuse_terms
 
 _BYTES_LIMIT = 512 << 20
 """Of the activations that are held: twice that is needed while they are laid out."""
 
-_EDGE = 0.01
-"""Share of activations at each end of an axis that count as its border; a few stragglers must not push
-all others into one cell."""
+_TAKEN_KEPT_BYTES = 64 << 20
+"""Of activations that a checkpoint holds while they are taken; more would be written for seconds."""
 
 _FAINTEST = 0.3
 """Opacity of a cell with the fewest activations."""
@@ -45,9 +48,6 @@ _COSINE_LEAST = 0.1
 """Below this the angle to a cell's direction counts as this much, as in Lucid."""
 
 _REPORT_STEPS = 16
-
-_SAME = 1e-12
-"""Variance, as a ratio of the mean square, that is the rounding of equal values."""
 
 
 class ActivationAtlas:
@@ -102,7 +102,7 @@ class ActivationAtlas:
         *,
         on_progress: Callable[[Progress], None] = lambda _: None,
         cancelled: Callable[[], bool] = lambda: False,
-        checkpoint: Checkpoint | None = None,  # noqa: ARG002 - cells are many and small
+        checkpoint: Checkpoint | None = None,
     ) -> tuple[Picture, ...]:
         """Make one map a target, in their order; those of one layer share it.
 
@@ -118,14 +118,18 @@ class ActivationAtlas:
         layers = list(dict.fromkeys(target.feature.layer for target in targets))
         stop = Stop(cancelled, len(layers) * (1 + recipe.steps))
         nothing = (math.nan,) * len(targets)
+        given = {f"dataset:{dataset.name}": dataset.digest}
+        keys = [content_key(target, recipe, given) for target in targets]
+        kept = Resumption(checkpoint, keys, model.digest, model.device.type, time.monotonic)
         found: dict[LayerKey, _Map] = {}
-        for layer in layers:
+        for number, layer in enumerate(layers):
             members = tuple(n for n, t in enumerate(targets) if t.feature.layer == layer)
 
             def tell(shown: NDArray[np.uint8], members: tuple[int, ...] = members) -> None:
                 on_progress(Progress(stop.step, stop.steps, nothing, shown, members[:1]))
 
-            found[layer] = _map(model, layer, recipe, dataset, stop, tell)
+            work = _Making(model, layer, recipe, dataset, stop, kept, number)
+            found[layer] = work.make(tell)
         return tuple(
             _picture(
                 model,
@@ -191,119 +195,201 @@ class _Map:
     activations: int
 
 
-def _map(
-    model: ImageModel,
-    layer: LayerKey,
-    recipe: Atlas,
-    dataset: Dataset,
-    stop: Stop,
-    tell: Callable[[NDArray[np.uint8]], None],
-) -> _Map:
-    taken = _take(model, layer, recipe, dataset, stop)
-    places, explained = lay_out(taken)
-    stop.next()
-    row, column = _cells_of(places, recipe.grid)
-    number = row * recipe.grid + column
-    counts = np.bincount(number, minlength=recipe.grid**2)
-    filled = np.flatnonzero(counts >= recipe.least)
-    if not len(filled):
-        raise UnsupportedTarget(
-            f"recipe.least {recipe.least}: no cell of {recipe.grid} x {recipe.grid} has as many of the "
-            f"{len(taken)} activations; lower it or grid, or raise positions"
-        )
-    means = torch.stack([taken[torch.from_numpy(number == one)].mean(0) for one in filled])
-    images = _draw(model, layer, recipe, means, taken.mean(0), stop, tell)
-    cells = [
-        _Cell(int(one) // recipe.grid, int(one) % recipe.grid, int(counts[one]), mean, image)
-        for one, mean, image in zip(filled, means, images, strict=True)
-    ]
-    return _Map(cells, explained, len(taken))
+@dataclass(frozen=True, slots=True, eq=False)
+class _Laid:
+    """A map before it is drawn.
 
-
-def _take(
-    model: ImageModel, layer: LayerKey, recipe: Atlas, dataset: Dataset, stop: Stop
-) -> torch.Tensor:
-    """Return activations at random positions, shape ``(images * positions, width)``."""
-    stream = generator_for(Target(layer.feature(0)), recipe.seed, "atlas positions")
-    parts = []
-    for _, images in batches(dataset, model, pass_images(model)):
-        stop.check()
-        with torch.no_grad():
-            maps = model.maps(layer.layer, images).flatten(2).cpu()  # (n, width, places)
-        chosen = torch.randint(maps.shape[2], (len(maps), 1, recipe.positions), generator=stream)
-        picked = maps.gather(2, chosen.expand(-1, maps.shape[1], -1))  # (n, width, positions)
-        parts.append(picked.transpose(1, 2).flatten(0, 1))
-    found = torch.cat(parts)
-    if not found.isfinite().all():
-        raise NonFiniteActivation(f"{layer.layer} is NaN or infinite on some image: mend the model")
-    return found
-
-
-def lay_out(taken: torch.Tensor) -> tuple[NDArray[np.float64], tuple[float, float]]:
-    """Lay activations out by their two principal components.
-
-    Args:
-        taken: Shape ``(n, width)``.
-
-    Returns:
-        Places of shape ``(n, 2)``, each axis turned so that its largest weight is positive; and the share
-        of the variance along each.
-
-    Raises:
-        SilentFeature: All activations are the same.
+    Attributes:
+        filled: Numbers of the cells that are not empty, row by row from the top, shape ``(cells,)``.
+        counts: Activations in each of these, shape ``(cells,)``.
+        means: Their means, shape ``(cells, width)``.
+        usual: The mean of all, shape ``(width,)``.
+        explained: Share of the variance along both axes, shape ``(2,)``.
+        activations: How many were taken, shape ``(1,)``.
     """
-    whole = taken.double()
-    centred = whole - whole.mean(0)
-    values, axes = torch.linalg.eigh(centred.T @ centred)  # rising
-    if values[-1] <= _SAME * whole.square().sum():
-        raise SilentFeature(
-            "the layer is the same everywhere in the dataset: there is nothing to map"
+
+    filled: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    means: NDArray[np.float32]
+    usual: NDArray[np.float32]
+    explained: NDArray[np.float64]
+    activations: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, taken: torch.Tensor, recipe: Atlas) -> "_Laid":
+        """Lay activations of shape ``(n, width)`` out.
+
+        Raises:
+            UnsupportedTarget: No cell has enough of them.
+            SilentFeature: They are all the same.
+        """
+        places, explained = lay_out(taken)
+        row, column = cells_of(places, recipe.grid)
+        number = row * recipe.grid + column
+        counts = np.bincount(number, minlength=recipe.grid**2)
+        filled = np.flatnonzero(counts >= recipe.least)
+        if not len(filled):
+            raise UnsupportedTarget(
+                f"recipe.least {recipe.least}: no cell of {recipe.grid} x {recipe.grid} has as many of the "
+                f"{len(taken)} activations; lower it or grid, or raise positions"
+            )
+        means = torch.stack([taken[torch.from_numpy(number == one)].mean(0) for one in filled])
+        return cls(
+            filled,
+            counts[filled],
+            means.numpy(),
+            taken.mean(0).numpy(),
+            np.array(explained),
+            np.array([len(taken)]),
         )
-    two = axes[:, -2:].flip(1) if axes.shape[1] > 1 else axes.repeat(1, 2)  # (width, 2)
-    largest = two.gather(0, two.abs().argmax(0, keepdim=True))
-    shares = (values / values.sum()).flip(0).tolist()
-    places: NDArray[np.float64] = (centred @ (two * largest.sign())).numpy()
-    return places, (shares[0], shares[1] if len(shares) > 1 else 0.0)
+
+    @classmethod
+    def restored(cls, state: State) -> "_Laid":
+        """Return what ``state`` was made of."""
+        arrays: dict[str, Any] = {name: state[name] for name in cls.__slots__}
+        return cls(**arrays)
+
+    def state(self) -> State:
+        """Return it as arrays that need no pickle."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
-def _cells_of(
-    places: NDArray[np.float64], grid: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return row, from the top, and column of each place."""
-    low, high = np.quantile(places, [_EDGE, 1 - _EDGE], axis=0)
-    reach = np.where(high > low, high - low, 1.0)
-    scaled = ((places - low) / reach * grid).astype(np.int64).clip(0, grid - 1)
-    return grid - 1 - scaled[:, 1], scaled[:, 0]
+class _Making:
+    """One layer's map while it is made: its activations are taken, laid out and drawn."""
 
+    def __init__(
+        self,
+        model: ImageModel,
+        layer: LayerKey,
+        recipe: Atlas,
+        dataset: Dataset,
+        stop: Stop,
+        kept: Resumption,
+        number: int,
+    ) -> None:
+        self._model, self._layer, self._recipe = model, layer, recipe
+        self._dataset, self._stop = dataset, stop
+        self._kept, self._number = kept, number
 
-def _draw(
-    model: ImageModel,
-    layer: LayerKey,
-    recipe: Atlas,
-    means: torch.Tensor,
-    usual: torch.Tensor,
-    stop: Stop,
-    tell: Callable[[NDArray[np.uint8]], None],
-) -> list[NDArray[np.uint8]]:
-    """Draw every cell, all from one start and in the same crops, so that they differ by direction alone."""
-    origin = Target(layer.feature(0))
-    start = random_spectrum(recipe.canvas, generator_for(origin, recipe.seed, "start"))
-    crops = generator_for(origin, recipe.seed, "atlas crops")
-    scale = frequency_scale(recipe.canvas, recipe.decay).to(model.device)
-    axes = colour_axes(decorrelated=True).to(model.device)
-    spectra = start.repeat(len(means), 1, 1, 1, 1).to(model.device).requires_grad_()
-    adam = Adam(spectra, recipe.learning_rate)
-    wanted = functional.normalize(means - usual, dim=1).to(model.device)
-    usual = usual.to(model.device)[None, :, None, None]
-    views = Maximisation(canvas=recipe.canvas, zoom_min=0.7, noise=0.05)
-    for step in range(1, recipe.steps + 1):
-        crop = draw_crop(views, model.input_size, crops)
+    def make(self, tell: Callable[[NDArray[np.uint8]], None]) -> "_Map":
+        """Return the map; go on with what an earlier attempt had reached."""
+        state = self._kept.state(self._number) or {}
+        if "means" in state:
+            laid = _Laid.restored(state)
+            self._stop.skip(1)
+        else:
+            laid = _Laid.of(self._take(state), self._recipe)
+            state = {}
+            self._stop.next()
+        images = self._draw(laid, state, tell)
+        grid = self._recipe.grid
+        cells = [
+            _Cell(int(one) // grid, int(one) % grid, int(count), torch.from_numpy(mean), image)
+            for one, count, mean, image in zip(
+                laid.filled, laid.counts, laid.means, images, strict=True
+            )
+        ]
+        first, second = laid.explained.tolist()
+        return _Map(cells, (first, second), int(laid.activations[0]))
+
+    def _take(self, state: State) -> torch.Tensor:
+        """Return activations at random positions, shape ``(images * positions, width)``."""
+        path, recipe = self._layer.layer, self._recipe
+        stream = generator_for(Target(self._layer.feature(0)), recipe.seed, "atlas positions")
+        parts, seen = [], 0
+        if state:
+            parts, seen = [torch.from_numpy(state["taken"])], int(state["seen"][0])
+            stream.set_state(torch.from_numpy(state["stream"]))
+
+        def reached() -> State:
+            if not parts:
+                return {}
+            taken, words = torch.cat(parts).numpy(), stream.get_state().numpy()
+            return {"taken": taken, "seen": np.array([seen], np.int64), "stream": words}
+
+        for numbers, images in batches(self._dataset, self._model, pass_images(self._model), seen):
+            small = sum(part.nbytes for part in parts) <= _TAKEN_KEPT_BYTES
+            if small:
+                self._kept.note(self._number, reached)
+            with self._kept.saving(self._number, reached) if small else nullcontext():
+                self._stop.check()
+            with torch.no_grad():
+                maps = self._model.maps(path, images).flatten(2).cpu()  # (n, width, places)
+            chosen = torch.randint(
+                maps.shape[2], (len(maps), 1, recipe.positions), generator=stream
+            )
+            picked = maps.gather(2, chosen.expand(-1, maps.shape[1], -1))  # (n, width, positions)
+            parts.append(picked.transpose(1, 2).flatten(0, 1))
+            seen = numbers[-1] + 1
+        found = torch.cat(parts)
+        if not found.isfinite().all():
+            raise NonFiniteActivation(f"{path} is NaN or infinite on some image: mend the model")
+        return found
+
+    def _draw(
+        self, laid: _Laid, state: State, tell: Callable[[NDArray[np.uint8]], None]
+    ) -> list[NDArray[np.uint8]]:
+        """Draw every cell, all from one start and in the same crops, so that they differ by direction alone."""
+        recipe, device = self._recipe, self._model.device
+        origin = Target(self._layer.feature(0))
+        start = random_spectrum(recipe.canvas, generator_for(origin, recipe.seed, "start"))
+        crops = generator_for(origin, recipe.seed, "atlas crops")
+        scale = frequency_scale(recipe.canvas, recipe.decay).to(device)
+        axes = colour_axes(decorrelated=True).to(device)
+        spectra = start.repeat(len(laid.means), 1, 1, 1, 1).to(device).requires_grad_()
+        adam, taken = Adam(spectra, recipe.learning_rate), 0
+        views = Maximisation(canvas=recipe.canvas, zoom_min=0.7, noise=0.05)
+
+        def draw() -> Crop:
+            return draw_crop(views, self._model.input_size, crops)
+
+        def shown(cell: int) -> NDArray[np.uint8]:
+            with torch.no_grad():
+                return as_picture(render(spectra[cell][None], scale, axes)[0])
+
+        def reached() -> State:
+            ink = {"values": spectra.detach().cpu().numpy(), **adam.state()}
+            return {**laid.state(), **ink}
+
+        if state:
+            with torch.no_grad():
+                spectra.copy_(torch.from_numpy(state["values"]))
+            adam.restore(state)
+            taken = int(state["steps"][0])
+            for _ in range(taken):  # the crops so far are drawn again from the seed
+                draw()
+            self._stop.skip(taken)
+            tell(shown(0))
+        with self._kept.saving(self._number, reached):
+            for step in range(taken + 1, recipe.steps + 1):
+                adam.step(self._gradient(spectra, laid, draw(), scale, axes, step))
+                self._kept.note(self._number, reached)
+                self._stop.next()
+                if step % _REPORT_STEPS == 0 or step == recipe.steps:
+                    tell(shown(0))
+        self._kept.finished(self._number, reached())
+        return [shown(cell) for cell in range(len(spectra))]
+
+    def _gradient(
+        self,
+        spectra: torch.Tensor,
+        laid: _Laid,
+        crop: Crop,
+        scale: torch.Tensor,
+        axes: torch.Tensor,
+        step: int,
+    ) -> torch.Tensor:
+        """Return the way downhill of every cell, shape of ``spectra``."""
+        path, limit, device = self._layer.layer, pass_images(self._model), self._model.device
+        means, usual = torch.from_numpy(laid.means), torch.from_numpy(laid.usual)
+        wanted = functional.normalize(means - usual, dim=1).to(device)
+        away = usual.to(device)[None, :, None, None]
         gradient = torch.zeros_like(spectra)
-        for first in range(0, len(means), pass_images(model)):
-            stop.check()
-            few = slice(first, first + pass_images(model))
+        for first in range(0, len(means), limit):
+            self._stop.check()
+            few = slice(first, first + limit)
             canvases = render(spectra[few], scale, axes)
-            maps = model.maps(layer.layer, cut_crops(canvases, [crop] * len(canvases))) - usual
+            maps = self._model.maps(path, cut_crops(canvases, [crop] * len(canvases))) - away
             along = torch.einsum("nwrc,nw->nrc", maps, wanted[few])
             length = torch.linalg.vector_norm(maps, dim=1).clamp(min=1e-6)
             cosine = (along / length).clamp(min=_COSINE_LEAST)
@@ -311,16 +397,10 @@ def _draw(
             gradient += part
         if not gradient.isfinite().all():
             raise NonFiniteActivation(
-                f"{layer.layer}: the gradient became NaN or infinite at step {step}: lower "
+                f"{path}: the gradient became NaN or infinite at step {step}: lower "
                 "recipe.learning_rate, or mend the model"
             )
-        adam.step(gradient)
-        stop.next()
-        if step % _REPORT_STEPS == 0 or step == recipe.steps:
-            with torch.no_grad():
-                tell(as_picture(render(spectra[:1], scale, axes)[0]))
-    with torch.no_grad():
-        return [as_picture(render(one[None], scale, axes)[0]) for one in spectra]
+        return gradient
 
 
 def _picture(

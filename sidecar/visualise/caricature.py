@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from sidecar.errors import NonFiniteActivation, SilentFeature
-from sidecar.recipes import Caricature, Maximisation, Target
+from sidecar.recipes import Caricature, Maximisation, Target, content_key
 from sidecar.visualise.adam import Adam
 from sidecar.visualise.ascent import pass_images
 from sidecar.visualise.augmentation import cut_crops, draw_crop, generator_for, resize_whole
@@ -21,6 +21,7 @@ from sidecar.visualise.method import Checkpoint, Materials
 from sidecar.visualise.model import ImageModel
 from sidecar.visualise.parametrisation import colour_axes, frequency_scale, random_spectrum, render
 from sidecar.visualise.pictures import Cost, Picture, Progress
+from sidecar.visualise.resuming import Resumption, State
 from sidecar.visualise.subject import Subject, check_subject, find_subject
 from sidecar.visualise.units import Dry, Site, check_targets, dry_run
 from sidecar.visualise.views import (
@@ -90,7 +91,7 @@ class ImageCaricature:
         *,
         on_progress: Callable[[Progress], None] = lambda _: None,
         cancelled: Callable[[], bool] = lambda: False,
-        checkpoint: Checkpoint | None = None,  # noqa: ARG002 - the steps are few
+        checkpoint: Checkpoint | None = None,
     ) -> tuple[Picture, ...]:
         """Make one sheet a target, in their order: the image, and its caricature.
 
@@ -106,16 +107,25 @@ class ImageCaricature:
         stop = Stop(cancelled, len(targets) * recipe.steps)
         known = [float("nan")] * len(targets)
         found = []
+        given = {f"dataset:{name}": materials.dataset(name).digest for name in recipe.datasets}
+        keys = [content_key(target, recipe, given) for target in targets]
+        kept = Resumption(checkpoint, keys, model.digest, model.device.type, time.monotonic)
         for number, target in enumerate(targets):
             site = dry.sites[target.feature.layer.layer]
             subject = find_subject(model, target, site, recipe, materials, stop)
             work = _Drawing(model, target, site, recipe, subject, stop)
-            for step in range(recipe.steps + 1):
-                if step:
-                    work.step()
+            begun = kept.state(number)
+            if begun is not None:
+                work.restore(begun)
+            for step in range(work.taken, recipe.steps + 1):
+                if step > work.taken:
+                    with kept.saving(number, work.state):
+                        work.step()
+                    kept.note(number, work.state)
                 if step % _REPORT_STEPS == 0 or step == recipe.steps:
                     shown = as_picture(work.canvas().detach()[0])
                     on_progress(Progress(stop.step, stop.steps, tuple(known), shown, (number,)))
+            kept.finished(number, work.state())
             picture = work.finish()
             known[number] = picture.activation
             found.append(picture)
@@ -167,6 +177,30 @@ class _Drawing:
                 f"{self._path} is 0 on the image everywhere: use another image or layer"
             )
         self._first = self._cosine(self.canvas())
+
+    @property
+    def taken(self) -> int:
+        """Steps that were taken."""
+        return len(self._history)
+
+    def state(self) -> State:
+        """Return what the steps to come depend on; the crops so far are drawn again from the seed."""
+        history = np.array(self._history, np.float64)
+        return {
+            "values": self._spectrum.detach().cpu().numpy(),
+            "history": history,
+            **self._adam.state(),
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from what ``state`` returned for the same target."""
+        with torch.no_grad():
+            self._spectrum.copy_(torch.from_numpy(state["values"]))
+        self._adam.restore(state)
+        self._history = state["history"].tolist()
+        for _ in self._history:
+            draw_crop(self._views, self._model.input_size, self._crops)
+        self._stop.skip(self.taken)
 
     def canvas(self) -> torch.Tensor:
         """The picture as it is, shape ``(1, 3, canvas, canvas)``."""

@@ -61,14 +61,14 @@ def fit_square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 def batches(
-    dataset: Dataset, model: VisionModel, together: int
+    dataset: Dataset, model: VisionModel, together: int, begin: int = 0
 ) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
-    """Yield a dataset's images as colours, a few at a time.
+    """Yield a dataset's images as colours, a few at a time, from number ``begin`` on.
 
     Returns:
         Numbers of the images, and colours of shape ``(n, 3, input_size, input_size)``.
     """
-    for first in range(0, len(dataset.files), together):
+    for first in range(begin, len(dataset.files), together):
         numbers = range(first, min(first + together, len(dataset.files)))
         squares = np.stack([read_square(dataset, one, model.input_size) for one in numbers])
         yield numbers, colours(squares, model)

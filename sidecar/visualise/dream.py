@@ -6,7 +6,7 @@ input, and moved along its gradient, whose size does not matter.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from sidecar.errors import JobCancelled, NonFiniteActivation, SilentFeature, UnsupportedTarget
-from sidecar.recipes import DeepDream, Target
+from sidecar.recipes import DeepDream, Target, content_key
 from sidecar.visualise.ascent import fast_model
 from sidecar.visualise.augmentation import generator_for, resize_whole, square
 from sidecar.visualise.directions import vectors_of
 from sidecar.visualise.method import Checkpoint, Materials
 from sidecar.visualise.model import ImageModel
 from sidecar.visualise.pictures import Cost, Picture, Progress, with_cost
+from sidecar.visualise.resuming import Resumption, State
 from sidecar.visualise.units import Dry, Site, Units, check_target, dry_run, forward_to
 
 _GREY_DEVIATION = 0.05
@@ -70,7 +71,7 @@ class Dream:
         *,
         on_progress: Callable[[Progress], None] = lambda _: None,
         cancelled: Callable[[], bool] = lambda: False,
-        checkpoint: Checkpoint | None = None,  # noqa: ARG002 - a dream takes seconds
+        checkpoint: Checkpoint | None = None,
     ) -> tuple[Picture, ...]:
         """Make one picture a target; each is dreamt alone, so none depends on its company.
 
@@ -85,6 +86,8 @@ class Dream:
         each = recipe.steps * recipe.octaves
         activations = [float("nan")] * len(targets)
         pictures: list[Picture] = []
+        keys = [content_key(t, recipe, _inputs(t, materials)) for t in targets]
+        kept = Resumption(checkpoint, keys, model.digest, model.device.type, time.monotonic)
         started, passes = time.perf_counter(), 0
         for number, target in enumerate(targets):
 
@@ -98,11 +101,46 @@ class Dream:
                 )
 
             site = dry.sites[target.feature.layer.layer]
-            sleeper = _Sleeper(model, target, recipe, _units(model, target, site, materials))
+            units = _units(model, target, site, materials)
+            sleeper = _Sleeper(model, target, recipe, units, kept, number)
             pictures.append(sleeper.dream(start, tell, cancelled, _inputs(target, materials)))
             passes += sleeper.passes
         seconds = time.perf_counter() - started
         return tuple(with_cost(picture, cost, passes, seconds) for picture in pictures)
+
+
+@dataclass(slots=True)
+class _Dreamt:
+    """How far a dream is: all that its further steps depend on.
+
+    Attributes:
+        picture: At the scale that is being dreamt, shape ``(3, side, side)``.
+        stream: Of its shifts.
+        octave: Which scale.
+        history: Activation at each step.
+    """
+
+    picture: torch.Tensor
+    stream: torch.Generator
+    octave: int = 0
+    history: list[float] = field(default_factory=list)
+
+    def state(self, passes: int) -> State:
+        """Return it as arrays that need no pickle, with the images that the network has seen."""
+        return {
+            "picture": self.picture.detach().cpu().numpy(),
+            "stream": self.stream.get_state().numpy(),
+            "octave": np.array([self.octave], np.int64),
+            "history": np.array(self.history, np.float64),
+            "passes": np.array([passes], np.int64),
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from what ``state`` returned for the same target."""
+        self.picture = torch.from_numpy(state["picture"]).to(self.picture.device)
+        self.stream.set_state(torch.from_numpy(state["stream"]))
+        self.octave = int(state["octave"][0])
+        self.history[:] = state["history"].tolist()
 
 
 @dataclass(slots=True)
@@ -113,6 +151,8 @@ class _Sleeper:
     target: Target
     recipe: DeepDream
     units: Units
+    kept: Resumption
+    number: int
     passes: int = 0
 
     def dream(
@@ -123,26 +163,28 @@ class _Sleeper:
         inputs: dict[str, str],
     ) -> Picture:
         """Return the finished picture; ``start`` has colours from 0 to 1, ``(3, canvas, canvas)``."""
-        fast = fast_model(self.model, {self.units.layer.layer})
-        stream = generator_for(self.target, self.recipe.seed, "dream")
-        canvas = self.recipe.canvas
+        fast, sides = fast_model(self.model, {self.units.layer.layer}), self.recipe.sides()
         begun = self._noise() if start is None else start.to(self.model.device)
         first = self._whole(begun)
-        tell(0, first, _bytes(begun))
+        stream = generator_for(self.target, self.recipe.seed, "dream")
+        dreamt = _Dreamt(resize_whole(begun[None], sides[0])[0], stream)  # (3, side, side)
+        self._restore(dreamt)
+        history, canvas = dreamt.history, self.recipe.canvas
+        shown = _enlarged(dreamt.picture, canvas) if history else begun
+        tell(len(history), history[-1] if history else first, _bytes(shown))
         details = torch.zeros_like(begun)
-        history: list[float] = []
-        for side in self.recipe.sides():
-            ground = resize_whole(begun[None], side)[0]  # (3, side, side)
-            picture = ground + _enlarged(details, side)
-            for _ in range(self.recipe.steps):
-                if cancelled():
-                    raise JobCancelled(f"cancelled at step {len(history)} of a dream")
-                picture, value = self._step(fast, picture, stream)
-                history.append(value)
-            details = picture - ground
+        for octave in range(dreamt.octave, len(sides)):
+            ground = resize_whole(begun[None], sides[octave])[0]  # (3, side, side)
+            if octave > dreamt.octave:
+                dreamt.picture = ground + _enlarged(details, sides[octave])
+                dreamt.octave = octave
+            while len(history) < (octave + 1) * self.recipe.steps:
+                self._take(dreamt, fast, cancelled)
+            details = dreamt.picture - ground
             # An intermediate picture has the size of the finished one.
-            tell(len(history), history[-1], _bytes(_enlarged(picture, canvas)))
-        image = _bytes(picture)
+            tell(len(history), history[-1], _bytes(_enlarged(dreamt.picture, canvas)))
+        self.kept.finished(self.number, dreamt.state(self.passes))
+        image = _bytes(dreamt.picture)
         last = self._whole(_colours(image).to(self.model.device))
         self._refuse(first, last)
         jittered = self._jittered(image)
@@ -163,6 +205,25 @@ class _Sleeper:
                 "octaves": list(self.recipe.sides()),
             },
         )
+
+    def _restore(self, dreamt: "_Dreamt") -> None:
+        reached = self.kept.state(self.number)
+        if reached is not None:
+            dreamt.restore(reached)
+            self.passes = int(reached["passes"][0])
+
+    def _take(self, dreamt: "_Dreamt", fast: ImageModel, cancelled: Callable[[], bool]) -> None:
+        """Take a step, and note it where that is due."""
+
+        def state() -> State:
+            return dreamt.state(self.passes)
+
+        with self.kept.saving(self.number, state):
+            if cancelled():
+                raise JobCancelled(f"cancelled at step {len(dreamt.history)} of a dream")
+        dreamt.picture, value = self._step(fast, dreamt.picture, dreamt.stream)
+        dreamt.history.append(value)
+        self.kept.note(self.number, state)
 
     def _step(
         self, fast: ImageModel, picture: torch.Tensor, stream: torch.Generator

@@ -8,13 +8,15 @@ of one that was not, on one machine and number of threads.
 import hashlib
 import io
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sidecar.errors import JobCancelled
 from sidecar.visualise.method import Checkpoint
 
 SAVE_SECONDS = 10.0
@@ -75,6 +77,15 @@ class Resumption:
             and others + sum(array.nbytes for array in state.values()) <= _KEPT_BYTES
         ):
             self._states[batch] = state
+
+    @contextmanager
+    def saving(self, batch: int, state: Callable[[], State]) -> Iterator[None]:
+        """Save what is reached of a batch where it is cancelled within the block."""
+        try:
+            yield
+        except JobCancelled:
+            self.note(batch, state, now=True)
+            raise
 
     def _pack(self) -> bytes:
         arrays: dict[str, Any] = {

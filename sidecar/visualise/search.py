@@ -14,12 +14,19 @@ import torch
 from numpy.typing import NDArray
 
 from sidecar.errors import NonFiniteActivation, SilentFeature, UnsupportedTarget
-from sidecar.recipes import Maximisation, Search, Side, Target
-from sidecar.visualise.augmentation import cut_crops, draw_crop, generator_for, resize_whole
+from sidecar.recipes import Maximisation, Search, Side, Target, content_key
+from sidecar.visualise.augmentation import (
+    Crop,
+    cut_crops,
+    draw_crop,
+    generator_for,
+    resize_whole,
+)
 from sidecar.visualise.method import Checkpoint, Materials
 from sidecar.visualise.model import ImageModel, VisionModel
 from sidecar.visualise.parametrisation import colour_axes, frequency_scale, render
 from sidecar.visualise.pictures import Cost, Picture, Progress
+from sidecar.visualise.resuming import Resumption, State
 from sidecar.visualise.units import Site, Units, dry_run
 from sidecar.visualise.views import (
     MEASURING_VIEWS,
@@ -90,9 +97,12 @@ class GradientFreeSearch:
         *,
         on_progress: Callable[[Progress], None] = lambda _: None,
         cancelled: Callable[[], bool] = lambda: False,
-        checkpoint: Checkpoint | None = None,  # noqa: ARG002 - what a library draws is not kept
+        checkpoint: Checkpoint | None = None,
     ) -> tuple[Picture, ...]:
         """Find one picture a target, in their order.
+
+        What is kept of a search is what the network said of every picture: the same pictures are drawn
+        again from the seed, and need no network.
 
         Raises:
             UnknownLayer, UnknownFeature, UnsupportedTarget: As ``plan``.
@@ -104,19 +114,27 @@ class GradientFreeSearch:
         stop = Stop(cancelled, len(targets) * recipe.generations)
         values = [float("nan")] * len(targets)
         found = []
+        keys = [content_key(target, recipe) for target in targets]
+        kept = Resumption(checkpoint, keys, model.digest, model.device.type, time.monotonic)
         for number, target in enumerate(targets):
             hunt = _Hunt(model, target, sites[target.feature.layer.layer], recipe, stop)
-            values[number] = hunt.first
+            reached = kept.state(number)
+            if reached is not None:
+                hunt.restore(reached)
+            values[number] = hunt.last
 
             def tell(number: int = number, hunt: "_Hunt" = hunt) -> None:
                 shown = as_picture(hunt.picture())
                 on_progress(Progress(stop.step, stop.steps, tuple(values), shown, (number,)))
 
             tell()
-            for generation in range(1, recipe.generations + 1):
-                values[number] = hunt.step()
+            for generation in range(hunt.taken + 1, recipe.generations + 1):
+                with kept.saving(number, hunt.state):
+                    values[number] = hunt.step()
+                kept.note(number, hunt.state)
                 if generation % _REPORT_STEPS == 0 or generation == recipe.generations:
                     tell()
+            kept.finished(number, hunt.state())
             found.append(hunt.finish())
         return tuple(found)
 
@@ -162,8 +180,32 @@ class _Hunt:
         word = int(torch.randint(_WORD, (1,), generator=stream))
         self._search = _distribution(self._start, recipe, word)
         self._history: list[float] = []
+        self._drives: list[list[float]] = []
         self._stirred = False
         self.first = self._whole(self._start)
+
+    @property
+    def taken(self) -> int:
+        """Generations that were tried."""
+        return len(self._history)
+
+    @property
+    def last(self) -> float:
+        """Activation of the newest generation's best picture; before the first, of the start."""
+        return self._history[-1] if self._history else self.first
+
+    def state(self) -> State:
+        """Return what the network said: of every picture of each generation, and of the best."""
+        drives = np.array(self._drives, np.float64).reshape(-1, self._recipe.population)
+        return {"drives": drives, "history": np.array(self._history, np.float64)}
+
+    def restore(self, state: State) -> None:
+        """Draw the generations again that the network has seen, and hand on what it said."""
+        drives, history = state["drives"].tolist(), state["history"].tolist()
+        for drive, best in zip(drives, history, strict=True):
+            tried, _ = self._draw()
+            self._learn(tried, drive, best)
+        self._stop.skip(len(history))
 
     def picture(self) -> torch.Tensor:
         """The picture at the centre of the distribution, shape ``(3, canvas, canvas)``."""
@@ -172,8 +214,7 @@ class _Hunt:
 
     def step(self) -> float:
         """Try one generation; return the activation of its best picture, in the view of its crop."""
-        tried = np.stack([self._search.ask() for _ in range(self._recipe.population)])
-        crop = draw_crop(self._views, self._model.input_size, self._crops)
+        tried, crop = self._draw()
         drive, values = [], []
         for first in range(0, len(tried), together(self._model)):
             self._stop.check()
@@ -184,10 +225,19 @@ class _Hunt:
             drive += (self._sign * units.objective(maps)).tolist()
             values += units.values(maps).tolist()
         self._refuse(drive)
-        self._search.tell([(one, -score) for one, score in zip(tried, drive, strict=True)])
-        self._history.append(values[int(np.argmax(drive))])
         self._stop.next()
+        self._learn(tried, drive, values[int(np.argmax(drive))])
         return self._history[-1]
+
+    def _draw(self) -> tuple[NDArray[np.float64], Crop]:
+        tried = np.stack([self._search.ask() for _ in range(self._recipe.population)])
+        return tried, draw_crop(self._views, self._model.input_size, self._crops)
+
+    def _learn(self, tried: NDArray[np.float64], drive: list[float], best: float) -> None:
+        self._search.tell([(one, -score) for one, score in zip(tried, drive, strict=True)])
+        self._stirred |= bool(np.ptp(drive) > 0)
+        self._drives.append(drive)
+        self._history.append(best)
 
     def finish(self) -> Picture:
         """Measure the picture as people will see it: at 8 bits."""
@@ -235,9 +285,9 @@ class _Hunt:
                 f"{self._target.feature}: an activation became NaN or infinite in generation {generation}: "
                 "mend the model"
             )
-        self._stirred |= np.ptp(drive) > 0
+        stirred = self._stirred or bool(np.ptp(drive) > 0)
         watched = min(_SILENT_GENERATIONS, self._recipe.generations)
-        if generation == watched and not self._stirred:
+        if generation == watched and not stirred:
             raise SilentFeature(
                 f"{self._target.feature}: no picture of {watched} generations moved it, so a picture would "
                 "be noise; the unit may be dead, or silent on coarse pictures"

@@ -319,8 +319,8 @@ def _unit_count(layer: LayerKey, site: Site, directions: int | None) -> int:
         return site.width
     if directions is None:
         raise UnsupportedTarget(
-            f"layer {layer.layer} has no directions: name a file of vectors for it in the model's "
-            "directions"
+            f"layer {layer.layer} has no directions that this method takes: name a file of vectors for it "
+            "under dictionaries, and method activation_maximisation, feature_accentuation or deep_dream"
         )
     return directions
 

@@ -52,6 +52,10 @@ class Stop:
         if self._cancelled():
             raise JobCancelled(f"cancelled at step {self.step} of {self.steps}")
 
+    def skip(self, steps: int) -> None:
+        """Count steps that an earlier attempt took."""
+        self.step = min(self.step + steps, self.steps)
+
     def next(self) -> None:
         """Ask, and count a step; never beyond what was planned.
 

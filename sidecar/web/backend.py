@@ -193,6 +193,9 @@ class Backend(Protocol):
     def baselines(self, model: str, revision: str, layer: str) -> Sequence[BaselineVersion]:
         """Return the stored versions of baselines, newest first; an empty argument means all."""
 
+    def can_picture(self, key: FeatureKey) -> bool:
+        """Whether a job may be about a feature."""
+
     def default_recipe(self) -> Recipe:
         """Return the recipe of jobs that do not name their own values."""
 

@@ -21,7 +21,6 @@ from sidecar.monitor import (
     LayerStatus,
     Window,
 )
-from sidecar.recipes import JOB_KINDS
 from sidecar.web import histogram, wording
 from sidecar.web.captions import caption
 from sidecar.web.console import Console
@@ -178,7 +177,7 @@ def feature(request: Request) -> Response:
         evidence=record,
         alarm=_alarm(status, record),
         recipe=backend.default_recipe(),
-        can_picture=key.layer.kind in JOB_KINDS,
+        can_picture=backend.can_picture(key),
         commands=_commands(key),
         form_key=secrets.token_hex(8),
         notice=_notice(request),

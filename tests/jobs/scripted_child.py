@@ -132,6 +132,20 @@ def refuse(_: dict) -> None:
     say("failure", code="SC803", message="unit 7 gives no gradient", retry=False)
 
 
+def greedy(spec: dict) -> None:
+    """Say that 10 MiB of the GPU are wanted, until the file that NVML reads says there are."""
+    free = int(Path(os.environ["GPU_FREE"]).read_text())
+    if free < 10 << 20:
+        say("held_back", reason="10 MiB are wanted", needs_bytes=10 << 20)
+    else:
+        work(spec)
+
+
+def exhausted(_: dict) -> None:
+    """Find no memory on the GPU."""
+    say("failure", code="SC810", message="CUDA out of memory", retry=True)
+
+
 def babble(_: dict) -> None:
     """Write what is no event."""
     os.write(EVENTS, b"{not an event}\n")

@@ -96,6 +96,31 @@ def test_an_audit_makes_way_while_latency_is_high(bench: Bench, server: Server) 
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_everybody_makes_way_where_all_share_a_gpu(
+    bench: Bench, server: Server, device: str
+) -> None:
+    """With whom: all a person's job is put back too, whatever it runs on, and none is started."""
+    limit = {"url": server.url, "metric": "latency", "threshold": 0.5, "poll_seconds": 0.05}
+    jobs = {"device": device, "gpu": {"poll_seconds": 0.05, "admission": "off"}}
+    bench.runner(yield_to={**limit, "whom": "all"}, **jobs).start()
+    job = bench.submit("resumable", 1)
+    wait_until(lambda: bench.queue.get(job.id).step >= 3, "three steps")
+
+    server.page = "latency 0.9\n"
+    wait_until(lambda: bench.queue.get(job.id).state is JobState.QUEUED, "the job's return")
+    wait_until(lambda: bench.runners[0].admission.counts["pressure"] >= 2, "two looks")
+    wait_until(
+        lambda: "latency is 0.9, above 0.5 of jobs.yield_to" in bench.queue.get(job.id).message,
+        "its reason",
+    )
+    server.page = "latency 0.1\n"
+    done = bench.ended(job)
+
+    assert (JobState.DONE, 1) == (done.state, done.attempts)
+
+
+@pytest.mark.e2e
 def test_a_page_that_is_not_there_holds_nobody_up(bench: Bench) -> None:
     """Audits run."""
     limit = {"url": "http://127.0.0.1:9/metrics", "metric": "latency", "threshold": 0.5}

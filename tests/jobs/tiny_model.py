@@ -63,6 +63,11 @@ def explode() -> nn.Module:
     raise RuntimeError("no GPU of this name")
 
 
+def fill_the_gpu() -> nn.Module:
+    """Find no memory on a GPU, as torch says it."""
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
 def vanish() -> nn.Module:
     """End the process from inside, as a failing C library does."""
     print("fatal: out of device memory", file=sys.stderr, flush=True)  # noqa: T201 - its last words

@@ -226,14 +226,17 @@ def test_an_alert_about_a_unit_without_pictures_asks_for_none(operations: Operat
 def test_a_job_about_a_direction_is_refused_before_it_is_queued(
     tmp_path: Path,
 ) -> None:
-    """The daemon hands a worker no dictionary of vectors."""
+    """There is no dictionary over its layer, even if somebody measures such directions."""
     configured = {"models": [{"name": "m", "factory": "nowhere.at_all:build"}]}
     layer = LayerKey("m", REVISION, "a", FeatureKind.DIRECTION, View.MEAN)
     with running_daemon(tmp_path, configured) as running:
         running.daemon.monitor.register(layer, 3, Capture(), 0.0)
         target = Target(layer.feature(1))
 
-        with pytest.raises(UnsupportedTarget, match="handed no dictionaries"):
+        assert not running.daemon.operations.can_picture(layer.feature(1))
+        with pytest.raises(
+            UnsupportedTarget, match="name a file of vectors for it under dictionaries"
+        ):
             running.daemon.operations.submit(JobRequest((target,), Maximisation()))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from sidecar.errors import Conflict, CorruptState, UnknownArtifact
 from sidecar.features import FeatureSelector
-from sidecar.jobs import ArtifactIndex, Cause, MadePicture
+from sidecar.jobs import ArtifactIndex, Cause, Dictionaries, MadePicture
 from sidecar.jobs.manifest import encode_manifest
 from sidecar.monitor import Event, Flag, Monitor, Pictures
 from sidecar.store import OwnerKind, References
@@ -69,6 +69,7 @@ def shown(watched: Monitor, root: Path) -> Shown:
         index=index,
         references=references,
         runner=bench.runner(),
+        dictionaries=Dictionaries(),
         record=events.extend,
         clock=lambda: 5.0,
     )

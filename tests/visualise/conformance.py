@@ -7,7 +7,9 @@ every promise on every method in ``METHODS``, and fails where one has no case.
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import pytest
@@ -15,6 +17,25 @@ import pytest
 from sidecar.errors import JobCancelled, SidecarError
 from sidecar.recipes import Recipe, Target, content_key, recipe_of
 from sidecar.visualise import ImageModel, Materials, Picture, Progress, method_for
+
+SHORT = frozenset({"dataset_examples", "comparison", "attribution"})
+"""Methods that keep nothing: they look at images once, and begin anew."""
+
+
+@dataclass
+class Memory:
+    """A checkpoint that counts."""
+
+    state: bytes | None = None
+    saves: int = 0
+
+    def load(self) -> bytes | None:
+        """Return the last state."""
+        return self.state
+
+    def save(self, state: bytes) -> None:
+        """Keep it."""
+        self.state, self.saves = state, self.saves + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +122,40 @@ def it_stops_when_told(case: Case) -> None:
         with pytest.raises(JobCancelled):
             case.run(cancelled=lambda asked=asked, patience=patience: next(asked) >= patience)
         assert _hooks(case) == 0
+
+
+def an_interrupted_run_gives_the_same_bits(case: Case) -> None:
+    """Wherever it is stopped, once or again and again, and whether or not its method keeps anything."""
+    whole, asked = case.run(), _questions(case)
+    for stops in ([asked // 4], [asked // 2], [asked - 1], [asked // 5] * 4):
+        memory = Memory()
+        for stop in stops:
+            questions = count()
+            with suppress(JobCancelled):
+                case.run(checkpoint=memory, cancelled=lambda q=questions, n=stop: next(q) >= n)
+        resumed = case.run(checkpoint=memory)
+
+        for one, other in zip(whole, resumed, strict=True):
+            assert one.png() == other.png()
+            assert one.history == other.history
+            assert _without_cost(one) == _without_cost(other)
+
+
+def what_was_reached_is_not_done_again(case: Case) -> None:
+    """Of methods that keep it: the second attempt asks no more than is left, and begins there."""
+    if case.recipe.method in SHORT:
+        return
+    asked, heard, memory = _questions(case), list[Progress](), Memory()
+    stop = asked * 3 // 4
+    questions = count()
+    with pytest.raises(JobCancelled):
+        case.run(checkpoint=memory, cancelled=lambda: next(questions) >= stop)
+
+    again = _questions(case, checkpoint=memory, on_progress=heard.append)
+
+    assert memory.saves > 0
+    assert again <= asked - stop // 2
+    assert heard[-1].step == heard[-1].steps
 
 
 def it_leaves_the_model_as_it_was(case: Case) -> None:
@@ -197,6 +252,8 @@ PROMISES: tuple[Callable[[Case], None], ...] = (
     company_changes_nothing,
     answers_are_in_the_order_of_the_request,
     it_stops_when_told,
+    an_interrupted_run_gives_the_same_bits,
+    what_was_reached_is_not_done_again,
     it_leaves_the_model_as_it_was,
     what_the_plan_refuses_the_run_refuses,
     materials_that_are_missing_are_named,
@@ -205,6 +262,13 @@ PROMISES: tuple[Callable[[Case], None], ...] = (
     what_is_found_can_be_written_down,
     the_picture_says_where_it_is_from,
 )
+
+
+def _questions(case: Case, **more: object) -> int:
+    """Return how often a run asks whether it is cancelled."""
+    questions = count()
+    case.run(cancelled=lambda: next(questions) < 0, **more)
+    return next(questions)
 
 
 def _without_cost(picture: Picture) -> dict[str, object]:

@@ -12,7 +12,7 @@ from PIL import Image
 from sidecar.errors import JobCancelled, NonFiniteActivation, SilentFeature, UnsupportedTarget
 from sidecar.recipes import Atlas, Dataset, Target, Term
 from sidecar.visualise import ImageModel, Materials, Picture, Progress, atlas, method_for
-from sidecar.visualise.atlas import lay_out
+from sidecar.visualise.layout import lay_out
 from tests.visualise.conftest import INPUT_SIZE, TinyNet
 from tests.visualise.test_examples import as_dataset
 

@@ -10,26 +10,11 @@ import pytest
 from sidecar.errors import JobCancelled
 from sidecar.recipes import Maximisation, Target
 from sidecar.visualise import ImageModel, Materials, Picture, Progress, TypicalRange, maximise
+from tests.visualise.conformance import Memory
 
 pytestmark = pytest.mark.unit
 
 Unit = Callable[..., Target]
-
-
-class Memory:
-    """A checkpoint that counts."""
-
-    def __init__(self, state: bytes | None = None) -> None:
-        self.state = state
-        self.saves = 0
-
-    def load(self) -> bytes | None:
-        """Return the last state."""
-        return self.state
-
-    def save(self, state: bytes) -> None:
-        """Keep it."""
-        self.state, self.saves = state, self.saves + 1
 
 
 def after(steps: int) -> Callable[[], bool]:

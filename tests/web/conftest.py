@@ -61,7 +61,7 @@ from sidecar.monitor import (
     UnmatchedFlag,
     Window,
 )
-from sidecar.recipes import Maximisation, Target, content_key
+from sidecar.recipes import PICTURE_KINDS, Maximisation, Target, content_key
 from sidecar.store import BaselineFacts, StoredBaseline
 from sidecar.web import WebServer, create_app
 
@@ -533,6 +533,10 @@ class MemoryBackend:
         for key in fits:
             self.known_layers[key] = replace(self.known_layers[key], baseline_frozen=frozen)
         return len(fits)
+
+    def can_picture(self, key: FeatureKey) -> bool:
+        """Say whether it is of a kind of which pictures are made without a dictionary."""
+        return key.layer.kind in PICTURE_KINDS - {FeatureKind.DIRECTION}
 
     def default_recipe(self) -> Maximisation:
         """Return the recipe."""
