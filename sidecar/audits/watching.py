@@ -9,7 +9,7 @@ from sidecar.config import AuditConfig, SidecarConfig
 from sidecar.errors import SidecarError
 from sidecar.features import FeatureKey, FeatureKind, FeatureSelector, is_digest
 from sidecar.monitor import FeatureStatus, LayerStatus, Operations
-from sidecar.recipes import JOB_KINDS, SIDED_KINDS
+from sidecar.recipes import PICTURE_KINDS, SIDED_KINDS
 
 UNITS = (0, 1, 2, 3)
 """Units that stand for a layer of which nothing is flagged, as in ``sidecar compare``."""
@@ -124,8 +124,12 @@ def comparable(feature: str) -> bool:
 
 
 def portrayable(feature: str) -> bool:
-    """Whether jobs can make a portrait of a feature's kind."""
-    return FeatureKey.parse(f"m@{_ANY}/{feature}").layer.kind in JOB_KINDS
+    """Whether a night can make a portrait of a feature's kind.
+
+    Directions are left to people: whether their dictionary is there shows only in the job.
+    """
+    kind = FeatureKey.parse(f"m@{_ANY}/{feature}").layer.kind
+    return kind in PICTURE_KINDS and kind is not FeatureKind.DIRECTION
 
 
 def _flags(
