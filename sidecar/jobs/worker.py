@@ -163,6 +163,7 @@ def _work(spec: JobSpec, folder: Path, announce: Callable[[Event], None]) -> Non
         ImageModel,
         assess,
         method_for,
+        unmeasured,
         with_gradients,
         with_reliability,
     )
@@ -216,10 +217,17 @@ def _work(spec: JobSpec, folder: Path, announce: Callable[[Event], None]) -> Non
         (folder / names[0]).write_bytes(png)
         manifest = {**facts, **_picture_facts(spec, picture, png)}
         manifest["reliability"] = None if report is None else report.document()
+        if report is None:
+            why = unmeasured(picture.target, spec.recipe) or _FORWARD_ONLY
+            manifest["findings"] = {**manifest["findings"], "not_assessed": why}
         manifest["timings"] = phases.seconds()
         manifest["duration_seconds"] = time.time() - started
         (folder / names[1]).write_bytes(encode_manifest(manifest))
         announce(ResultEvent(index, *names))
+
+
+_FORWARD_ONLY = "the model only runs forward, and the measures look at layers on the way"
+"""Why there is no verdict on a picture that there are measures for."""
 
 
 class _Reporter:
