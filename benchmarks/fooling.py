@@ -242,7 +242,7 @@ def _maps(model: ImageModel, layer: str, images: torch.Tensor) -> torch.Tensor:
 
 def _read(dataset: Dataset, side: int) -> torch.Tensor:
     paths = [Path(dataset.folder) / name for name, _ in dataset.files]
-    images = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+    images = [np.array(Image.open(path).convert("RGB")) for path in paths]
     return torch.stack([square(image, side) for image in images])
 
 

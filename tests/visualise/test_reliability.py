@@ -35,6 +35,7 @@ from sidecar.visualise import (
     with_reliability,
 )
 from sidecar.visualise.parts import parts_of
+from sidecar.visualise.reliability import _UNMEASURED
 from sidecar.visualise.reruns import rerun_steps
 from sidecar.visualise.verdict import Report
 from tests.visualise.conftest import TinyNet
@@ -228,6 +229,15 @@ def test_pictures_that_nothing_computed_get_no_report(
 
     assert [None] == assess(method, model, pictures, recipe, materials, Settings())
     assert "photographs" in unmeasured(pictures[0].target, recipe)
+
+
+def test_the_gallery_says_why_the_other_methods_have_no_verdict(unit: Callable[..., Target]) -> None:
+    """In the words that the manifest has."""
+    page = Path("docs/gallery-further.md").read_text(encoding="utf-8")
+
+    for kind, why in _UNMEASURED.items():
+        assert f"| `{kind.method}` | {why} |" in page
+    assert unmeasured(unit("middle", 0, FeatureKind.NORM), DeepDream()) in page
 
 
 def test_a_whole_layer_has_no_unit_to_be_held_against(
