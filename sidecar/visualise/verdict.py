@@ -13,7 +13,7 @@ from typing import Any
 TRUSTED, WEAK, UNRELIABLE = "trusted", "weak", "unreliable"
 
 POOR_SCORE = 0.45
-"""Below this a picture is unreliable: three of 42 sound units, 41 of a shuffled network and 40 of one drawn
+"""Below this a picture is unreliable: three of 42 sound units, 41 of a shuffled network and 39 of one drawn
 anew, of those that the threshold was set on."""
 
 GOOD_SCORE = 0.65

@@ -231,7 +231,9 @@ def test_pictures_that_nothing_computed_get_no_report(
     assert "photographs" in unmeasured(pictures[0].target, recipe)
 
 
-def test_the_gallery_says_why_the_other_methods_have_no_verdict(unit: Callable[..., Target]) -> None:
+def test_the_gallery_says_why_the_other_methods_have_no_verdict(
+    unit: Callable[..., Target],
+) -> None:
     """In the words that the manifest has."""
     page = Path("docs/gallery-further.md").read_text(encoding="utf-8")
 
