@@ -75,3 +75,14 @@ def test_a_jobs_page_marks_what_it_made(
 
     assert 'class="stamp unreliable">Synthetic, unreliable' in page
     assert REASON in page
+
+
+def test_a_portrait_without_a_verdict_says_why(
+    client: httpx.Client, backend: Any, spiking: FeatureKey
+) -> None:
+    """In the words of its manifest."""
+    backend.add_portrait(spiking, findings={"not_assessed": "photographs are <shown> as they are"})
+
+    page = client.get(f"/f/{spiking.path}").text
+
+    assert "<b>Not assessed</b>: photographs are &lt;shown&gt; as they are." in page
