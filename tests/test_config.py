@@ -458,3 +458,52 @@ def test_a_folder_of_artifacts_is_relative_to_the_file_and_a_url_is_not(tmp_path
         found.append(load(path).store.artifacts)
 
     assert [str(tmp_path / "kept"), "/abs/kept", "s3://bucket/prefix"] == found
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "jobs: {reliability: {dataset: photos}}",
+            "reliability.dataset 'photos' is not under datasets",
+        ),
+        ("jobs: {reliability: {seeds: 17}}", "jobs.reliability.seeds"),
+        ("jobs: {reliability: {seeds: -1}}", "jobs.reliability.seeds"),
+        ("jobs: {reliability: {share: 0}}", "jobs.reliability.share"),
+        ("jobs: {reliability: {sede: 3}}", "sede: unknown key: check its spelling"),
+        (
+            "models: [{name: a, sibling: b}]",
+            "a: sibling 'b' is not another model under models",
+        ),
+        (
+            "models: [{name: a, sibling: a}]",
+            "a: sibling 'a' is not another model under models",
+        ),
+    ],
+)
+def test_what_reports_on_portraits_need_is_checked_at_the_start(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    """A name that leads nowhere or a number out of range is refused, not found out by a job."""
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path, text))
+
+    assert words in caught.value.message
+
+
+def test_photographs_and_a_sibling_that_are_there_are_taken(tmp_path: Path) -> None:
+    """Both names are those of other sections."""
+    (tmp_path / "photos").mkdir()
+    found = load(
+        write(
+            tmp_path,
+            f"""\
+models: [{{name: a, sibling: b}}, {{name: b}}]
+datasets: [{{name: photos, folder: {tmp_path / "photos"}}}]
+jobs: {{reliability: {{dataset: photos, seeds: 0}}}}
+""",
+        )
+    )
+
+    assert ("photos", 0) == (found.jobs.reliability.dataset, found.jobs.reliability.seeds)
+    assert ["b", None] == [model.sibling for model in found.models]

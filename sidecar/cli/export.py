@@ -88,12 +88,22 @@ def _listed(ones: Sequence[Exported]) -> list[dict[str, Any]]:
             "feature": one.facts["feature"],
             "picture": one.picture,
             "manifest": one.manifest,
+            "verdict": _verdict(one),
             "job": one.job.get("id"),
             "alert": (one.facts.get("parents") or {}).get("alert"),
             "evidence": one.evidence.get("id"),
         }
         for one in ones
     ]
+
+
+def _verdict(one: Exported) -> str:
+    return str((one.facts.get("reliability") or {}).get("verdict", ""))
+
+
+def _reasons(one: Exported) -> list[str]:
+    found: list[str] = (one.facts.get("reliability") or {}).get("reasons", [])
+    return found
 
 
 def _article(one: Exported) -> str:
@@ -105,6 +115,7 @@ def _article(one: Exported) -> str:
         "Model": f"{facts['model']['name']}, weights sha256 {facts['model']['digest']}",
         "Method": f"{facts['method']['name']} {facts['method']['version']}, seed {facts['seed']}",
         "Recipe": ", ".join(f"{name} {value}" for name, value in sorted(facts["recipe"].items())),
+        "Verdict": " ".join([_verdict(one).upper() or "not assessed", *_reasons(one)]),
         "Activation": f"{facts['activation']['plain']:.6g} ({facts['activation']['view']})",
         "Made by": ", ".join(f"{n} {v}" for n, v in facts["code"].items() if v is not None),
         "Made on": f"{facts['device']['type']} {facts['device']['name']}, {facts['started']}",

@@ -232,7 +232,8 @@ def _links(found: features_pb2.Feature) -> Iterator[str]:
     if found.evidence_id:
         yield f"  evidence  {page}/evidence"
     if found.portrait_digest:
-        yield f"  portrait  {page}/portrait.png"
+        verdict = found.portrait_verdict.upper() if found.portrait_verdict else "not assessed"
+        yield f"  portrait  {page}/portrait.png ({verdict})"
 
 
 def print_page(found: features_pb2.Feature, record: features_pb2.Evidence | None) -> None:

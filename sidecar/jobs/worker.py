@@ -210,6 +210,7 @@ def _make(
         ImageModel,
         assess,
         method_for,
+        unmeasured,
         with_gradients,
         with_reliability,
     )
@@ -264,6 +265,9 @@ def _make(
         (folder / names[0]).write_bytes(png)
         manifest = {**facts, **_picture_facts(spec, picture, png)}
         manifest["reliability"] = None if report is None else report.document()
+        if report is None:
+            why = unmeasured(picture.target, spec.recipe) or _FORWARD_ONLY
+            manifest["findings"] = {**manifest["findings"], "not_assessed": why}
         manifest["timings"] = phases.seconds()
         manifest["duration_seconds"] = time.time() - started
         (folder / names[1]).write_bytes(encode_manifest(manifest))
@@ -280,6 +284,10 @@ def _wait_for_room(model: "VisionModel", wanted_bytes: int, share: "Share") -> N
     if short.lasting:
         raise UnsupportedTarget(short.reason)
     raise _HeldBack(HeldBackEvent(short.reason, short.needs_bytes))
+
+
+_FORWARD_ONLY = "the model only runs forward, and the measures look at layers on the way"
+"""Why there is no verdict on a picture that there are measures for."""
 
 
 class _Reporter:

@@ -17,7 +17,7 @@ from sidecar.visualise.methods import FORWARD_METHODS, METHODS, method_for
 from sidecar.visualise.model import ImageModel, InputForm, VisionModel, with_gradients
 from sidecar.visualise.onnx_forward import ForwardModel
 from sidecar.visualise.pictures import Cost, Picture, Progress, TypicalRange, read_image
-from sidecar.visualise.reliability import Settings, assess, with_reliability
+from sidecar.visualise.reliability import Settings, assess, unmeasured, with_reliability
 from sidecar.visualise.verdict import Report
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "read_image",
     "sharing",
     "shortage",
+    "unmeasured",
     "with_gradients",
     "with_reliability",
 ]

@@ -16,7 +16,8 @@ from sidecar.visualise.model import ImageModel
 from sidecar.visualise.units import Site, Units, forward_to
 
 WAYPOINTS = 8
-"""Most layers on the way to a unit that are compared: enough to see where two paths part."""
+"""Layers on the way to a unit among which those of its later half are looked at: further back the
+photographs of one unit have no way in common either."""
 
 _MAP_DIMENSIONS = 4
 
@@ -27,12 +28,9 @@ class Seen:
 
     Attributes:
         units: Every unit of the layer in the view of its key, shape ``(n, width)``.
-        path: Mean over positions of every channel of each waypoint, in the order in which they run;
-            shapes ``(n, channels)``.
     """
 
     units: NDArray[np.float64]
-    path: tuple[NDArray[np.float64], ...]
 
     def of(self, target: Target) -> NDArray[np.float64]:
         """How strongly each picture shows what was asked for, shape ``(n,)``.
@@ -48,16 +46,17 @@ class Seen:
 class Look:
     """Shows pictures to a model, up to the layer of a target, and at the target's position."""
 
-    def __init__(self, model: ImageModel, target: Target, site: Site) -> None:
+    def __init__(
+        self, model: ImageModel, target: Target, site: Site, vectors: torch.Tensor | None = None
+    ) -> None:
+        """Take what is looked at; ``vectors`` are the layer's directions, where it is of one."""
         self._model = model
-        self._units = Units.of([target], site, model.device)
-        self._layer = target.feature.layer.layer
-        self.waypoints = find_waypoints(model, target.feature.layer.layer)
-
-    @property
-    def ends_at_unit(self) -> bool:
-        """Whether the last waypoint is the target's own layer, so that the unit is among its channels."""
-        return self.waypoints[-1:] == (self._layer,)
+        self._site = site
+        self._vectors = vectors
+        self._units = Units.of([target], site, model.device, vectors)
+        passed = find_waypoints(model, target.feature.layer.layer)
+        # The last is the layer itself, or what it reads: nearer to the unit there is but one way.
+        self._waypoints = passed[len(passed) // 2 : -1]
 
     def __call__(self, colours: torch.Tensor) -> Seen:
         """Look at pictures of any size.
@@ -65,23 +64,43 @@ class Look:
         Args:
             colours: From 0 to 1, shape ``(n, 3, side, side)``.
         """
-        size = self._model.input_size
-        found = [
-            self._pass(resize_whole(part.to(self._model.device), size))
-            for part in _parts(colours, pass_images(self._model))
-        ]
-        units, *path = (
-            torch.cat(parts).cpu().double().numpy() for parts in zip(*found, strict=True)
-        )
-        return Seen(units, tuple(path))
+        found = [self._pass(part) for part in self._parts(colours)]
+        return Seen(torch.cat(found).cpu().double().numpy())
+
+    def ways(self, colours: torch.Tensor, target: Target) -> tuple[NDArray[np.float64], ...]:
+        """Return along which channels what is asked for is reached, for pictures of any size.
+
+        At each waypoint in the later half of the way that is the gradient of what the optimiser climbs
+        with respect to the channel, over all positions: what each channel counts there.
+
+        Args:
+            colours: From 0 to 1, shape ``(n, 3, side, side)``.
+            target: Of the same layer.
+
+        Returns:
+            Shapes ``(n, channels)``, in the order in which the waypoints run; zero where none reaches it.
+        """
+        units = Units.of([target], self._site, self._model.device, self._vectors)
+        found = [self._climb(part, units) for part in self._parts(colours)]
+        return tuple(torch.cat(parts).double().numpy() for parts in zip(*found, strict=True))
+
+    def _parts(self, colours: torch.Tensor) -> Iterator[torch.Tensor]:
+        for part in _parts(colours, pass_images(self._model)):
+            yield resize_whole(part.to(self._model.device), self._model.input_size)
 
     @torch.no_grad()
-    def _pass(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _pass(self, images: torch.Tensor) -> torch.Tensor:
+        maps = forward_to(self._model, self._units.layer.layer, images)
+        return self._units.repeated(len(images)).all_values(maps)
+
+    def _climb(self, images: torch.Tensor, units: Units) -> list[torch.Tensor]:
         noted: dict[str, torch.Tensor] = {}
-        with _noting(self._model, self.waypoints, noted):
-            maps = forward_to(self._model, self._units.layer.layer, images)
-        units = self._units.repeated(len(images))
-        return units.all_values(maps), *(noted[name] for name in self.waypoints)
+        with torch.enable_grad(), _noting(self._model, self._waypoints, noted):
+            maps = forward_to(self._model, units.layer.layer, images.detach().requires_grad_())
+            own = units.repeated(len(images)).objective(maps).sum()
+        reached = [noted[name] for name in self._waypoints]
+        steps = torch.autograd.grad(own, reached, materialize_grads=True) if reached else ()
+        return [step.float().sum((2, 3)).cpu() for step in steps]
 
 
 def find_waypoints(model: ImageModel, layer: str) -> tuple[str, ...]:
@@ -148,7 +167,7 @@ def _noting(
         for name in names:
 
             def note(_m: nn.Module, _i: object, output: torch.Tensor, name: str = name) -> None:
-                noted[name] = output.float().mean((2, 3))  # (n, channels)
+                noted[name] = output
 
             stack.callback(model.find(name).register_forward_hook(note).remove)
         yield

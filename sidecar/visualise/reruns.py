@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from sidecar.errors import NonFiniteActivation, SilentFeature
 from sidecar.features import FeatureKey
-from sidecar.recipes import Recipe, Target
+from sidecar.recipes import Maximisation, Recipe, Target
+from sidecar.visualise.directions import vectors_of
 from sidecar.visualise.generic import generic_pictures
 from sidecar.visualise.looking import Look
 from sidecar.visualise.measures import Yardstick
@@ -48,17 +49,19 @@ class Reruns:
 def rerun_steps(recipe: Recipe, seeds: int, share: float) -> int:
     """Return how many optimiser steps each further picture gets; 0 where none are made.
 
+    Only single ascents are made again: the pictures of a sheet are pushed apart or mixed on purpose, and
+    a dream or a search has no steps that could be fewer.
+
     Args:
-        recipe: Of the request; one that counts no ``steps`` cannot be shortened.
+        recipe: Of the request.
         seeds: Further seeds.
         share: Of the request's steps that the further pictures of one target may take together; it
             is exceeded where they would get fewer than 12 each.
     """
-    steps = int(getattr(recipe, "steps", 0))
-    if not seeds or not steps:
+    if not seeds or not isinstance(recipe, Maximisation) or recipe.tiles > 1:
         return 0
-    fair = int(share * steps / (seeds + RIVALS))
-    return min(max(fair, _FEWEST_STEPS), _MOST_STEPS, steps)
+    fair = int(share * recipe.steps / (seeds + RIVALS))
+    return min(max(fair, _FEWEST_STEPS), _MOST_STEPS, recipe.steps)
 
 
 class Rerunner:
@@ -114,7 +117,9 @@ class Rerunner:
 
     def _rivals(self, targets: Sequence[Target], site: Site) -> list[Target]:
         """The units that generic pictures move most, for none of them is dead."""
-        seen = Look(self._model, targets[0], site)(generic_pictures(self._model.input_size))
+        vectors = vectors_of(targets[0].feature.layer, site, self._materials)
+        look = Look(self._model, targets[0], site, vectors)
+        seen = look(generic_pictures(self._model.input_size))
         lively = np.argsort(-Yardstick.of(seen.units).spread, kind="stable")[: RIVALS + 1]
         layer, position = targets[0].feature.layer, targets[0].position
         pool = [Target(FeatureKey(layer, int(index)), position) for index in lively]

@@ -58,6 +58,7 @@ class Caption:
         code_version: The version of the sidecar that made it.
         verified: Whether the weights were proved to be those of the feature's revision.
         measures: How far it can be believed, measure by measure.
+        not_assessed: Why there is no verdict.
     """
 
     portrait: Portrait
@@ -76,6 +77,7 @@ class Caption:
     code_version: str | None = None
     verified: bool | None = None
     measures: tuple[Measured, ...] = ()
+    not_assessed: str | None = None
 
 
 def caption(backend: Backend, portrait: Portrait) -> Caption:
@@ -118,6 +120,7 @@ def parse(portrait: Portrait, manifest: Any) -> Caption:
         code_version=_text(parts["code"].get("sidecar")),
         verified=verified if isinstance(verified, bool) else None,
         measures=tuple(_measures(_mapping(_mapping(whole.get("reliability")).get("measures")))),
+        not_assessed=_text(_mapping(whole.get("findings")).get("not_assessed")),
     )
 
 

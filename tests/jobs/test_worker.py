@@ -315,6 +315,8 @@ def test_examples_are_made_anew_when_the_dataset_has_changed(desk: Desk, digest:
     assert 4 == found["findings"]["dataset"]["images"]
     assert 3 == desk.manifest(other)["findings"]["dataset"]["images"]
     assert found["activation"]["plain"] == found["findings"]["examples"][0]["value"]
+    assert found["reliability"] is None
+    assert "nothing was computed" in found["findings"]["not_assessed"]
 
 
 def test_another_model_is_handed_over_and_named_in_the_key(desk: Desk, digest: str) -> None:

@@ -53,31 +53,37 @@ def test_preference_counts_pairs() -> None:
     assert measures.preference(np.array([2.0, 4.0]), np.array([1.0, 3.0])) == 0.75
 
 
-def test_the_way_of_the_examples_is_followed_or_not() -> None:
-    """One waypoint: a picture like the examples, one like the others, one only faintly like them."""
-    stream = np.random.default_rng(1)
-    photographs = stream.normal(size=(40, 6)) * 0.1
-    photographs[:5, 0] += 3.0
-    responses = photographs[:, 0]
+def test_the_way_of_the_photographs_is_taken_or_not() -> None:
+    """One waypoint: through the same channel, through another, and through both."""
+    photographs = np.array([[1.0, 0.1, 0.0], [1.0, 0.0, 0.1], [1.0, -0.1, 0.0]])
 
     def along(picture: list[float]) -> float:
-        shown = np.array([picture])
-        return float(measures.path_agreement([shown], [photographs], responses, 5)[0, 0])
+        found = measures.path_agreement([np.array([picture])], [photographs])
+        assert found is not None
+        return found
 
-    assert along([3.0, 0, 0, 0, 0, 0]) == pytest.approx(1.0, abs=0.1)
-    assert along([0.0, 0, 0, 9.0, 0, 0]) < 0.5
-    assert along([0.3, 0, 0, 0, 0, 0]) == pytest.approx(0.1, abs=0.1)
+    assert along([1.0, 0.0, 0.0]) == pytest.approx(1.0, abs=0.02)
+    assert along([0.0, 0.0, 1.0]) < 0.1
+    assert 0.6 < along([1.0, 0.0, 1.0]) < 0.8
 
 
-def test_examples_without_a_way_of_their_own_are_known() -> None:
-    """The second row is near a half where the best photographs are as unlike as any."""
-    stream = np.random.default_rng(2)
-    photographs = stream.normal(size=(60, 20))
-    responses = stream.normal(size=60)
+def test_a_way_that_is_hardly_used_is_not_taken() -> None:
+    """Whatever the angle: what counts a hundredth, or a hundred times, is another way."""
+    photographs = np.array([[1.0, 0.0], [1.0, 0.1]])
 
-    found = measures.path_agreement([photographs[:1]], [photographs], responses, 5)
+    for times in (0.01, 100.0):
+        found = measures.path_agreement([np.array([[times, 0.0]])], [photographs])
+        assert found == pytest.approx(0.04, abs=0.01)
 
-    assert 0.2 < found[1, 0] < 0.8
+
+def test_photographs_without_a_common_way_say_nothing() -> None:
+    """Neither do waypoints that the unit does not depend on, nor a single photograph."""
+    unlike = np.eye(4)
+    silent = np.zeros((4, 4))
+    one = np.ones((1, 4))
+
+    for photographs in (unlike, silent, one):
+        assert measures.path_agreement([np.ones((1, 4))], [photographs]) is None
 
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=8))

@@ -3,9 +3,17 @@
 import pytest
 
 from sidecar.jobs.manifest import VERDICTS
-from sidecar.visualise.verdict import RULES, TRUSTED, UNRELIABLE, WEAK, judge
+from sidecar.visualise.verdict import RULES, TRUSTED, UNRELIABLE, WEAK, judge, weakest
 
-SOUND = {"rise": 8.0, "agreement": 0.5, "selectivity": 0.0, "robustness": 0.9, "reencoded": 0.95}
+SOUND = {
+    "rise": 8.0,
+    "stirred": 9.0,
+    "agreement": 0.5,
+    "preference": 1.0,
+    "selectivity": 0.0,
+    "robustness": 0.9,
+    "reencoded": 0.95,
+}
 
 
 def test_a_sound_picture_is_trusted_without_reasons() -> None:
@@ -19,13 +27,15 @@ def test_a_sound_picture_is_trusted_without_reasons() -> None:
     ("change", "verdict", "word"),
     [
         ({"rise": -3.0, "agreement": 0.0}, UNRELIABLE, "pictures of nothing"),
-        ({"rise": -3.0}, UNRELIABLE, "pictures of nothing"),
-        ({"agreement": 0.0}, WEAK, "Other seeds"),
+        ({"rise": -3.0, "stirred": 0.5}, UNRELIABLE, "moved the unit by 0.5"),
+        ({"rise": -3.0}, WEAK, "pictures of nothing"),
+        ({"rise": 0.0, "agreement": 0.0}, WEAK, "Other seeds"),
+        ({"preference": 0.6}, WEAK, "60% of"),
         ({"selectivity": 0.4}, WEAK, "40%"),
         ({"robustness": 0.1}, UNRELIABLE, "10%"),
         ({"reencoded": 0.3}, WEAK, "JPEG"),
         ({"path": 0.1}, UNRELIABLE, "fooled"),
-        ({"path": 0.7}, WEAK, "fooled"),
+        ({"path": 0.4}, WEAK, "fooled"),
         ({"transfer": 0.01}, WEAK, "sibling"),
         ({"seeds_stirred": 0.0}, UNRELIABLE, "No other seed"),
     ],
@@ -37,6 +47,34 @@ def test_what_is_not_good_is_said(change: dict[str, float], verdict: str, word: 
     assert verdict == report.verdict
     assert any(word in reason for reason in report.reasons)
     assert len(change) == len(report.reasons)
+
+
+def test_what_one_part_of_the_score_lacks_the_others_make_up_for() -> None:
+    """Agreement of a few short ascents is a weak measure, and does not stand against the rest."""
+    report = judge({**SOUND, "agreement": 0.0})
+
+    assert (TRUSTED, ()) == (report.verdict, report.reasons)
+    assert 0.75 == report.measures["score"]
+
+
+def test_agreement_counts_as_far_as_the_unit_prefers_its_own_pictures() -> None:
+    """A random network's pictures are all alike, and its units do not tell them apart."""
+    alike = {**SOUND, "agreement": 1.5, "preference": 0.5}
+
+    assert 0.75 == judge(alike).measures["score"]
+    assert 1.0 == judge({**alike, "preference": 1.0}).measures["score"]
+
+
+def test_a_sheet_is_believed_as_far_as_its_weakest_picture() -> None:
+    """Whose reasons say which it is; one picture is no sheet."""
+    good, poor = judge(SOUND), judge({**SOUND, "reencoded": 0.1})
+
+    found = weakest([good, poor, good])
+
+    assert UNRELIABLE == found.verdict
+    assert all(reason.startswith("Picture 2 of 3: ") for reason in found.reasons)
+    assert weakest([poor]) is poor
+    assert () == weakest([good, good]).reasons
 
 
 def test_measures_that_do_not_discriminate_decide_nothing() -> None:
