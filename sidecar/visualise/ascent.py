@@ -35,9 +35,9 @@ _BATCH_PICTURES = {"cpu": 8, "cuda": 64}
 """Pictures that are optimised side by side, unless a sheet has more; people watch them together."""
 
 _PASS_IMAGES = {"cpu": 1, "cuda": 64}
-"""Images in one forward and backward pass, if a sheet does not need more. On a CPU larger passes take as
-many CPU seconds an image (0.053 for 1 and 0.055 for 8 on EfficientNet-Lite0), more memory, and their
-rounding depends on their size, so that a picture would depend on its company."""
+"""Images in one forward and backward pass, if a sheet does not need more. On a CPU larger passes gain
+little over one thread (see ``few_threads``), take more memory, and their rounding depends on their size,
+so that a picture would depend on its company."""
 
 _ONE_THREAD_BYTES = 64 << 20
 """Parameters of a network, below which one thread takes its passes; EfficientNet-Lite0 has 18 MiB,
@@ -82,8 +82,8 @@ def few_threads(model: ImageModel) -> Iterator[None]:
     """Compute with one thread, on a CPU, what is too small to be shared out.
 
     The pieces of a small network end before their threads have met again: on two, a pass of
-    EfficientNet-Lite0 up to block 14 takes 60 ms of CPU and 30 of the clock, on one 42 of both. What
-    one thread computes does not depend on how many the machine has, so neither do the pictures.
+    EfficientNet-Lite0 up to block 14 takes 60 ms of CPU, on one 42. What one thread computes does not
+    depend on how many the machine has, so neither do the pictures.
     """
     before = torch.get_num_threads()
     size = sum(parameter.nbytes for parameter in model.module.parameters())
