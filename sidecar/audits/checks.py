@@ -158,12 +158,8 @@ def comparison(against: str, gate: Gate | None) -> Check:
     if not gate.rules:
         return _impossible("comparison", f"No gate is configured, see fail_on.{origin}")
     good = f"No layer breaks {gate.rules}.{origin}"
-    what = f"{_plural(len(gate.broken), 'layer')} of the comparison with {against} {_break(gate)} {gate.rules}"
+    what = f"The comparison with {against} breaks {gate.rules}"
     return _counted("comparison", gate.broken, good, what)
-
-
-def _break(gate: Gate) -> str:
-    return "breaks" if len(gate.broken) == 1 else "break"
 
 
 def counts(now: Facts, before: Reference | None, tolerance: float) -> Check:

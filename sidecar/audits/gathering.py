@@ -24,6 +24,24 @@ from sidecar.store import ArtifactStore
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """A portrait that is not what it was.
+
+    Attributes:
+        night: The newest earlier night that pictured the feature.
+        then: Its portrait of then.
+        now: That of tonight.
+        max_difference: Largest difference of a pixel's channel, in the range 0 to 1; None where they cannot
+            be compared, such as for their sizes.
+    """
+
+    night: str
+    then: Portrayed
+    now: Portrayed
+    max_difference: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Findings:
     """All that one night found, before it is judged.
 
@@ -37,6 +55,7 @@ class Findings:
         reference: The night whose counts are held against these; None: there is none.
         verifications: sha256 of each manifest, and what is wrong with it.
         served: What the hooks say.
+        changes: Portraits whose pixels are not those of the newest earlier one.
     """
 
     jobs: tuple[JobEnd, ...]
@@ -48,6 +67,7 @@ class Findings:
     reference: Reference | None
     verifications: tuple[tuple[str, str], ...]
     served: Served
+    changes: tuple[Change, ...] = ()
 
 
 class Gatherer:
@@ -140,6 +160,7 @@ class Gatherer:
                 (digest, self._wrong(digest)) for digest in dict.fromkeys(manifests)
             ),
             served=served,
+            changes=tuple(self._changes(past, portraits)),
         )
 
     def _compared(
@@ -188,6 +209,16 @@ class Gatherer:
             night, original = _same_key(past, one)
             if original is not None and not one.cached and original.picture != one.picture:
                 yield self._compare(one.feature, night, original, one)
+
+    def _changes(self, past: Sequence[Entry], portraits: Sequence[Portrayed]) -> Iterator[Change]:
+        """Yield portraits with other pixels; files of other revisions differ in what they say of it."""
+        for one in portraits:
+            night, then = _newest(past, one.feature)
+            if then is None or then.picture == one.picture:
+                continue
+            found = self._compare(one.feature, night, then, one)
+            if found.problem or found.different:
+                yield Change(night, then, one, None if found.problem else found.max_difference)
 
     def _compare(self, feature: str, night: str, original: Portrayed, again: Portrayed) -> Repeat:
         try:
@@ -240,7 +271,8 @@ def _end(role: str, job_id: str, job: Job | None) -> JobEnd:
     if job is None:
         return JobEnd(role, job_id, "gone")
     last = job.error.strip().splitlines()[-1:]  # a traceback says in its last line what happened
-    error = " ".join([job.error_code, *last]).strip()
+    owner = str(job.request.targets[0].feature).partition("/")[0] if job.request.targets else ""
+    error = " ".join([job.error_code, *last]).strip().replace(f"{owner}/", "")
     return JobEnd(role, job_id, job.state.value, error, job.from_cache)
 
 
@@ -271,6 +303,11 @@ def _original(past: Sequence[Entry], manifest: str) -> tuple[str, Portrayed | No
             if one.manifest == manifest:
                 return entry.night.id, one
     return "", None
+
+
+def _newest(past: Sequence[Entry], feature: str) -> tuple[str, Portrayed | None]:
+    found = ((entry.night.id, entry.facts.portrait(feature)) for entry in past)
+    return next((one for one in found if one[1] is not None), ("", None))
 
 
 def _same_key(past: Sequence[Entry], portrait: Portrayed) -> tuple[str, Portrayed | None]:

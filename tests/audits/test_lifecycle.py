@@ -60,7 +60,7 @@ def test_a_night_begins_at_its_time_and_ends_with_its_jobs(
         assert ["20260925T023000Z"] == ids(audits)
         assert (AuditState.FAILED, None) == (status.state, status.running)
         assert "compare-0 failed (SC801 no such file)" in status.nights[0].checks[0].reason
-        assert b"<b>Failed: no job" in audits.report("nightly", status.nights[0].id, "html")
+        assert b"<b>Failed</b>: no job" in audits.report("nightly", status.nights[0].id, "html")
         assert HALF_PAST_TWO + DAY == status.next_at
 
 
