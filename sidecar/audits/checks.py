@@ -234,7 +234,8 @@ def reproduced(repeats: Sequence[Repeat], cached: int) -> Check:
     if bad:
         reason = f"{len(bad)} of {words} came out otherwise: {listed(bad)}."
         return Check("reproduced", Outcome.FAILED, worst, 1 / 255, reason)
-    reason = f"{words}, the same as before to within {255 * worst:.0f}/255.{held}"
+    near = f"to within {255 * worst:.0f}/255" if worst else "pixel by pixel"
+    reason = f"{words}, the same as before {near}.{held}"
     return Check("reproduced", Outcome.PASSED, worst, 1 / 255, reason)
 
 

@@ -32,6 +32,9 @@ all of a job."""
 PORTRAITS_A_JOB = 8
 """Few, so that a night that makes way for others loses little, and none runs into jobs.time_limit_seconds."""
 
+_SOURCE_DIGITS = 24
+"""Of a source's sha256 in a name that people see: 96 bits tell any number of files apart."""
+
 _OF_ONE = frozenset(
     {
         SilentFeature.code,
@@ -64,7 +67,8 @@ def unserved_revision(model: ModelConfig, source: str, night: str) -> str:
         night: Id of the night.
     """
     own_weights = model.onnx is None and model.weights is None
-    return f"source-{source}-{night}" if own_weights else f"source-{source}"
+    name = f"source-{source[:_SOURCE_DIGITS]}"
+    return f"{name}-{night}" if own_weights else name
 
 
 def looking(

@@ -9,6 +9,7 @@ import pytest
 from sidecar.audits import AuditState, NightlyAudits, NightState
 from sidecar.daemon import Daemon
 from sidecar.errors import Conflict, InvalidInput, UnknownAudit
+from sidecar.jobs import Priority
 from sidecar.store import OwnerKind
 from sidecar.testing import FakeClock
 from tests.audits.conftest import DAY, HALF_PAST_TWO, HOUR, built
@@ -55,6 +56,7 @@ def test_a_night_begins_at_its_time_and_ends_with_its_jobs(
         with pytest.raises(UnknownAudit, match="is running: no report yet"):
             audits.report("nightly", status.nights[0].id, "html")
 
+        assert {Priority.AUDIT} == {one.request.priority for one in daemon.queue.list(9)}
         assert 2 == fail_jobs(daemon, clock)
         audits.tick()
         status = audits.status("nightly")

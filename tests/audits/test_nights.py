@@ -113,7 +113,7 @@ def test_the_next_night_makes_a_portrait_again_and_finds_it_the_same(ran: Nights
 
     assert NightState.PASSED == night.state
     assert {"passed"} == {outcomes(night)[name] for name in ("counts", "reproduced", "verdict")}
-    assert "1 portrait made anew, the same as before to within 0/255" in reason(night, "reproduced")
+    assert "1 portrait made anew, the same as before pixel by pixel" in reason(night, "reproduced")
     assert "1 portrait answered from the store prove" in reason(night, "reproduced")
     assert "Answered from the store" in reason(night, "comparison")
 
