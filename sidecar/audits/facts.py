@@ -45,7 +45,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class LayerCounts:
-    """What became of all units of a layer.
+    """What became of all units of a layer by their values on the images, whatever was pictured of them.
 
     Attributes:
         layer: Its name and kind.

@@ -122,7 +122,7 @@ class Gatherer:
             for role, job in found.items()
             if job is not None and job.state is JobState.DONE
         }
-        report, gate = self._compared(audit, _of(done, "compare"))
+        report, gate, layers = self._compared(audit, _of(done, "compare"))
         portraits = tuple(
             _portrayed(one, cached=job.from_cache)
             for job in _of(done, "portraits")
@@ -133,11 +133,7 @@ class Gatherer:
             digest=entry.plan.digest,
             other_digest=report.other.digest if report else "",
             dataset_digest=report.dataset.digest if report else "",
-            layers=tuple(
-                LayerCounts(one.layer, one.units, dict(one.counts)) for one in report.layers
-            )
-            if report
-            else (),
+            layers=layers,
             portraits=portraits,
             again=tuple(one.feature for one in repeats if not one.problem),
         )
@@ -165,19 +161,20 @@ class Gatherer:
 
     def _compared(
         self, audit: AuditConfig, jobs: Sequence[Job]
-    ) -> tuple[Report | None, Gate | None]:
+    ) -> tuple[Report | None, Gate | None, tuple[LayerCounts, ...]]:
         if not jobs:
-            return None, None
+            return None, None, ()
         try:
             answers = [self._answer(one) for job in jobs for one in job.portraits]
             report = report_of(answers, parse_rules(audit.fail_on))
+            layers = layers_on_images(answers)
         except StoreUnreachable:
             raise
         except SidecarError:
-            return None, None  # an artifact is gone or damaged: the check of artifacts names it
+            return None, None, ()  # an artifact is gone or damaged: the check of artifacts names it
         broken = tuple(f"{one.layer}: {one.reason}" for one in report.broken)
         cached = all(job.from_cache for job in jobs)
-        return report, Gate(", ".join(report.rules), broken, cached)
+        return report, Gate(", ".join(report.rules), broken, cached), layers
 
     def _answer(self, portrait: Portrait) -> Answer:
         return Answer(
@@ -249,6 +246,24 @@ class Gatherer:
             raise
         except (SidecarError, CorruptState):
             return None
+
+
+def layers_on_images(answers: Sequence[Answer]) -> tuple[LayerCounts, ...]:
+    """Return what became of all units of each layer by their values on the images alone.
+
+    A report also counts what portraits show of the pictured units; which those are changes from night to night,
+    and counts that depend on it cannot be held against each other.
+
+    Raises:
+        CorruptState: A manifest cannot be read.
+    """
+    found: dict[str, LayerCounts] = {}
+    for answer in answers:
+        facts = parse_manifest(answer.manifest)
+        layer = str(FeatureKey.parse(facts["feature"]).layer).partition("/")[2]
+        summary = facts["findings"]["layer"]
+        found.setdefault(layer, LayerCounts(layer, summary["units"], dict(summary["counts"])))
+    return tuple(found.values())
 
 
 def _of(done: Mapping[str, Job], what: str) -> list[Job]:

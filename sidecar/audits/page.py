@@ -189,7 +189,7 @@ def _trend(report: NightReport) -> str:
     if not report.past:
         return "<p>It begins with the second night.</p>"
     legend = (
-        '<p class="lead legend">All compared layers together.<i class="lost"></i>lost'
+        '<p class="lead legend">All units of the compared layers, by their values on the images.<i class="lost"></i>lost'
         '<i class="moved"></i>moved</p>'
     )
     return f"{legend}\n{render_trend(report.trend)}"

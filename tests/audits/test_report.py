@@ -11,12 +11,13 @@ from sidecar.audits import Check, Night, NightState, Outcome
 from sidecar.audits.book import Entry, night_id
 from sidecar.audits.checks import JobEnd, Repeat, Served
 from sidecar.audits.facts import Facts, LayerCounts, Plan, Portrayed
-from sidecar.audits.gathering import Change, Findings, held, to_repeat
+from sidecar.audits.gathering import Change, Findings, held, layers_on_images, to_repeat
 from sidecar.audits.page import render_night
 from sidecar.audits.priority import Chosen, Reason
 from sidecar.audits.report import NightReport, as_json, changes
 from sidecar.audits.retention import LEAST, superfluous
 from sidecar.audits.times import Times
+from sidecar.compare import Answer
 from sidecar.config import AuditConfig
 from tests.audits.conftest import DAY, HALF_PAST_TWO, HOUR
 
@@ -157,6 +158,24 @@ def test_what_is_made_again_is_taken_in_turn() -> None:
     assert ["x/channel/3", "x/channel/2", "x/channel/1"] == list(to_repeat(past, "d", 9))
     assert {"x/channel/3": "manifest e"} == to_repeat(past, "d", 1)
     assert {} == to_repeat(past, "d", 0)
+
+
+def test_counts_do_not_depend_on_what_was_pictured() -> None:
+    """A unit whose portrait alone shows that it moved is one of those that are the same on the images."""
+    counts = {"same": 9, "moved": 0, "lost": 1, "new": 2}
+
+    def answer(unit: int, fate: str) -> Answer:
+        findings = {
+            "fate": fate,
+            "fate_on_images": "same",
+            "layer": {"units": 10, "counts": counts},
+        }
+        document = {"schema": 2, "feature": f"m@r/conv/channel/{unit};mean", "findings": findings}
+        return Answer("k", "p", b"", "m", json.dumps(document).encode())
+
+    found = layers_on_images([answer(1, "moved"), answer(2, "same")])
+
+    assert (LayerCounts("conv/channel;mean", 10, counts),) == found
 
 
 @given(st.lists(st.integers(0, 50), max_size=12), st.integers(1, 6), st.integers(0, 120))
