@@ -116,6 +116,26 @@ def test_a_feature_that_ends_a_job_of_several_is_asked_for_alone(
         assert "portraits-0 failed" not in reason
 
 
+def test_a_layer_that_is_not_there_ends_the_comparison_of_no_other(
+    tmp_path: Path, settings: dict[str, Any], clock: FakeClock
+) -> None:
+    """Each layer is compared alone then; one that is alone already is not asked for again."""
+    settings["flags"] += [{"feature": "tiny/away/channel/1"}, {"feature": "tiny/2/channel/6"}]
+    settings["audits"][0]["portraits"] = False
+    with built(tmp_path, settings, clock) as daemon:
+        daemon.audits.start("nightly", "cli")
+        advance(daemon)
+        assert 1 == len(fail(daemon, clock, "SC402"))
+        advance(daemon)
+        waiting = [job for job in daemon.queue.list(10) if job.state is JobState.QUEUED]
+        asked = [[str(t.feature).partition("/")[2] for t in job.request.targets] for job in waiting]
+        fail(daemon, clock, "SC402")
+        advance(daemon)
+
+        assert [["2/channel/5", "2/channel/6"], ["away/channel/1"]] == sorted(asked)
+        assert daemon.audits.status("nightly").last
+
+
 def test_what_hooks_say_is_checked(
     tmp_path: Path, settings: dict[str, Any], clock: FakeClock
 ) -> None:
@@ -131,6 +151,14 @@ def test_what_hooks_say_is_checked(
         assert Outcome.FAILED == outcome
         assert "2 of 2 flagged features: 2/channel/5 has no baseline yet" in reason
         assert "tiny/2/channel/99 fits no feature" in reason
+
+        daemon.operations.freeze("tiny", "", "2")
+        clock.advance(60)
+        daemon.audits.start("nightly", "cli")
+        advance(daemon)
+        fail(daemon, clock, "SC801")
+        advance(daemon)
+        assert "1 of 2 flagged features: tiny/2/channel/99 fits" in check(daemon, "live")[1]
 
         clock.advance(2 * DAY)
         daemon.audits.start("nightly", "cli")
