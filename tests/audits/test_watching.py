@@ -45,6 +45,17 @@ def fail(daemon: Daemon, clock: FakeClock, code: str) -> list[str]:
     return asked
 
 
+def complete(daemon: Daemon, clock: FakeClock) -> list[str]:
+    """End the next waiting job with a picture and a manifest, and return their digests."""
+    job = daemon.queue.claim("test", clock())
+    assert job is not None
+    stored = [daemon.storage.artifacts.put(text, "text/plain").digest for text in (b"p", b"m")]
+    feature = str(job.request.targets[0].feature)
+    made = Portrait(feature, "key", stored[0], stored[1], clock())
+    daemon.queue.complete(job.id, "test", [made], False, clock())  # noqa: FBT003 - not cached
+    return stored
+
+
 def check(daemon: Daemon, name: str) -> tuple[str, str]:
     """Return what came of a check of the newest judged night, and why."""
     night = daemon.audits.status("nightly").last
@@ -62,6 +73,7 @@ def test_jobs_ask_for_the_served_revision_and_then_for_the_configured_one(
         daemon.audits.start("nightly", "cli")
         advance(daemon)
         first = fail(daemon, clock, "SC802")
+        assert not daemon.audits.status("nightly").last
         advance(daemon)
         second = fail(daemon, clock, "SC801")
         advance(daemon)
@@ -71,6 +83,23 @@ def test_jobs_ask_for_the_served_revision_and_then_for_the_configured_one(
         assert all(one.startswith("source-") for one in second)
         (night,) = daemon.audits.status("nightly").nights
         assert NightState.FAILED == night.state
+
+
+def test_one_refused_job_is_enough_to_ask_for_the_configured_revision(
+    tmp_path: Path, settings: dict[str, Any], clock: FakeClock
+) -> None:
+    """The other may have been answered from the store, which has pictures of what is served."""
+    with built(tmp_path, settings, clock) as daemon:
+        sample(daemon, clock)
+        daemon.audits.start("nightly", "cli")
+        advance(daemon)
+        complete(daemon, clock)
+        assert [DIGEST] == fail(daemon, clock, "SC802")
+        advance(daemon)
+
+        again = fail(daemon, clock, "SC801")
+        assert 2 == len(again)
+        assert all(one.startswith("source-") for one in again)
 
 
 def test_two_revisions_side_by_side_are_none_to_ask_for(
@@ -198,12 +227,7 @@ def test_a_portrait_that_was_done_is_held_before_the_night_is_judged(
     with built(tmp_path, settings, clock) as daemon:
         daemon.audits.start("nightly", "cli")
         advance(daemon)
-        job = daemon.queue.claim("test", clock())
-        assert job is not None
-        stored = [daemon.storage.artifacts.put(text, "text/plain").digest for text in (b"p", b"m")]
-        feature = str(job.request.targets[0].feature)
-        made = Portrait(feature, "key", stored[0], stored[1], clock())
-        daemon.queue.complete(job.id, "test", [made], False, clock())  # noqa: FBT003 - not cached
+        stored = complete(daemon, clock)
         advance(daemon)
 
         assert set(stored) <= set(daemon.storage.references.digests())
