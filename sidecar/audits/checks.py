@@ -158,12 +158,8 @@ def comparison(against: str, gate: Gate | None) -> Check:
     if not gate.rules:
         return _impossible("comparison", f"No gate is configured, see fail_on.{origin}")
     good = f"No layer breaks {gate.rules}.{origin}"
-    what = f"{_plural(len(gate.broken), 'layer')} of the comparison with {against} {_break(gate)} {gate.rules}"
+    what = f"The comparison with {against} breaks {gate.rules}"
     return _counted("comparison", gate.broken, good, what)
-
-
-def _break(gate: Gate) -> str:
-    return "breaks" if len(gate.broken) == 1 else "break"
 
 
 def counts(now: Facts, before: Reference | None, tolerance: float) -> Check:
@@ -238,7 +234,8 @@ def reproduced(repeats: Sequence[Repeat], cached: int) -> Check:
     if bad:
         reason = f"{len(bad)} of {words} came out otherwise: {listed(bad)}."
         return Check("reproduced", Outcome.FAILED, worst, 1 / 255, reason)
-    reason = f"{words}, the same as before to within {255 * worst:.0f}/255.{held}"
+    near = f"to within {255 * worst:.0f}/255" if worst else "pixel by pixel"
+    reason = f"{words}, the same as before {near}.{held}"
     return Check("reproduced", Outcome.PASSED, worst, 1 / 255, reason)
 
 

@@ -22,7 +22,7 @@ class Plan:
             are chosen, after all other jobs.
         asked: Whether all jobs that look at the features were submitted.
         jobs: Ids of the jobs by their role: ``compare-N``, ``portraits-N``, ``again-N``; and
-            ``portraits-N-M`` where one of its features ended ``portraits-N`` for all.
+            ``portraits-N-M`` or ``compare-N-M`` where one of its features ended ``portraits-N`` for all.
         refused: Why jobs could not be asked for, by their roles.
     """
 
@@ -45,7 +45,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class LayerCounts:
-    """What became of all units of a layer.
+    """What became of all units of a layer by their values on the images, whatever was pictured of them.
 
     Attributes:
         layer: Its name and kind.

@@ -24,6 +24,24 @@ from sidecar.store import ArtifactStore
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """A portrait that is not what it was.
+
+    Attributes:
+        night: The newest earlier night that pictured the feature.
+        then: Its portrait of then.
+        now: That of tonight.
+        max_difference: Largest difference of a pixel's channel, in the range 0 to 1; None where they cannot
+            be compared, such as for their sizes.
+    """
+
+    night: str
+    then: Portrayed
+    now: Portrayed
+    max_difference: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Findings:
     """All that one night found, before it is judged.
 
@@ -37,6 +55,7 @@ class Findings:
         reference: The night whose counts are held against these; None: there is none.
         verifications: sha256 of each manifest, and what is wrong with it.
         served: What the hooks say.
+        changes: Portraits whose pixels are not those of the newest earlier one.
     """
 
     jobs: tuple[JobEnd, ...]
@@ -48,6 +67,7 @@ class Findings:
     reference: Reference | None
     verifications: tuple[tuple[str, str], ...]
     served: Served
+    changes: tuple[Change, ...] = ()
 
 
 class Gatherer:
@@ -102,7 +122,7 @@ class Gatherer:
             for role, job in found.items()
             if job is not None and job.state is JobState.DONE
         }
-        report, gate = self._compared(audit, _of(done, "compare"))
+        report, gate, layers = self._compared(audit, _of(done, "compare"))
         portraits = tuple(
             _portrayed(one, cached=job.from_cache)
             for job in _of(done, "portraits")
@@ -113,11 +133,7 @@ class Gatherer:
             digest=entry.plan.digest,
             other_digest=report.other.digest if report else "",
             dataset_digest=report.dataset.digest if report else "",
-            layers=tuple(
-                LayerCounts(one.layer, one.units, dict(one.counts)) for one in report.layers
-            )
-            if report
-            else (),
+            layers=layers,
             portraits=portraits,
             again=tuple(one.feature for one in repeats if not one.problem),
         )
@@ -140,23 +156,25 @@ class Gatherer:
                 (digest, self._wrong(digest)) for digest in dict.fromkeys(manifests)
             ),
             served=served,
+            changes=tuple(self._changes(past, portraits)),
         )
 
     def _compared(
         self, audit: AuditConfig, jobs: Sequence[Job]
-    ) -> tuple[Report | None, Gate | None]:
+    ) -> tuple[Report | None, Gate | None, tuple[LayerCounts, ...]]:
         if not jobs:
-            return None, None
+            return None, None, ()
         try:
             answers = [self._answer(one) for job in jobs for one in job.portraits]
             report = report_of(answers, parse_rules(audit.fail_on))
+            layers = layers_on_images(answers)
         except StoreUnreachable:
             raise
         except SidecarError:
-            return None, None  # an artifact is gone or damaged: the check of artifacts names it
+            return None, None, ()  # an artifact is gone or damaged: the check of artifacts names it
         broken = tuple(f"{one.layer}: {one.reason}" for one in report.broken)
         cached = all(job.from_cache for job in jobs)
-        return report, Gate(", ".join(report.rules), broken, cached)
+        return report, Gate(", ".join(report.rules), broken, cached), layers
 
     def _answer(self, portrait: Portrait) -> Answer:
         return Answer(
@@ -189,6 +207,16 @@ class Gatherer:
             if original is not None and not one.cached and original.picture != one.picture:
                 yield self._compare(one.feature, night, original, one)
 
+    def _changes(self, past: Sequence[Entry], portraits: Sequence[Portrayed]) -> Iterator[Change]:
+        """Yield portraits with other pixels; files of other revisions differ in what they say of it."""
+        for one in portraits:
+            night, then = _newest(past, one.feature)
+            if then is None or then.picture == one.picture:
+                continue
+            found = self._compare(one.feature, night, then, one)
+            if found.problem or found.different:
+                yield Change(night, then, one, None if found.problem else found.max_difference)
+
     def _compare(self, feature: str, night: str, original: Portrayed, again: Portrayed) -> Repeat:
         try:
             pictures = [self._artifacts.get(one.picture) for one in (original, again)]
@@ -220,6 +248,24 @@ class Gatherer:
             return None
 
 
+def layers_on_images(answers: Sequence[Answer]) -> tuple[LayerCounts, ...]:
+    """Return what became of all units of each layer by their values on the images alone.
+
+    A report also counts what portraits show of the pictured units; which those are changes from night to night,
+    and counts that depend on it cannot be held against each other.
+
+    Raises:
+        CorruptState: A manifest cannot be read.
+    """
+    found: dict[str, LayerCounts] = {}
+    for answer in answers:
+        facts = parse_manifest(answer.manifest)
+        layer = str(FeatureKey.parse(facts["feature"]).layer).partition("/")[2]
+        summary = facts["findings"]["layer"]
+        found.setdefault(layer, LayerCounts(layer, summary["units"], dict(summary["counts"])))
+    return tuple(found.values())
+
+
 def _of(done: Mapping[str, Job], what: str) -> list[Job]:
     return [job for role, job in done.items() if role.startswith(f"{what}-")]
 
@@ -240,7 +286,8 @@ def _end(role: str, job_id: str, job: Job | None) -> JobEnd:
     if job is None:
         return JobEnd(role, job_id, "gone")
     last = job.error.strip().splitlines()[-1:]  # a traceback says in its last line what happened
-    error = " ".join([job.error_code, *last]).strip()
+    owner = str(job.request.targets[0].feature).partition("/")[0] if job.request.targets else ""
+    error = " ".join([job.error_code, *last]).strip().replace(f"{owner}/", "")
     return JobEnd(role, job_id, job.state.value, error, job.from_cache)
 
 
@@ -271,6 +318,11 @@ def _original(past: Sequence[Entry], manifest: str) -> tuple[str, Portrayed | No
             if one.manifest == manifest:
                 return entry.night.id, one
     return "", None
+
+
+def _newest(past: Sequence[Entry], feature: str) -> tuple[str, Portrayed | None]:
+    found = ((entry.night.id, entry.facts.portrait(feature)) for entry in past)
+    return next((one for one in found if one[1] is not None), ("", None))
 
 
 def _same_key(past: Sequence[Entry], portrait: Portrayed) -> tuple[str, Portrayed | None]:

@@ -359,12 +359,15 @@ class NightlyAudits:
         return replace(plan, revision=revision, asked=False, jobs={})
 
     def _is_other_model(self, audit: AuditConfig, plan: Plan) -> bool:
-        """Whether every job was refused because the configured weights are not those that are served."""
+        """Whether a job was refused because the configured weights are not those that are served.
+
+        Others may have been answered from the store, which has pictures of what is served.
+        """
         model = self._tools.config.model(audit.model_name)
-        if not plan.jobs or model is None or plan.revision == configured_digest(audit, model):
+        named = model is not None and plan.revision == configured_digest(audit, model)
+        if model is None or named or plan.again is not None:
             return False
-        codes = self._gatherer.codes(plan)
-        return all(codes.get(role) == DigestMismatch.code for role in plan.jobs)
+        return DigestMismatch.code in self._gatherer.codes(plan).values()
 
     def _ask(self, audit: AuditConfig, entry: Entry) -> Entry:
         """Submit what was not yet; a full queue is asked again later."""

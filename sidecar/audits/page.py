@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from sidecar.audits.facts import Portrayed
-from sidecar.audits.report import NightReport, changes, differing
+from sidecar.audits.report import NightReport, changes
 from sidecar.audits.status import Check, NightState, Outcome
 from sidecar.audits.trend import render_trend
 from sidecar.compare import STYLE, render_sections
@@ -25,7 +25,7 @@ table.checks td{white-space:normal;text-align:left;vertical-align:top}
 table.checks th{text-align:left}
 table.checks td:nth-child(n+3):not(:last-child){text-align:right;white-space:nowrap}
 table.checks td:nth-child(2){white-space:nowrap}
-table.checks td:last-child{width:100%;padding-right:0}
+table.checks td:last-child{width:100%;min-width:14rem;padding-right:0;overflow-wrap:anywhere}
 .passed{color:var(--same);font-weight:600}.failed-word{color:var(--lost);font-weight:600}
 .impossible{color:var(--faint)}.weak{color:var(--weak)}.unreliable{color:var(--lost)}
 svg.trend{display:block;width:100%;height:auto;max-width:46rem}
@@ -153,16 +153,12 @@ def _verdict(report: NightReport) -> str:
         rest = len(night.checks) - possible
         left = f"; {rest} were not possible" if rest else ""
         return f'<div class="verdict"><p><b>Passed</b>: {possible} checks{left}.</p></div>'
-    items = "".join(
-        f"<li><b>{html.escape(one.name)}</b>: {html.escape(one.reason)}</li>"
-        for one in night.failed_checks
-    )
-    words = (
-        "Failed: no job that looks at the model was done, so nothing is known of this night"
-        if night.state is NightState.FAILED
-        else f"Regressed: {len(night.failed_checks)} of {len(night.checks)} checks failed"
-    )
-    return f'<div class="verdict failed"><p><b>{words}</b></p><ul>{items}</ul></div>'
+    if night.state is NightState.FAILED:
+        words = "<b>Failed</b>: no job was done, so nothing is known of this night."
+    else:
+        names = html.escape(", ".join(one.name for one in night.failed_checks))
+        words = f"<b>Regressed</b>: {len(night.failed_checks)} of {len(night.checks)} checks failed: {names}."
+    return f'<div class="verdict failed"><p>{words}</p></div>'
 
 
 def _check(one: Check) -> str:
@@ -193,27 +189,31 @@ def _trend(report: NightReport) -> str:
     if not report.past:
         return "<p>It begins with the second night.</p>"
     legend = (
-        '<p class="lead legend">All compared layers together.<i class="lost"></i>lost'
+        '<p class="lead legend">All units of the compared layers, by their values on the images.<i class="lost"></i>lost'
         '<i class="moved"></i>moved</p>'
     )
     return f"{legend}\n{render_trend(report.trend)}"
 
 
 def _differing(report: NightReport, read: Reader) -> str:
-    pairs = differing(report)
-    again = {one.feature: one for one in report.found.repeats if one.different}
     articles = [
-        _pair(now.feature, (night, before.picture, before), ("tonight", now.picture, now), read)
-        for now, night, before in pairs
+        _pair(
+            one.now.feature,
+            (one.night, one.then.picture, one.then),
+            ("tonight", one.now.picture, one.now),
+            read,
+        )
+        for one in report.found.changes
     ]
-    for feature, one in again.items():
-        earlier = report.earlier(feature)
-        if earlier is not None and feature not in {now.feature for now, _, _ in pairs}:
+    changed = {one.now.feature for one in report.found.changes}
+    for one in report.found.repeats:
+        earlier = report.earlier(one.feature)
+        if one.different and earlier is not None and one.feature not in changed:
             then = (earlier[0], earlier[1].picture, None)
-            articles.append(_pair(feature, then, ("made again", one.picture, None), read))
+            articles.append(_pair(one.feature, then, ("made again", one.picture, None), read))
     if not articles:
         return ""
-    lead = "Portraits that are not those of the night before: another revision, another recipe, or a defect."
+    lead = "Portraits that are not those of an earlier night: another revision, another recipe, or a defect."
     return f'<h2>Pictures that changed</h2>\n<p class="lead">{lead}</p>\n' + "\n".join(articles)
 
 
@@ -226,7 +226,7 @@ def _pair(
     sides = "".join(
         f"<figure>{_image(picture, f'{feature}, {label}', read)}"
         f"<figcaption>{html.escape(_date(label) if label[:1].isdigit() else label)}"
-        f"{_trust(one) if one is not None else ''}</figcaption></figure>"
+        f"{'<br>' + _trust(one) if one is not None else ''}</figcaption></figure>"
         for label, picture, one in (then, now)
     )
     return f'<article><h3>{html.escape(feature)}</h3><div class="pair">{sides}</div></article>'

@@ -1,7 +1,7 @@
 """A night in values, as its report says it, and as JSON."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -132,10 +132,17 @@ def as_json(report: NightReport) -> str:
 
 def _portrait(report: NightReport, one: Portrayed) -> dict[str, Any]:
     earlier = report.earlier(one.feature)
+    changed = next((c for c in report.found.changes if c.now.feature == one.feature), None)
     before = None
     if earlier is not None:
         night, was = earlier
-        before = {"night": night, "picture": was.picture, "verdict": was.verdict}
+        before = {
+            "night": night,
+            "picture": was.picture,
+            "verdict": was.verdict,
+            "changed": changed is not None,
+            "max_difference": changed.max_difference if changed else 0.0,
+        }
     return {**asdict(one), "reasons": one.reasons.splitlines(), "before": before}
 
 
@@ -148,13 +155,3 @@ def _point(entry: Entry) -> dict[str, Any]:
         "failed": [one.name for one in night.failed_checks],
         "accepted": entry.accepted,
     }
-
-
-def differing(report: NightReport) -> Sequence[tuple[Portrayed, str, Portrayed]]:
-    """Return portraits whose picture is not that of the newest earlier night: now, night, then."""
-    found = []
-    for one in report.found.facts.portraits:
-        earlier = report.earlier(one.feature)
-        if earlier is not None and earlier[1].picture != one.picture:
-            found.append((one, *earlier))
-    return found

@@ -10,8 +10,15 @@ from typing import TypeVar
 from sidecar.audits.facts import Plan
 from sidecar.audits.watching import audited_layers, comparable, stand_ins
 from sidecar.config import AuditConfig, ModelConfig, SidecarConfig
-from sidecar.errors import NonFiniteActivation, SidecarError, SilentFeature, UnsupportedTarget
-from sidecar.features import FeatureKey
+from sidecar.errors import (
+    NonFiniteActivation,
+    SidecarError,
+    SilentFeature,
+    UnknownFeature,
+    UnknownLayer,
+    UnsupportedTarget,
+)
+from sidecar.features import FeatureKey, LayerKey
 from sidecar.jobs import JobRequest
 from sidecar.monitor import Operations
 from sidecar.recipes import Comparison, Maximisation, Recipe, Search, Side, Target, recipe_like
@@ -25,7 +32,18 @@ all of a job."""
 PORTRAITS_A_JOB = 8
 """Few, so that a night that makes way for others loses little, and none runs into jobs.time_limit_seconds."""
 
-_OF_ONE = frozenset({SilentFeature.code, NonFiniteActivation.code, UnsupportedTarget.code})
+_SOURCE_DIGITS = 24
+"""Of a source's sha256 in a name that people see: 96 bits tell any number of files apart."""
+
+_OF_ONE = frozenset(
+    {
+        SilentFeature.code,
+        NonFiniteActivation.code,
+        UnsupportedTarget.code,
+        UnknownLayer.code,
+        UnknownFeature.code,
+    }
+)
 """What one feature can end a job of several with; its fellows are then asked for alone."""
 
 
@@ -49,7 +67,8 @@ def unserved_revision(model: ModelConfig, source: str, night: str) -> str:
         night: Id of the night.
     """
     own_weights = model.onnx is None and model.weights is None
-    return f"source-{source}-{night}" if own_weights else f"source-{source}"
+    name = f"source-{source[:_SOURCE_DIGITS]}"
+    return f"{name}-{night}" if own_weights else name
 
 
 def looking(
@@ -89,7 +108,10 @@ def repeating(operations: Operations, again: Mapping[str, str]) -> Iterator[tupl
 def apart(
     requests: Mapping[str, JobRequest], failed: Mapping[str, str]
 ) -> Iterator[tuple[str, JobRequest]]:
-    """Yield a job for each portrait of those jobs that one of their features ended.
+    """Yield smaller jobs in place of those that one of their features ended.
+
+    Each portrait is asked for alone, and each layer is compared alone: a pass over the images is for all units of
+    a layer, so that more would be waste.
 
     Args:
         requests: The night's jobs by role.
@@ -97,11 +119,14 @@ def apart(
     """
     for role, code in failed.items():
         request = requests.get(role)
-        if request is None or code not in _OF_ONE or len(request.targets) == 1:
+        if request is None or code not in _OF_ONE:
             continue
-        if role.startswith("portraits-"):
-            for number, target in enumerate(request.targets):
-                yield f"{role}-{number}", replace(request, targets=(target,))
+        parts: dict[FeatureKey | LayerKey, list[Target]] = {}
+        for target in request.targets:
+            alone = role.startswith("portraits-")
+            parts.setdefault(target.feature if alone else target.feature.layer, []).append(target)
+        for number, targets in enumerate(parts.values() if len(parts) > 1 else ()):
+            yield f"{role}-{number}", replace(request, targets=tuple(targets))
 
 
 def portrait_recipe(usual: Recipe, model: ModelConfig | None) -> Recipe:

@@ -85,8 +85,8 @@ class Night:
         ended_at: When it was judged; None while it runs.
         state: How it stands.
         checks: In the order of ``CHECKS``; empty while it runs.
-        counts: Units of all compared layers by fate: ``same``, ``moved``, ``lost``, ``new``; empty where
-            nothing was compared.
+        counts: Units of all compared layers by fate on the images: ``same``, ``moved``, ``lost``, ``new``;
+            empty where nothing was compared.
         features: How many features were pictured.
         report: Path of its page on the console, ``/audits/NAME/ID/report.html``; the same with ``.json``
             is its data. None while there is none.

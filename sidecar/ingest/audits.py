@@ -13,6 +13,9 @@ from sidecar.wire.v1 import audits_pb2, audits_pb2_grpc
 CHUNK_BYTES = 256 << 10
 """Bytes of a report a message, as of artifacts."""
 
+NIGHTS_LIMIT = 100
+"""Nights in one answer: with all their reasons they stay well below gRPC's 4 MiB a message."""
+
 ACTOR = "cli"
 """Who asks over gRPC; the console says so itself."""
 
@@ -43,10 +46,10 @@ class AuditServicer(audits_pb2_grpc.AuditServiceServicer):
     async def DescribeAudit(  # noqa: N802 - named by the protocol
         self, request: audits_pb2.DescribeAuditRequest, context: Context
     ) -> audits_pb2.DescribeAuditResponse:
-        """Return one audit with its nights."""
+        """Return one audit with its newest nights."""
         found = await answers.answer(context, self._audits.status, request.name)
         return audits_pb2.DescribeAuditResponse(
-            audit=_audit(found), nights=map(_night, found.nights)
+            audit=_audit(found), nights=map(_night, found.nights[:NIGHTS_LIMIT])
         )
 
     async def StartAudit(  # noqa: N802 - named by the protocol

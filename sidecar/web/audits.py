@@ -14,6 +14,7 @@ from sidecar.errors import InvalidInput, UnknownAudit
 from sidecar.web import serialise, trend
 from sidecar.web.api import read_json
 from sidecar.web.console import Console
+from sidecar.web.filters import LIST_LIMIT, text, whole
 from sidecar.web.security import read_form
 from sidecar.web.serialise import Json
 
@@ -170,10 +171,12 @@ def listed(request: Request) -> Response:
 
 
 def described(request: Request) -> Response:
-    """``GET /api/v1/audits/{name}``: one audit with all nights that are kept."""
-    base, status = Console.of(request).base, _status(request)
-    nights = [serialise.night(one, base) for one in status.nights]
-    return Json({**serialise.audit(status, base), "nights": nights})
+    """``GET /api/v1/audits/{name}``: one audit with its nights, newest first, page by page."""
+    base, status, params = Console.of(request).base, _status(request), request.query_params
+    limit, before = whole(params, "limit", 100, 1, LIST_LIMIT), text(params, "before")
+    nights = [one for one in status.nights if not before or one.id < before][:limit]
+    found = [serialise.night(one, base) for one in nights]
+    return Json({**serialise.audit(status, base), "nights": found, "total": len(status.nights)})
 
 
 def night_described(request: Request) -> Response:

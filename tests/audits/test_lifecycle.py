@@ -9,6 +9,8 @@ import pytest
 from sidecar.audits import AuditState, NightlyAudits, NightState
 from sidecar.daemon import Daemon
 from sidecar.errors import Conflict, InvalidInput, UnknownAudit
+from sidecar.jobs import Priority
+from sidecar.store import OwnerKind
 from sidecar.testing import FakeClock
 from tests.audits.conftest import DAY, HALF_PAST_TWO, HOUR, built
 
@@ -54,13 +56,14 @@ def test_a_night_begins_at_its_time_and_ends_with_its_jobs(
         with pytest.raises(UnknownAudit, match="is running: no report yet"):
             audits.report("nightly", status.nights[0].id, "html")
 
+        assert {Priority.AUDIT} == {one.request.priority for one in daemon.queue.list(9)}
         assert 2 == fail_jobs(daemon, clock)
         audits.tick()
         status = audits.status("nightly")
         assert ["20260925T023000Z"] == ids(audits)
         assert (AuditState.FAILED, None) == (status.state, status.running)
         assert "compare-0 failed (SC801 no such file)" in status.nights[0].checks[0].reason
-        assert b"<b>Failed: no job" in audits.report("nightly", status.nights[0].id, "html")
+        assert b"<b>Failed</b>: no job" in audits.report("nightly", status.nights[0].id, "html")
         assert HALF_PAST_TWO + DAY == status.next_at
 
 
@@ -266,3 +269,23 @@ def test_a_damaged_night_is_forgotten_and_ends_no_other(
     with built(tmp_path, settings, clock) as daemon:
         daemon.audits.tick()
         assert ["20260926T023000Z"] == ids(daemon.audits)
+
+
+def test_what_no_night_holds_is_let_go_at_the_next_start(
+    tmp_path: Path, settings: dict[str, Any], clock: FakeClock
+) -> None:
+    """Such as that of a night that was lost with its row; an audit's nights outlive it for a while."""
+    with built(tmp_path, settings, clock) as daemon:
+        clock.advance(HOUR)
+        whole_night(daemon, clock)
+        daemon.storage.references.hold(OwnerKind.REPORT, "audit:nightly:lost", ["d" * 64], clock())
+        daemon.storage.references.hold(OwnerKind.PIN, "operator", ["e" * 64], clock())
+    settings["audits"] = [{"name": "other", "model": "tiny", "layers": ["2"]}]
+
+    for days, left in ((1, 3), (91, 1)):
+        clock.advance(days * DAY)
+        with built(tmp_path, settings, clock) as daemon:
+            daemon.audits.start_thread()
+            daemon.audits.stop(10)
+            mine = [one for one in daemon.storage.references.of() if "other" not in one.owner]
+            assert left == len(mine)

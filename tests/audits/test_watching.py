@@ -45,6 +45,17 @@ def fail(daemon: Daemon, clock: FakeClock, code: str) -> list[str]:
     return asked
 
 
+def complete(daemon: Daemon, clock: FakeClock) -> list[str]:
+    """End the next waiting job with a picture and a manifest, and return their digests."""
+    job = daemon.queue.claim("test", clock())
+    assert job is not None
+    stored = [daemon.storage.artifacts.put(text, "text/plain").digest for text in (b"p", b"m")]
+    feature = str(job.request.targets[0].feature)
+    made = Portrait(feature, "key", stored[0], stored[1], clock())
+    daemon.queue.complete(job.id, "test", [made], False, clock())  # noqa: FBT003 - not cached
+    return stored
+
+
 def check(daemon: Daemon, name: str) -> tuple[str, str]:
     """Return what came of a check of the newest judged night, and why."""
     night = daemon.audits.status("nightly").last
@@ -62,6 +73,7 @@ def test_jobs_ask_for_the_served_revision_and_then_for_the_configured_one(
         daemon.audits.start("nightly", "cli")
         advance(daemon)
         first = fail(daemon, clock, "SC802")
+        assert not daemon.audits.status("nightly").last
         advance(daemon)
         second = fail(daemon, clock, "SC801")
         advance(daemon)
@@ -71,6 +83,23 @@ def test_jobs_ask_for_the_served_revision_and_then_for_the_configured_one(
         assert all(one.startswith("source-") for one in second)
         (night,) = daemon.audits.status("nightly").nights
         assert NightState.FAILED == night.state
+
+
+def test_one_refused_job_is_enough_to_ask_for_the_configured_revision(
+    tmp_path: Path, settings: dict[str, Any], clock: FakeClock
+) -> None:
+    """The other may have been answered from the store, which has pictures of what is served."""
+    with built(tmp_path, settings, clock) as daemon:
+        sample(daemon, clock)
+        daemon.audits.start("nightly", "cli")
+        advance(daemon)
+        complete(daemon, clock)
+        assert [DIGEST] == fail(daemon, clock, "SC802")
+        advance(daemon)
+
+        again = fail(daemon, clock, "SC801")
+        assert 2 == len(again)
+        assert all(one.startswith("source-") for one in again)
 
 
 def test_two_revisions_side_by_side_are_none_to_ask_for(
@@ -116,6 +145,26 @@ def test_a_feature_that_ends_a_job_of_several_is_asked_for_alone(
         assert "portraits-0 failed" not in reason
 
 
+def test_a_layer_that_is_not_there_ends_the_comparison_of_no_other(
+    tmp_path: Path, settings: dict[str, Any], clock: FakeClock
+) -> None:
+    """Each layer is compared alone then; one that is alone already is not asked for again."""
+    settings["flags"] += [{"feature": "tiny/away/channel/1"}, {"feature": "tiny/2/channel/6"}]
+    settings["audits"][0]["portraits"] = False
+    with built(tmp_path, settings, clock) as daemon:
+        daemon.audits.start("nightly", "cli")
+        advance(daemon)
+        assert 1 == len(fail(daemon, clock, "SC402"))
+        advance(daemon)
+        waiting = [job for job in daemon.queue.list(10) if job.state is JobState.QUEUED]
+        asked = [[str(t.feature).partition("/")[2] for t in job.request.targets] for job in waiting]
+        fail(daemon, clock, "SC402")
+        advance(daemon)
+
+        assert [["2/channel/5", "2/channel/6"], ["away/channel/1"]] == sorted(asked)
+        assert daemon.audits.status("nightly").last
+
+
 def test_what_hooks_say_is_checked(
     tmp_path: Path, settings: dict[str, Any], clock: FakeClock
 ) -> None:
@@ -131,6 +180,14 @@ def test_what_hooks_say_is_checked(
         assert Outcome.FAILED == outcome
         assert "2 of 2 flagged features: 2/channel/5 has no baseline yet" in reason
         assert "tiny/2/channel/99 fits no feature" in reason
+
+        daemon.operations.freeze("tiny", "", "2")
+        clock.advance(60)
+        daemon.audits.start("nightly", "cli")
+        advance(daemon)
+        fail(daemon, clock, "SC801")
+        advance(daemon)
+        assert "1 of 2 flagged features: tiny/2/channel/99 fits" in check(daemon, "live")[1]
 
         clock.advance(2 * DAY)
         daemon.audits.start("nightly", "cli")
@@ -170,12 +227,7 @@ def test_a_portrait_that_was_done_is_held_before_the_night_is_judged(
     with built(tmp_path, settings, clock) as daemon:
         daemon.audits.start("nightly", "cli")
         advance(daemon)
-        job = daemon.queue.claim("test", clock())
-        assert job is not None
-        stored = [daemon.storage.artifacts.put(text, "text/plain").digest for text in (b"p", b"m")]
-        feature = str(job.request.targets[0].feature)
-        made = Portrait(feature, "key", stored[0], stored[1], clock())
-        daemon.queue.complete(job.id, "test", [made], False, clock())  # noqa: FBT003 - not cached
+        stored = complete(daemon, clock)
         advance(daemon)
 
         assert set(stored) <= set(daemon.storage.references.digests())

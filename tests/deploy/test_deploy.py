@@ -154,16 +154,19 @@ def test_both_alertmanager_files_hold_back_the_same() -> None:
     assert plain["route"] == slack["route"]
 
 
-def test_slack_gets_the_portrait_and_the_evidence() -> None:
+def test_slack_gets_the_portrait_the_evidence_and_the_report() -> None:
     """The message carries the picture, and a button for each link that the rules make."""
     receivers = read("deploy/alertmanager/alertmanager-slack.example.yaml")["receivers"]
     (slack,) = next(r["slack_configs"] for r in receivers if r["name"] == "people")
-    notes = read("deploy/prometheus/rules/sidecar.yaml")["groups"][1]["rules"][0]["annotations"]
+    groups = read("deploy/prometheus/rules/sidecar.yaml")["groups"]
+    notes = {
+        name for group in groups for rule in group["rules"] for name in rule.get("annotations", ())
+    }
 
     used = set(re.findall(r"CommonAnnotations\.(\w+)", json.dumps(slack)))
     assert slack["image_url"] == "{{ .CommonAnnotations.portrait_url }}"
-    assert {"evidence_url", "feature_url", "runbook_url", "dashboard_url"} <= used
-    assert used <= set(notes)
+    assert {"evidence_url", "feature_url", "report_url", "runbook_url", "dashboard_url"} <= used
+    assert used <= notes
 
 
 def test_the_webhook_is_the_consoles() -> None:

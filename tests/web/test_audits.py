@@ -231,6 +231,12 @@ def test_the_api_has_all_of_it(client: httpx.Client, audits: Any) -> None:
     assert ("regressed", "waiting", None) == (first["state"], second["state"], second["against"])
     assert (night, None) == (first["last"], second["last"])
     assert [one.id for one in status.nights] == [one["id"] for one in whole["nights"]]
+    older = client.get("/api/v1/audits/nightly-int8", params={"limit": 1, "before": night["id"]})
+    assert ([status.nights[1].id], 2) == (
+        [one["id"] for one in strict(older)["nights"]],
+        strict(older)["total"],
+    )
+    assert 400 == client.get("/api/v1/audits/nightly-int8?limit=0").status_code
     checks = {one["name"]: one for one in night["checks"]}
     assert ("failed", 12.5, 5.0) == tuple(
         checks["comparison"][name] for name in ("outcome", "value", "limit")

@@ -78,7 +78,7 @@ class AuditServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DescribeAudit(self, request, context):
-        """One audit with the nights that are kept, newest first.
+        """One audit with its newest 100 nights, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

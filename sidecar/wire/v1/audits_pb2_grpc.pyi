@@ -30,7 +30,7 @@ class AuditServiceStub:
         sidecar.wire.v1.audits_pb2.DescribeAuditRequest,
         sidecar.wire.v1.audits_pb2.DescribeAuditResponse,
     ]
-    """One audit with the nights that are kept, newest first."""
+    """One audit with its newest 100 nights, newest first."""
 
     StartAudit: grpc.UnaryUnaryMultiCallable[
         sidecar.wire.v1.audits_pb2.StartAuditRequest,
@@ -62,7 +62,7 @@ class AuditServiceAsyncStub:
         sidecar.wire.v1.audits_pb2.DescribeAuditRequest,
         sidecar.wire.v1.audits_pb2.DescribeAuditResponse,
     ]
-    """One audit with the nights that are kept, newest first."""
+    """One audit with its newest 100 nights, newest first."""
 
     StartAudit: grpc.aio.UnaryUnaryMultiCallable[
         sidecar.wire.v1.audits_pb2.StartAuditRequest,
@@ -98,7 +98,7 @@ class AuditServiceServicer(metaclass=abc.ABCMeta):
         request: sidecar.wire.v1.audits_pb2.DescribeAuditRequest,
         context: _ServicerContext,
     ) -> typing.Union[sidecar.wire.v1.audits_pb2.DescribeAuditResponse, collections.abc.Awaitable[sidecar.wire.v1.audits_pb2.DescribeAuditResponse]]:
-        """One audit with the nights that are kept, newest first."""
+        """One audit with its newest 100 nights, newest first."""
 
     @abc.abstractmethod
     def StartAudit(
