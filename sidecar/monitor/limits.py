@@ -20,10 +20,10 @@ class Limits:
     Attributes:
         high: A value above exceeds, shape ``(n,)``; NaN: there is no such threshold.
         low: Or one below, shape ``(n,)``; NaN likewise.
-        rates: Share of requests that exceed in the baseline, shape ``(n,)``; NaN without one, and while
-            a flag learns its own. Where too few did to tell it within ``baseline_factor``, so much more
-            as they are compatible with.
-        shares: That share without such an allowance, shape ``(n,)``.
+        rates: What is granted: the share, or where too few exceeded to tell it within
+            ``baseline_factor``, so much more as they are compatible with; shape ``(n,)``; NaN without a
+            baseline, and while a flag learns its own rate.
+        shares: Share of requests that exceed in the baseline, shape ``(n,)``; NaN without one.
         requests: Requests it was measured on, shape ``(n,)``; 0: it was not.
     """
 

@@ -194,8 +194,13 @@ class LayerWatch:
 
     @property
     def baseline_rates(self) -> NDArray[np.float64]:
-        """Share of baseline requests that exceed, shape ``(n,)``; NaN without a baseline."""
+        """Rate that is granted because of the baseline, shape ``(n,)``; NaN without one."""
         return self.limits.rates
+
+    @property
+    def baseline_shares(self) -> NDArray[np.float64]:
+        """Share of baseline requests that exceed, shape ``(n,)``; NaN where there is no rate either."""
+        return np.where(np.isnan(self.limits.rates), np.nan, self.limits.shares)
 
     def forget_baseline(self) -> None:
         """Drop the thresholds: until a new baseline is there, nothing can be said."""
@@ -304,8 +309,10 @@ class LayerWatch:
             requests=np.where(known, requests, 0),
             exceedances=np.where(known, exceedances, 0),
             baseline_rate=np.where(known, self.baseline_rates, np.nan),
+            baseline_share=np.where(known, self.baseline_shares, np.nan),
             factor=self._factors(policy),
             judged=self.tested,
+            directions=[flag.direction for flag in self.flags],
         )
         self.spikes, found = step(self.spikes, seen, policy, now, flagged=flagged)
         transitions = tuple(map(self._said, found))
@@ -349,7 +356,7 @@ class LayerWatch:
             self.spikes.since,
             requests,
             short,
-            self.baseline_rates,
+            self.baseline_shares,
             self.thresholds,
             self.last,
         )
@@ -382,7 +389,9 @@ class LayerWatch:
         learning = self._learning(at)
         if judged and learning:
             return learning[:1].upper() + learning[1:] + "."
-        closed = blindness(float(self.baseline_rates[at]), policy, judged=judged)
+        known = float(self.baseline_rates[at]), float(self.baseline_shares[at])
+        direction = self.flags[at].direction
+        closed = blindness(*known, policy, judged=judged, direction=direction)
         if closed and judged and not plain([self.flags[at]])[0]:
             closed += _LEARNED_SO
         return closed or self.reasons[at] or "Not sampled: nothing can be said."

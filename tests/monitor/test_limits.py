@@ -84,13 +84,14 @@ def test_people_are_told_both_thresholds() -> None:
 
 
 def test_ordinary_traffic_fires_no_side() -> None:
-    """The rates of all sides are those of the baseline, and what so few requests cannot rule out."""
+    """The shares of all sides are those of the baseline; what so few cannot rule out is tolerated."""
     traffic = Traffic(Flag(), Flag(direction=Direction.BELOW), Flag(direction=Direction.BOTH))
     traffic.windows(60)
 
     assert ["normal"] * 3 == traffic.states()
     for status in traffic.monitor.watched():
-        assert 0.01 < status.baseline_ratio < 0.025
+        assert 0.01 == pytest.approx(status.baseline_ratio, abs=0.005)
+        assert 0.015 < status.tolerated_ratio
 
 
 def test_the_status_says_how_a_feature_is_watched() -> None:
@@ -190,7 +191,9 @@ def test_another_quantile_is_a_rate_of_its_own() -> None:
 
     assert "Learning its own rate: 800 of 1000 requests." == learning.explanation
     assert "normal" == judged.state
-    assert 0.05 < judged.baseline_ratio < 0.1
+    # Four standard errors of 1,000 requests.
+    assert 0.05 == pytest.approx(judged.baseline_ratio, abs=4 * np.sqrt(0.05 / 1000))
+    assert 1.5 * 0.05 < judged.tolerated_ratio
 
 
 def test_a_flag_that_learned_from_a_spike_says_what_helps() -> None:
