@@ -47,6 +47,7 @@ from sidecar.monitor import (
     Flag,
     LayerStatus,
     UnmatchedFlag,
+    Watching,
     Window,
 )
 from sidecar.recipes import Maximisation, Target, content_key
@@ -452,9 +453,9 @@ class MemoryBackend:
             raise UnknownArtifact(f"artifact {digest} is not in the store")
         return self.folder / digest, self.media_types[digest]
 
-    def flag(self, key: FeatureKey, flag: Flag) -> None:
+    def flag(self, key: FeatureKey, flag: Flag, watching: Watching) -> None:
         """Watch a feature."""
-        self.watched[key] = replace(self.feature(key), flag=flag)
+        self.watched[key] = replace(self.feature(key), flag=watching.over(flag))
 
     def unflag(self, key: FeatureKey) -> None:
         """Watch it no longer."""

@@ -663,7 +663,7 @@ global___GetDistributionResponse = GetDistributionResponse
 
 @typing.final
 class FlagFeatureRequest(google.protobuf.message.Message):
-    """Strings that are empty stay as they are."""
+    """Strings that are empty, and what is left out, stay as they are."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -671,10 +671,24 @@ class FlagFeatureRequest(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     SEVERITY_FIELD_NUMBER: builtins.int
     OWNER_FIELD_NUMBER: builtins.int
+    FACTOR_FIELD_NUMBER: builtins.int
+    DIRECTION_FIELD_NUMBER: builtins.int
+    SLICE_FIELD_NUMBER: builtins.int
+    DETECTORS_FIELD_NUMBER: builtins.int
     key: builtins.str
     name: builtins.str
     severity: builtins.str
     owner: builtins.str
+    factor: builtins.float
+    """Its own least factor over the recent level, above 1; 0: the common one."""
+    direction: builtins.str
+    """On which side of its baseline it is watched: above, below or both."""
+    slice: builtins.str
+    """key=value pairs joined by commas: only such requests count; empty: all."""
+    @property
+    def detectors(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What looks at it: spike, conditions, drift."""
+
     def __init__(
         self,
         *,
@@ -682,8 +696,17 @@ class FlagFeatureRequest(google.protobuf.message.Message):
         name: builtins.str = ...,
         severity: builtins.str = ...,
         owner: builtins.str = ...,
+        factor: builtins.float | None = ...,
+        direction: builtins.str = ...,
+        slice: builtins.str | None = ...,
+        detectors: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["key", b"key", "name", b"name", "owner", b"owner", "severity", b"severity"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_factor", b"_factor", "_slice", b"_slice", "factor", b"factor", "slice", b"slice"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_factor", b"_factor", "_slice", b"_slice", "detectors", b"detectors", "direction", b"direction", "factor", b"factor", "key", b"key", "name", b"name", "owner", b"owner", "severity", b"severity", "slice", b"slice"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_factor", b"_factor"]) -> typing.Literal["factor"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_slice", b"_slice"]) -> typing.Literal["slice"] | None: ...
 
 global___FlagFeatureRequest = FlagFeatureRequest
 
