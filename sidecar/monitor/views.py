@@ -116,6 +116,7 @@ class FeatureStatus:
         low_threshold: A value below exceeds; NaN where there is no such threshold.
         least: Least finite value of the last closed window that had samples, of a feature that is watched
             ``below`` or on ``both`` sides and has a baseline; else NaN.
+        caution: What speaks against the rate that it is held to, in words; empty: nothing.
         anomaly: What the screen finds of it, of one that nobody flagged; None: nothing.
     """
 
@@ -146,6 +147,7 @@ class FeatureStatus:
     spikes: int = 0
     low_threshold: float = math.nan
     least: float = math.nan
+    caution: str = ""
     anomaly: Anomaly | None = None
 
 

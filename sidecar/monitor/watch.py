@@ -25,6 +25,7 @@ from sidecar.detect import (
 )
 from sidecar.errors import CorruptState
 from sidecar.features import FeatureKey, LayerKey, Slice
+from sidecar.monitor.cautions import caution_of_rate
 from sidecar.monitor.conditions import WatchedConditions
 from sidecar.monitor.drift import WatchedDrift
 from sidecar.monitor.limits import Limits
@@ -378,9 +379,22 @@ class LayerWatch:
             [str(flag.direction) for flag in self.flags],
             [str(flag.traffic) for flag in self.flags],
         )
-        told = (*self.counted.tolist(), self.limits.low.tolist(), self.conditions.least.tolist())
+        told = (
+            *self.counted.tolist(),
+            self.limits.low.tolist(),
+            self.conditions.least.tolist(),
+            self._cautions(),
+        )
         rest = (explanations, *spiking, certain, *drifting, *how, *told)
         return list(map(FeatureStatus, *named, *first, *rest))
+
+    def _cautions(self) -> list[str]:
+        """Return what speaks against the rate of each feature, in words; few have such."""
+        found = [""] * len(self.keys)
+        for at in np.flatnonzero(self.limits.doubtful & self.tested).tolist():
+            share, explained = float(self.limits.shares[at]), self.limits.explained
+            found[at] = caution_of_rate(share, explained, self.flags[at].traffic)
+        return found
 
     def _explanation(self, at: int, state: State, policy: SpikePolicy) -> str:
         if state is not State.UNKNOWN:

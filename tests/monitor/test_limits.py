@@ -209,6 +209,40 @@ def test_a_flag_that_learned_from_a_spike_says_what_helps() -> None:
     assert "unusual while this was learned" in found.explanation
 
 
+def test_a_flag_that_learned_its_rate_in_an_incident_says_so() -> None:
+    """More than a third of its requests exceeded: it is judged by that from then on, and nobody would know."""
+    unlike = Unlike(Flag())
+    unlike.flag(Flag(direction=Direction.BELOW))
+    unlike.windows(16, by=-3.0)
+    (learned,) = unlike.monitor.watched()
+    unlike.monitor.reset([LAYER], unlike.now)
+    (again,) = unlike.monitor.watched()
+
+    assert 0.3 < learned.baseline_ratio < 0.45
+    assert "of the requests it learned its rate from exceeded" in learned.caution
+    assert "its baseline's rows explain 1 % at most" in learned.caution
+    assert "its slice" not in learned.caution
+    assert "" == again.caution
+
+
+def test_a_flag_that_learned_on_ordinary_traffic_has_no_caution() -> None:
+    """Nor has one that counted while the baseline was learned."""
+    unlike = Unlike(Flag(), Flag(direction=Direction.BOTH))
+    unlike.flag(Flag(), Flag(direction=Direction.BOTH), Flag(direction=Direction.BELOW))
+    unlike.windows(20)
+
+    assert [""] * 3 == [one.caution for one in unlike.monitor.watched()]
+    assert np.isfinite([one.baseline_ratio for one in unlike.monitor.watched()]).all()
+
+
+def test_a_slice_unlike_the_rest_is_told_as_that() -> None:
+    """It exceeds far more often than all traffic, and that need be no incident."""
+    unlike = Unlike(Flag(traffic=EU))
+    (found,) = unlike.monitor.watched()
+
+    assert "or its slice is unlike all traffic" in found.caution
+
+
 def test_a_quantile_that_is_put_right_has_what_was_measured_at_it() -> None:
     """What the baseline counted is not lost by a restart with another setting, and not learned anew."""
     unlike = Unlike(Flag(direction=Direction.BELOW), Flag(traffic=EU))
