@@ -667,10 +667,10 @@ def test_what_speaks_against_a_rate_is_on_its_page(
     assert "learned in a spike" == answer["caution"]
 
 
-def test_one_layer_is_a_layer(client: httpx.Client, backend: Any) -> None:
+def test_one_layer_is_a_layer(client: httpx.Client, backend: Any, channels: LayerKey) -> None:
     """Numbers and their nouns agree."""
-    key, layer = next(iter(backend.known_layers.items()))
-    backend.known_layers = {key: layer}
+    layer = backend.known_layers[channels]
+    backend.known_layers = {channels: layer}
     features = layer.width
 
     assert f"{features} features in 1 layer are measured" in client.get("/").text
