@@ -46,16 +46,27 @@ POLICY, SCREEN = SpikePolicy(), ScreenPolicy()
 class SpikeTest:
     """The spike test over ``n`` features whose baseline is known, each as if it were flagged alone."""
 
-    def __init__(self, rate: np.ndarray, policy: SpikePolicy = POLICY) -> None:
-        """Take the share of requests that exceed in the baseline, shape ``(n,)``."""
-        self._rate, self._policy = rate, policy
-        self._state = initial(len(rate), policy, 0.0)
-        self._factor, self._judged = np.full(len(rate), policy.factor), np.ones(len(rate), np.bool_)
+    def __init__(
+        self, share: np.ndarray, policy: SpikePolicy = POLICY, *, rate: np.ndarray | None = None
+    ) -> None:
+        """Take the share of requests that exceed in the baseline, and the rate granted for it.
+
+        Args:
+            share: Shape ``(n,)``.
+            policy: When a feature counts as spiking.
+            rate: Shape ``(n,)``; None: the share itself, as if that were known for certain.
+        """
+        self._share, self._rate, self._policy = share, share if rate is None else rate, policy
+        self._state = initial(len(share), policy, 0.0)
+        self._factor, self._judged = (
+            np.full(len(share), policy.factor),
+            np.ones(len(share), np.bool_),
+        )
 
     def __call__(self, requests: int, exceedances: np.ndarray) -> np.ndarray:
         """Take in a window; return which features fire in it, shape ``(n,)``."""
         counts = np.full(len(exceedances), requests)
-        seen = Observation(counts, exceedances, self._rate, self._factor, self._judged)
+        seen = Observation(counts, exceedances, self._rate, self._share, self._factor, self._judged)
         self._state, changes = step(self._state, seen, self._policy, 0.0, flagged=1)
         fired = np.zeros(len(exceedances), np.bool_)
         fired[[change.index for change in changes if change.after is State.FIRING]] = True

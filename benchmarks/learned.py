@@ -49,6 +49,7 @@ class Learned:
         policy: Its quantile is that of the thresholds.
         thresholds: Of each feature, shape ``(n,)``.
         rates: What the spike test is held to, shape ``(n,)``.
+        shares: Share of requests that exceeded, shape ``(n,)``.
         windows: Windows that the baseline took.
     """
 
@@ -57,6 +58,7 @@ class Learned:
     policy: SpikePolicy
     thresholds: NDArray[np.float64]
     rates: NDArray[np.float64]
+    shares: NDArray[np.float64]
     windows: int
 
     @classmethod
@@ -80,7 +82,7 @@ class Learned:
             learned, expected, np.arange(features), [Flag()] * features, policy, OwnRates()
         )
         windows = first + expected.windows
-        return cls(scenario, seed, policy, placed, limits.rates, windows)
+        return cls(scenario, seed, policy, placed, limits.rates, limits.shares, windows)
 
     def alarms(self, windows: int, injections: Sequence[Injection] = ()) -> Iterable[np.ndarray]:
         """Yield, for each window after the baseline's, which features the spike test fires on."""
@@ -92,7 +94,7 @@ class Learned:
             injections=[one.during(one.first + self.windows, one.windows) for one in injections],
             thresholds=self.thresholds,
         )
-        test = SpikeTest(self.rates, self.policy)
+        test = SpikeTest(self.shares, self.policy, rate=self.rates)
         for one in islice(traffic.counts(self.windows + windows), self.windows, None):
             yield test(one.requests, one.exceedances)
 

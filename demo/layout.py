@@ -155,9 +155,8 @@ def sidecar_document(site: Site, *, direct: bool) -> dict[str, Any]:
             "baseline_min_seconds": BASELINE_SECONDS,
             "history_seconds": 600.0,
         },
-        # The 99.9 % quantile of the default needs thousands of baseline requests, and its caution about
-        # rates that rise by themselves needs minutes to learn how high they are.
-        "spike": {"quantile": QUANTILE, "factor": 1.5},
+        # The 99.9 % quantile of the default needs thousands of baseline requests.
+        "spike": {"quantile": QUANTILE},
         # One thread: the server computes on the other core.
         "jobs": {"threads": 1, "python_path": [str(ROOT)], "time_limit_seconds": 180.0},
         "store": {"snapshot_seconds": 10.0},

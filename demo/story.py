@@ -53,7 +53,8 @@ QUANTILE = 0.99
 
 BASELINE_REQUESTS = 600
 """Requests of the baseline: of its second half, which is counted, about three lie above the quantile. So few
-rule out no rate below 12 %, and a spike has to be far above that: with 400 it was never found."""
+rule out no rate below 11 %, and a spike has to be far above that, before the recent level learns it: with 400
+and half of the requests one of two was not found on a busy machine."""
 
 BASELINE_SECONDS = 30.0
 """Least length of the baseline."""

@@ -104,16 +104,22 @@ class SpikeMachine:
     unsampled: int = 10**9
 
     def step(
-        self, requests: int, exceedances: int, baseline: float, flagged: int, factor: float = 4.0
+        self,
+        requests: int,
+        exceedances: int,
+        baseline: float,
+        share: float,
+        flagged: int,
+        factor: float = 4.0,
     ) -> str:
-        """Take in one window and return the state."""
+        """Take in one window and return the state; ``baseline`` is the rate granted for its ``share``."""
         self.unsampled = 0 if requests else self.unsampled + 1
         before = self.state
         if math.isnan(baseline):
             self.windows, self.waiting, self.level = [], [], None
         elif requests:
             self.windows = [*self.windows, (requests, exceedances)][-self.policy.short_windows :]
-            tolerated = self._tolerated(baseline, factor)
+            tolerated = self._tolerated(baseline, share, factor)
             self.waiting.append(min(exceedances / requests, 3 * tolerated))
         if self.unsampled >= self.policy.unsampled_windows:
             self.state, self.windows = "unknown", []
@@ -125,11 +131,11 @@ class SpikeMachine:
             self.calm = self.resolved = 0
         return self.state
 
-    def _tolerated(self, baseline: float, factor: float) -> float:
-        self.level = min(2 * baseline, 1.0) if self.level is None else self.level
+    def _tolerated(self, baseline: float, share: float, factor: float) -> float:
+        self.level = min(2 * share, 1.0) if self.level is None else self.level
         if len(self.waiting) >= self.policy.lag_windows:
-            share = 1 / self.policy.level_windows
-            self.level = (1 - share) * self.level + share * self.waiting.pop(0)
+            weight = 1 / self.policy.level_windows
+            self.level = (1 - weight) * self.level + weight * self.waiting.pop(0)
         return min(0.5, max(self.policy.baseline_factor * max(baseline, 1e-4), factor * self.level))
 
     def _judge(

@@ -310,20 +310,59 @@ def _explain(found: features_pb2.Evidence) -> None:
     help="Of its alerts; default: as it is, or warning.",
 )
 @click.option("--owner", default="", help="Who is told; default: as it is.")
+@click.option(
+    "--factor",
+    type=float,
+    help="Least factor over its recent level that can raise an alarm; 0: the common one.",
+)
+@click.option(
+    "--direction",
+    type=click.Choice(["above", "below", "both"]),
+    help="On which side of its baseline it is watched.",
+)
+@click.option(
+    "--slice",
+    "traffic",
+    help="Only requests with all these key=value pairs, joined by commas; '' for all.",
+)
+@click.option(
+    "--detector",
+    "detectors",
+    type=click.Choice(["spike", "conditions", "drift"]),
+    multiple=True,
+    help="What looks at it; repeat it for several.",
+)
 @with_daemon
-def flag(
-    *, key: str, name: str, severity: str | None, owner: str, address: str, output: str
+def flag(  # noqa: PLR0913 - one argument an option
+    *,
+    key: str,
+    name: str,
+    severity: str | None,
+    owner: str,
+    factor: float | None,
+    direction: str | None,
+    traffic: str | None,
+    detectors: tuple[str, ...],
+    address: str,
+    output: str,
 ) -> None:
     """Watch a feature: it gets its own series, detector and alerts.
 
-    How it is judged (factor, direction, slice, detectors) is a matter of the configuration.
+    What is left out stays as it is: as it was set by hand, else as the configuration has it.
     """
     with channel(address) as opened:
         found = (
             features_pb2_grpc.FeatureServiceStub(opened)
             .FlagFeature(
                 features_pb2.FlagFeatureRequest(
-                    key=key, name=name, severity=severity or "", owner=owner
+                    key=key,
+                    name=name,
+                    severity=severity or "",
+                    owner=owner,
+                    factor=factor,
+                    direction=direction or "",
+                    slice=traffic,
+                    detectors=detectors,
                 ),
                 timeout=TIMEOUT_SECONDS,
             )

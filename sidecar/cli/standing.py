@@ -162,6 +162,8 @@ def _numbers(found: features_pb2.Feature, record: features_pb2.Evidence | None) 
     )
     if found.HasField("drift_js"):
         yield _line("drift", _drift(found))
+    if found.caution:
+        yield _line("caution", found.caution)
 
 
 def _evidence(found: features_pb2.Feature, record: features_pb2.Evidence | None) -> str:

@@ -16,7 +16,7 @@ from sidecar.detect.certain import (
     Extremes,
     conditions,
 )
-from sidecar.detect.chance import greatest_rate, measured_rate, measured_share
+from sidecar.detect.chance import measured_rate, measured_share
 from sidecar.detect.drift import (
     DriftChange,
     DriftMemory,
@@ -69,7 +69,6 @@ __all__ = [
     "conditions",
     "drift_step",
     "evidence",
-    "greatest_rate",
     "initial",
     "is_loud",
     "layer_step",

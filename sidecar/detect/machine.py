@@ -1,5 +1,6 @@
 """One step of the spike test: a closed window goes in, changes of state come out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.detect.eprocess import beyond_judging, grown, in_tens, tolerated_rate, winsorised
-from sidecar.detect.policy import STATES, Observation, SpikePolicy, State, Transition
+from sidecar.detect.policy import STATES, Direction, Observation, SpikePolicy, State, Transition
 from sidecar.detect.state import NEVER, SpikeState, fitted, rates, sums
 from sidecar.errors import InvalidInput, ShapeMismatch
 
@@ -20,8 +21,8 @@ _CALM_TOP = 0.5
 """Nobody calls it calm when most requests exceed; it is also the greatest tolerated rate."""
 
 _FIRST_LEVEL = 2.0
-"""Of the baseline's rate, where the level starts: traffic may be in a burst, and it takes some windows
-to learn that. From the baseline's rate itself, a feature in a hundred would begin with a false alarm."""
+"""Of the baseline's share, where the level starts: traffic may be in a burst, and it takes some windows
+to learn that. From the share itself, a feature in a hundred would begin with a false alarm."""
 
 _LEAST_CALM = 1e-4
 """Stands in for a baseline rate and a level of 0, below which nothing could be."""
@@ -32,6 +33,8 @@ class _Seen:
     """What a window says of each feature; all arrays have shape ``(n,)``."""
 
     baseline: NDArray[np.float64]
+    share: NDArray[np.float64]
+    directions: Sequence[Direction]
     tolerated: NDArray[np.float64]
     evidence: NDArray[np.float64]
     threshold: float
@@ -89,6 +92,7 @@ def _check(observation: Observation, n: int) -> None:
         observation.requests,
         observation.exceedances,
         observation.baseline_rate,
+        observation.baseline_share,
         observation.factor,
         observation.judged,
     )
@@ -97,6 +101,8 @@ def _check(observation: Observation, n: int) -> None:
             f"observation of shapes {[array.shape for array in arrays]}, need ({n},): resize the "
             "state when the watched features change"
         )
+    if len(observation.directions) not in (0, n):
+        raise ShapeMismatch(f"{len(observation.directions)} directions of {n} features")
     requests, exceedances = observation.requests, observation.exceedances
     if np.any(exceedances < 0) or np.any(exceedances > requests):
         raise InvalidInput("a window has fewer than no exceedances, or more than requests")
@@ -114,7 +120,8 @@ def _weigh(
     sampled = (window.requests > 0) & ~blind
     unsampled = np.where(window.requests > 0, 0, np.minimum(state.unsampled + 1, NEVER))
     silent = unsampled >= policy.unsampled_windows
-    level = _learned(state, baseline, sampled, policy)
+    share = np.where(blind, np.nan, window.baseline_share)
+    level = _learned(state, share, sampled, policy)
     tolerated = tolerated_rate(baseline, level, window.factor, policy.baseline_factor)
     counts = np.where(sampled, window.requests, 0), np.where(sampled, window.exceedances, 0)
     free = sampled & ~closed & np.isnan(state.onset)
@@ -142,6 +149,8 @@ def _weigh(
     usual = np.fmax(np.fmax(baseline, counted.onset), _LEAST_CALM)
     seen = _Seen(
         baseline=baseline,
+        share=share,
+        directions=window.directions,
         tolerated=np.where(closed, np.nan, tolerated),
         evidence=strength,
         threshold=threshold,
@@ -159,17 +168,17 @@ def _weigh(
 
 def _learned(
     state: SpikeState,
-    baseline: NDArray[np.float64],
+    share: NDArray[np.float64],
     sampled: NDArray[np.bool_],
     policy: SpikePolicy,
 ) -> NDArray[np.float64]:
-    """Return the level with the oldest waiting window in it; it starts above the baseline's rate."""
-    level = np.where(np.isnan(baseline), np.nan, state.level)
-    level = np.where(np.isnan(level) & sampled, np.minimum(_FIRST_LEVEL * baseline, 1.0), level)
-    share = 1.0 / policy.level_windows
+    """Return the level with the oldest waiting window in it; it starts above the baseline's share."""
+    level = np.where(np.isnan(share), np.nan, state.level)
+    level = np.where(np.isnan(level) & sampled, np.minimum(_FIRST_LEVEL * share, 1.0), level)
+    weight = 1.0 / policy.level_windows
     oldest = state.recent[0]
     learns = sampled & ~np.isnan(oldest)
-    return np.where(learns, (1 - share) * level + share * oldest, level)
+    return np.where(learns, (1 - weight) * level + weight * oldest, level)
 
 
 def _pushed(ring: NDArray[Any], newest: NDArray[Any], where: NDArray[np.bool_]) -> NDArray[Any]:
@@ -238,7 +247,7 @@ def _explain(
         threshold_log10=seen.threshold,
         short_rate=float(short[index]),
         level=float(level[index]),
-        baseline_rate=float(seen.baseline[index]),
+        baseline_share=float(seen.share[index]),
         tolerated=float(seen.tolerated[index]),
     )
 
@@ -248,25 +257,47 @@ def _reason(
 ) -> str:
     was = f" (was {old})" if old in (State.PENDING, State.FIRING, State.RESOLVED) else ""
     if new is State.UNKNOWN:
-        baseline, judged = float(seen.baseline[index]), bool(seen.asked[index])
+        known = float(seen.baseline[index]), float(seen.share[index])
+        direction, judged = _direction(index, seen), bool(seen.asked[index])
+        blind = blindness(*known, policy, judged=judged, direction=direction)
         silence = f"no request sampled for {counted.unsampled[index]} windows"
-        return (blindness(baseline, policy, judged=judged) or silence) + was
+        return (blind or silence) + was
     occasion = _occasion(old, new, policy, held=bool(seen.held[index]))
     return occasion + _numbers(index, counted, seen, policy)
 
 
-def blindness(baseline_rate: float, policy: SpikePolicy, *, judged: bool) -> str:
-    """Return in words why a feature cannot be judged however much it is sampled; empty if it can."""
-    if not 0 <= baseline_rate <= 1:
+def _direction(index: int, seen: _Seen) -> Direction:
+    return seen.directions[index] if seen.directions else Direction.ABOVE
+
+
+def blindness(
+    rate: float,
+    share: float,
+    policy: SpikePolicy,
+    *,
+    judged: bool,
+    direction: Direction = Direction.ABOVE,
+) -> str:
+    """Return in words why a feature cannot be judged however much it is sampled; empty if it can.
+
+    Args:
+        rate: Rate that is granted because of its baseline; NaN: there is none.
+        share: Share of requests that exceed in its baseline.
+        policy: When a feature counts as spiking.
+        judged: Whether its flag asks for the spike test.
+        direction: On which side it exceeds.
+    """
+    if not 0 <= rate <= 1:
         return "no baseline to compare with"
     if not judged:
         return "its flag does not ask for the spike test"
-    if beyond_judging(np.array(baseline_rate), policy.baseline_factor):
+    if beyond_judging(np.array(share), policy.baseline_factor):
         return (
-            f"{100 * baseline_rate:.3g} % of the baseline's requests are beyond its "
-            f"{100 * policy.quantile:.6g} % quantile, too many to tell a spike from them: raise "
-            "spike.quantile"
+            f"{100 * share:.3g} % of the baseline's requests are {direction.beyond(policy.quantile)}, "
+            "too many to tell a spike from them: raise spike.quantile"
         )
+    if beyond_judging(np.array(rate), policy.baseline_factor):
+        return "its baseline is too short to tell a spike from what so few requests allow"
     return ""
 
 
@@ -288,10 +319,10 @@ def _occasion(old: State, new: State, policy: SpikePolicy, *, held: bool) -> str
 def _numbers(index: int, counted: SpikeState, seen: _Seen, policy: SpikePolicy) -> str:
     """Return, such as, "41 of 64 requests beyond the baseline's 99.9 % quantile, 641 times ..."."""
     requests, exceedances = (int(found[index]) for found in sums(counted))
-    quantile = f"{100 * policy.quantile:.6g} % quantile"
-    parts = [f"{exceedances} of {requests} requests beyond the baseline's {quantile}"]
+    where = _direction(index, seen).beyond(policy.quantile)
+    parts = [f"{exceedances} of {requests} requests {where}"]
     if exceedances:
-        parts += [_times(exceedances / requests, float(seen.baseline[index]), "baseline rate")]
+        parts += [_times(exceedances / requests, float(seen.share[index]), "baseline share")]
         parts += [_times(exceedances / requests, float(counted.level[index]), "recent level")]
     words = f"{', '.join(parts)}; tolerated {100 * seen.tolerated[index]:.3g} %"
     if seen.held[index]:  # no evidence is gathered meanwhile

@@ -1,6 +1,7 @@
 """What goes into the spike test and what comes out of it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -35,6 +36,25 @@ class Direction(StrEnum):
     ABOVE = "above"
     BELOW = "below"
     BOTH = "both"
+
+    @property
+    def code(self) -> int:
+        """The direction as a number, for recordings: above 0, below 1, both 2."""
+        return tuple(Direction).index(self)
+
+    def beyond(self, quantile: float) -> str:
+        """Return in words where a request exceeds.
+
+        Example:
+            >>> Direction.BOTH.beyond(0.99)
+            "outside the baseline's 0.5 % and 99.5 % quantiles"
+        """
+        rest = 100 * (1.0 - quantile)
+        if self is Direction.BELOW:
+            return f"below the baseline's {rest:.6g} % quantile"
+        if self is Direction.BOTH:
+            return f"outside the baseline's {rest / 2:.6g} % and {100 - rest / 2:.6g} % quantiles"
+        return f"beyond the baseline's {100 * quantile:.6g} % quantile"
 
 
 class Detector(StrEnum):
@@ -102,17 +122,21 @@ class Observation:
     Attributes:
         requests: Requests compared with each threshold, shape ``(n,)``; 0: not sampled.
         exceedances: Those beyond it, shape ``(n,)``.
-        baseline_rate: Share of requests beyond it in the baseline, shape ``(n,)``; NaN: there is
-            no baseline.
+        baseline_rate: Rate that is granted because of the baseline, see ``measured_rate``: its share, or
+            more where that was measured on few requests; shape ``(n,)``; NaN: there is no baseline.
+        baseline_share: Share of requests beyond it in the baseline, shape ``(n,)``; NaN likewise.
         factor: Each feature's least factor over its recent level, more than 1, shape ``(n,)``.
         judged: Whether the feature is tested at all, shape ``(n,)``; where not it stays unknown.
+        directions: On which side each exceeds, for the words; empty: all above.
     """
 
     requests: NDArray[np.int64]
     exceedances: NDArray[np.int64]
     baseline_rate: NDArray[np.float64]
+    baseline_share: NDArray[np.float64]
     factor: NDArray[np.float64]
     judged: NDArray[np.bool_]
+    directions: Sequence[Direction] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +153,7 @@ class Transition:
         threshold_log10: Evidence that raises an alarm.
         short_rate: Exceeding share of the short windows' requests; NaN without requests.
         level: Recent level of that share; NaN while nothing is known of it.
-        baseline_rate: That share in the baseline; NaN without one.
+        baseline_share: That share in the baseline; NaN without one.
         tolerated: The rate that was tolerated; NaN where nothing could be judged.
     """
 
@@ -142,5 +166,5 @@ class Transition:
     threshold_log10: float
     short_rate: float
     level: float
-    baseline_rate: float
+    baseline_share: float
     tolerated: float

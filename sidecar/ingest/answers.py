@@ -122,6 +122,7 @@ def feature(
         portrait_digest=portrait.picture_digest if portrait else "",
         portrait_verdict=portrait.verdict if portrait else "",
         explanation=status.explanation,
+        caution=status.caution,
         conditions=status.conditions,
         drifting=status.drifting,
         drift_js=_known(status.drift_js),

@@ -10,7 +10,7 @@ from sidecar.errors import InvalidInput, MessageTooLarge, Overloaded
 from sidecar.features import FeatureKey, LayerKey, revision_matches
 from sidecar.ingest import answers
 from sidecar.jobs import Portrait
-from sidecar.monitor import BaselineVersion, FeatureStatus, Flag, Operations
+from sidecar.monitor import BaselineVersion, FeatureStatus, Flag, Operations, Watching
 from sidecar.wire.v1 import features_pb2, features_pb2_grpc
 
 PAGE_DEFAULT, PAGE_LIMIT = 100, 500
@@ -229,7 +229,13 @@ class FeatureServicer(features_pb2_grpc.FeatureServiceServicer):
         flag = Flag(
             request.name or old.name, request.severity or old.severity, request.owner or old.owner
         )
-        self._operations.flag(key, flag)
+        watching = Watching.of(
+            request.factor if request.HasField("factor") else None,
+            request.direction,
+            request.slice if request.HasField("slice") else None,
+            request.detectors,
+        )
+        self._operations.flag(key, flag, watching)
         return self._message(key)
 
     def _unflag(self, text: str) -> features_pb2.Feature:

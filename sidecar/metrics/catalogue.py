@@ -128,7 +128,7 @@ FEATURE_EXCEEDANCE = _gauge(
 FEATURE_BASELINE_EXCEEDANCE = _gauge(
     "sidecar_feature_baseline_exceedance_ratio",
     "ratio",
-    "Share of requests beyond the threshold to be expected from the baseline; absent without one.",
+    "Share of requests beyond the threshold in the baseline, as it was measured; absent without one.",
     *FEATURE,
 )
 FEATURE_THRESHOLD = _gauge(
@@ -179,7 +179,8 @@ FEATURE_TOLERATED = _gauge(
     "sidecar_feature_tolerated_ratio",
     "ratio",
     "Share of requests beyond the threshold that is still no evidence of a spike: a multiple of the "
-    "baseline or of the recent level, whichever is more.",
+    "baseline's share or of the recent level, whichever is more, and at least what the few requests of a "
+    "short baseline cannot rule out.",
     *FEATURE,
 )
 FEATURE_SAMPLED = _counter(

@@ -157,8 +157,8 @@ _STATE = Row(
             "Flagged features",
             "table",
             "How each flagged feature stands now, with its portrait; a click opens its page. Share: "
-            "requests beyond the threshold in the short window; compare it with the share the baseline "
-            "explains. The newest extreme is the greatest value of a window, or the least of what is watched "
+            "requests beyond the threshold in the short window; compare it with the share in the "
+            "baseline. The newest extreme is the greatest value of a window, or the least of what is watched "
             f"below. Metrics: `{c.FEATURE_STATE.name}`, `{c.FEATURE_EXCEEDANCE.name}`, "
             f"`{c.FEATURE_BASELINE_EXCEEDANCE.name}`, `{c.FEATURE_LAST.name}`, "
             f"`{c.FEATURE_THRESHOLD.name}`.",
@@ -209,8 +209,8 @@ _SPIKES = Row(
         Panel(
             "Share of requests beyond the threshold",
             "timeseries",
-            "Share of sampled requests with a value beyond the feature's threshold; dashed: the share its "
-            "baseline explains. The line stops where nothing is sampled. Metrics: "
+            "Share of sampled requests with a value beyond the feature's threshold; dashed: the share in "
+            "its baseline. The line stops where nothing is sampled. Metrics: "
             f"`{c.FEATURE_EXCEEDANCE.name}`, `{c.FEATURE_BASELINE_EXCEEDANCE.name}`.",
             "percentunit",
             (

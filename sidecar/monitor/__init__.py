@@ -28,8 +28,10 @@ from sidecar.monitor.views import (
     LayerStatus,
     Window,
 )
+from sidecar.monitor.watching import COMMON_FACTOR, Watching
 
 __all__ = [
+    "COMMON_FACTOR",
     "IMAGE_LIMIT_BYTES",
     "Anomaly",
     "BaselineVersion",
@@ -49,6 +51,7 @@ __all__ = [
     "Operations",
     "Pictures",
     "UnmatchedFlag",
+    "Watching",
     "Window",
     "alerts_of",
     "budget_of",

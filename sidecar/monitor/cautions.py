@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import fields
 
-from sidecar.features import Capture
+from sidecar.features import Capture, Slice
 from sidecar.stats import Expectation
 
 
@@ -44,6 +44,22 @@ def _cautions(
             "than one: more is tolerated than was measured, and a small spike is found late or not; "
             "sample more requests, or lower spike.quantile"
         )
+
+
+def caution_of_rate(share: float, explained: float, traffic: Slice) -> str:
+    """Return what speaks against the rate that a flag is held to.
+
+    Args:
+        share: Of the requests it was learned from.
+        explained: The most that its baseline's rows explain.
+        traffic: What the flag is restricted to.
+    """
+    unlike = " or its slice is unlike all traffic" if traffic.pairs else ""
+    return (
+        f"{100 * share:.3g} % of the requests it learned its rate from exceeded, and its baseline's rows "
+        f"explain {100 * explained:.3g} % at most: that was unusual traffic{unlike}, and more of it raises "
+        "no alarm; once traffic is ordinary have the baseline learned anew (sidecar baseline relearn)"
+    )
 
 
 def differences(theirs: Capture, mine: Capture) -> str:

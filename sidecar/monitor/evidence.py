@@ -375,7 +375,7 @@ class EvidenceBook:
             requests,
             exceedances,
             _sum_pairs(found),
-            baseline_rate=change.baseline_rate,
+            baseline_rate=change.baseline_share,
             tolerated_rate=tolerated,
             uncounted=uncounted,
         )

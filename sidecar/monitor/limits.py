@@ -12,6 +12,12 @@ from sidecar.monitor.own_rates import OwnLimits, OwnRates, in_own_way, plain, si
 from sidecar.monitor.views import Flag
 from sidecar.stats import Distribution, Expectation, SparseDistribution, Watched
 
+_DOUBT_FACTOR = 3.0
+"""Over what the baseline explains: as ``spike.factor`` says by default, as much as would be a spike."""
+
+_DOUBT_REQUESTS = 10
+"""Exceeding ones from which that is no chance: a third of so many become ten once in 400 times."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Limits:
@@ -20,11 +26,12 @@ class Limits:
     Attributes:
         high: A value above exceeds, shape ``(n,)``; NaN: there is no such threshold.
         low: Or one below, shape ``(n,)``; NaN likewise.
-        rates: Share of requests that exceed in the baseline, shape ``(n,)``; NaN without one, and while
-            a flag learns its own. Where too few did to tell it within ``baseline_factor``, so much more
-            as they are compatible with.
-        shares: That share without such an allowance, shape ``(n,)``.
+        rates: What is granted: the share, or where too few exceeded to tell it within
+            ``baseline_factor``, so much more as they are compatible with; shape ``(n,)``; NaN without a
+            baseline, and while a flag learns its own rate.
+        shares: Share of requests that exceed in the baseline, shape ``(n,)``; NaN without one.
         requests: Requests it was measured on, shape ``(n,)``; 0: it was not.
+        explained: Most that the baseline's rows explain of a share, were they independent; NaN without one.
     """
 
     high: NDArray[np.float64]
@@ -32,6 +39,7 @@ class Limits:
     rates: NDArray[np.float64]
     shares: NDArray[np.float64]
     requests: NDArray[np.int64]
+    explained: float = np.nan
 
     @classmethod
     def none(cls, n: int) -> Self:
@@ -68,7 +76,9 @@ class Limits:
         """
         high, low = sides(baseline, flags, policy.quantile)
         derived = _derived(baseline, high)
-        found = cls(high, low, derived, derived, np.zeros(len(flags), np.int64))
+        none = np.zeros(len(flags), np.int64)
+        explained = 1.0 - policy.quantile ** _rows_per_request(baseline)
+        found = cls(high, low, derived, derived, none, explained)
         if expected is not None:
             found = found._measured(expected, indices, flags, policy)
         apart = in_own_way(flags, expected, policy.quantile)
@@ -92,6 +102,7 @@ class Limits:
             np.where(known, placed, self.high),
             self.low,
             *self._granted(known, passed, requests, policy.baseline_factor),
+            self.explained,
         )
 
     def with_own(self, apart: NDArray[np.bool_], own: OwnLimits, policy: SpikePolicy) -> Self:
@@ -101,6 +112,7 @@ class Limits:
             np.where(apart, high, self.high),
             np.where(apart, low, self.low),
             *self._granted(apart, passed, requests, policy.baseline_factor),
+            self.explained,
         )
 
     def _granted(
@@ -126,6 +138,16 @@ class Limits:
     def short(self) -> NDArray[np.bool_]:
         """Whether too few requests were measured to have a rate that can be judged, shape ``(n,)``."""
         return np.isfinite(self.shares) & np.isnan(self.rates)
+
+    @property
+    def doubtful(self) -> NDArray[np.bool_]:
+        """Whether a share was measured that the baseline does not explain, shape ``(n,)``.
+
+        Thresholds are quantiles of the baseline's rows, so no more exceed than as if these were
+        independent, but for chance and what differs from the baseline.
+        """
+        passed = self.shares * self.requests
+        return (self.shares > _DOUBT_FACTOR * self.explained) & (passed >= _DOUBT_REQUESTS)
 
     @property
     def shown(self) -> NDArray[np.float64]:
@@ -175,12 +197,15 @@ class Limits:
         )
 
 
+def _rows_per_request(baseline: Distribution | SparseDistribution) -> float:
+    """Return the rows that were compared of a request, whatever they stand for; at least 1."""
+    return max(1.0, baseline.sampled / max(baseline.requests, 1))
+
+
 def _derived(
     baseline: Distribution | SparseDistribution, high: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return the share of requests above a threshold if their rows were independent."""
     # A bounded sample cannot show rates below about one over its size: do not believe 0.
     row_rate = np.clip(baseline.exceedance(high), 1.0 / (baseline.sampled + 1), 1.0)
-    # Only rows that were sampled are compared, whatever they stand for.
-    rows_per_request = max(1.0, baseline.sampled / max(baseline.requests, 1))
-    return np.asarray(1.0 - (1.0 - row_rate) ** rows_per_request)
+    return np.asarray(1.0 - (1.0 - row_rate) ** _rows_per_request(baseline))

@@ -62,6 +62,7 @@ from sidecar.monitor.views import (
     LayerStatus,
     Window,
 )
+from sidecar.monitor.watching import Watching
 from sidecar.recipes import (
     PICTURE_KINDS,
     SIDED_KINDS,
@@ -106,6 +107,7 @@ SEVERITIES = ("info", "warning", "critical")
 STATE_ORDER = (State.FIRING, State.PENDING, State.RESOLVED, State.NORMAL, State.UNKNOWN)
 """What a person wants to see first."""
 
+_AS_IT_IS = Watching()
 _STATE_EVENTS = ("feature_", "layer_", "baseline_")
 _ALERT_LABELS = ("model", "revision", "layer", "kind", "feature")
 
@@ -332,8 +334,14 @@ class Operations:
 
     # -- flags and baselines ----------------------------------------------------------------
 
-    def flag(self, key: FeatureKey, flag: Flag) -> None:
+    def flag(self, key: FeatureKey, flag: Flag, watching: Watching = _AS_IT_IS) -> None:
         """Watch a feature from now on, or change how.
+
+        Args:
+            key: Which feature.
+            flag: Its name, severity and owner.
+            watching: How; what it does not say stays as it is, be that set by hand or configured. What
+                is as configured anyway goes on following the configuration.
 
         Raises:
             InvalidInput: The name or owner is too long or not printable, or there is no such severity.
@@ -341,16 +349,20 @@ class Operations:
         _check_flag(flag)
         self.feature(key)
         selector = _pinned(key)
-        self._catalogue.set_flag(str(selector), flag.name, flag.severity, flag.owner)
+        _, earlier = self._stored().get(selector, (flag, _AS_IT_IS))
+        kept = watching.after(earlier).beside(self._common(selector))
+        words = (flag.name, flag.severity, flag.owner)
+        self._catalogue.set_flag(str(selector), *words, kept.encode())
         self._apply_flags()
-        detail = f"{flag.name or 'unnamed'}, severity {flag.severity}"
+        how = f", watched {watching}" if str(watching) else ""
+        detail = f"{flag.name or 'unnamed'}, severity {flag.severity}{how}"
         self.record((Event(self._clock(), "feature_flagged", str(key), detail),))
 
     def unflag(self, key: FeatureKey) -> None:
         """Watch a feature no longer.
 
-        What was set by hand on a feature of the configuration goes, and the configuration's own
-        name, severity and owner are back.
+        What was set by hand on a feature of the configuration goes, and the configuration's own flag
+        is back.
 
         Raises:
             Conflict: The configuration flags it, and nothing was set by hand.
@@ -370,27 +382,34 @@ class Operations:
         self.record((Event(self._clock(), "feature_unflagged", str(key), detail),))
 
     def _flags(self) -> dict[FeatureSelector, Flag]:
-        """Return all flags; one set by hand is watched as the configuration says of its feature."""
+        """Return all flags; one set by hand is watched as it says, and else as is configured."""
         found = dict(self._configured)
-        for selector, flag in self._stored().items():
-            ours = (mine for one, mine in self._configured.items() if _covers(one, selector))
-            common = next(ours, Flag())
+        for selector, (flag, watching) in self._stored().items():
             found[selector] = replace(
-                common, name=flag.name, severity=flag.severity, owner=flag.owner
+                watching.over(self._common(selector)),
+                name=flag.name,
+                severity=flag.severity,
+                owner=flag.owner,
             )
         return found
 
-    def _stored(self) -> dict[FeatureSelector, Flag]:
+    def _common(self, selector: FeatureSelector) -> Flag:
+        """Return how the configuration has a feature watched, or how all are that it does not name."""
+        ours = (mine for one, mine in self._configured.items() if _covers(one, selector))
+        return next(ours, Flag())
+
+    def _stored(self) -> dict[FeatureSelector, tuple[Flag, Watching]]:
         """Return the flags set by hand; a row that the disk has damaged is told and passed over."""
-        found: dict[FeatureSelector, Flag] = {}
+        found: dict[FeatureSelector, tuple[Flag, Watching]] = {}
         for stored in self._catalogue.flags():
             try:
                 selector = FeatureSelector.parse(stored.selector)
-            except InvalidName as error:
+                watching = Watching.decode(stored.watched)
+            except InvalidInput as error:
                 log = structlog.get_logger()
                 log.warning("flag_unreadable", selector=stored.selector, error=str(error))
                 continue
-            found[selector] = Flag(stored.name, stored.severity, stored.owner)
+            found[selector] = Flag(stored.name, stored.severity, stored.owner), watching
         return found
 
     def _apply_flags(self) -> None:

@@ -91,8 +91,7 @@ class FeatureStatus:
         since: Unix seconds of the last change of state.
         requests: Requests in the last short windows with a sample.
         exceedance_ratio: Share of those with a value beyond ``threshold``.
-        baseline_ratio: That share in the baseline; where too few exceeded there to tell it, what those few are
-            compatible with, see ``monitor.limits``.
+        baseline_ratio: That share in the baseline; NaN before there is one.
         threshold: Baseline quantile of the spike test, the upper one where there are two; NaN before
             there is a baseline.
         last: Largest value of the last closed window that had samples; NaN before.
@@ -101,7 +100,8 @@ class FeatureStatus:
             nothing can be judged.
         evidence_threshold_log10: Evidence that raises an alarm.
         level_ratio: Recent level of the exceeding share; NaN before there is one.
-        tolerated_ratio: Share that is tolerated now; NaN before there is a baseline.
+        tolerated_ratio: Share that is tolerated now: as much as so few measured requests allow at least, see
+            ``detect.measured_rate``; NaN before there is a baseline.
         conditions: What certainly holds of it: ``never_seen``, ``nonfinite``, ``silent``, ``saturated``.
         drift_js: Jensen-Shannon distance of its newest hour from the baseline; NaN before there is one.
         drift_wasserstein: Wasserstein distance from the baseline, in standard deviations of that.
@@ -116,6 +116,7 @@ class FeatureStatus:
         low_threshold: A value below exceeds; NaN where there is no such threshold.
         least: Least finite value of the last closed window that had samples, of a feature that is watched
             ``below`` or on ``both`` sides and has a baseline; else NaN.
+        caution: What speaks against the rate that it is held to, in words; empty: nothing.
         anomaly: What the screen finds of it, of one that nobody flagged; None: nothing.
     """
 
@@ -146,6 +147,7 @@ class FeatureStatus:
     spikes: int = 0
     low_threshold: float = math.nan
     least: float = math.nan
+    caution: str = ""
     anomaly: Anomaly | None = None
 
 

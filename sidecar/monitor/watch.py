@@ -25,6 +25,7 @@ from sidecar.detect import (
 )
 from sidecar.errors import CorruptState
 from sidecar.features import FeatureKey, LayerKey, Slice
+from sidecar.monitor.cautions import caution_of_rate
 from sidecar.monitor.conditions import WatchedConditions
 from sidecar.monitor.drift import WatchedDrift
 from sidecar.monitor.limits import Limits
@@ -194,8 +195,13 @@ class LayerWatch:
 
     @property
     def baseline_rates(self) -> NDArray[np.float64]:
-        """Share of baseline requests that exceed, shape ``(n,)``; NaN without a baseline."""
+        """Rate that is granted because of the baseline, shape ``(n,)``; NaN without one."""
         return self.limits.rates
+
+    @property
+    def baseline_shares(self) -> NDArray[np.float64]:
+        """Share of baseline requests that exceed, shape ``(n,)``; NaN where there is no rate either."""
+        return np.where(np.isnan(self.limits.rates), np.nan, self.limits.shares)
 
     def forget_baseline(self) -> None:
         """Drop the thresholds: until a new baseline is there, nothing can be said."""
@@ -304,8 +310,10 @@ class LayerWatch:
             requests=np.where(known, requests, 0),
             exceedances=np.where(known, exceedances, 0),
             baseline_rate=np.where(known, self.baseline_rates, np.nan),
+            baseline_share=np.where(known, self.baseline_shares, np.nan),
             factor=self._factors(policy),
             judged=self.tested,
+            directions=[flag.direction for flag in self.flags],
         )
         self.spikes, found = step(self.spikes, seen, policy, now, flagged=flagged)
         transitions = tuple(map(self._said, found))
@@ -349,7 +357,7 @@ class LayerWatch:
             self.spikes.since,
             requests,
             short,
-            self.baseline_rates,
+            self.baseline_shares,
             self.thresholds,
             self.last,
         )
@@ -371,9 +379,22 @@ class LayerWatch:
             [str(flag.direction) for flag in self.flags],
             [str(flag.traffic) for flag in self.flags],
         )
-        told = (*self.counted.tolist(), self.limits.low.tolist(), self.conditions.least.tolist())
+        told = (
+            *self.counted.tolist(),
+            self.limits.low.tolist(),
+            self.conditions.least.tolist(),
+            self._cautions(),
+        )
         rest = (explanations, *spiking, certain, *drifting, *how, *told)
         return list(map(FeatureStatus, *named, *first, *rest))
+
+    def _cautions(self) -> list[str]:
+        """Return what speaks against the rate of each feature, in words; few have such."""
+        found = [""] * len(self.keys)
+        for at in np.flatnonzero(self.limits.doubtful & self.tested).tolist():
+            share, explained = float(self.limits.shares[at]), self.limits.explained
+            found[at] = caution_of_rate(share, explained, self.flags[at].traffic)
+        return found
 
     def _explanation(self, at: int, state: State, policy: SpikePolicy) -> str:
         if state is not State.UNKNOWN:
@@ -382,7 +403,9 @@ class LayerWatch:
         learning = self._learning(at)
         if judged and learning:
             return learning[:1].upper() + learning[1:] + "."
-        closed = blindness(float(self.baseline_rates[at]), policy, judged=judged)
+        known = float(self.baseline_rates[at]), float(self.baseline_shares[at])
+        direction = self.flags[at].direction
+        closed = blindness(*known, policy, judged=judged, direction=direction)
         if closed and judged and not plain([self.flags[at]])[0]:
             closed += _LEARNED_SO
         return closed or self.reasons[at] or "Not sampled: nothing can be said."

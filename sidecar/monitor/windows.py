@@ -81,6 +81,7 @@ def subject_of(
         baseline_factor: Of a baseline's rate that is tolerated.
         window_seconds: Configured length of a window.
     """
+    rates, shares = _at_levels(watch, baseline, levels, baseline_factor)
     return Subject(
         layer=watch.layer,
         capture=_name(*astuple(capture)),
@@ -89,30 +90,33 @@ def subject_of(
         indices=watch.indices.copy(),
         thresholds=watch.thresholds.copy(),
         baseline_rate=watch.baseline_rates.copy(),
+        baseline_share=watch.baseline_shares.copy(),
         factor=np.array([flag.factor or np.nan for flag in watch.flags], np.float64),
         judged=watch.tested,
         baseline="" if baseline is None else baseline_name(baseline),
         baseline_requests=0 if baseline is None else baseline.requests,
         baseline_seconds=0.0 if baseline is None else baseline.ended - baseline.started,
         levels=levels.levels,
-        level_rates=_level_rates(watch, baseline, levels, baseline_factor),
+        level_rates=rates,
+        level_shares=shares,
+        sides=np.array([flag.direction.code for flag in watch.flags], np.int64),
     )
 
 
-def _level_rates(
+def _at_levels(
     watch: LayerWatch,
     baseline: Distribution | SparseDistribution | None,
     levels: Levels,
     baseline_factor: float,
-) -> NDArray[np.float64]:
-    """Return the share of baseline requests above each level, shape ``(n, k)``.
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return what is granted at each level, and the share of baseline requests above it, ``(n, k)`` each.
 
     Requests are compared with the threshold alone while a baseline is learned. Those above another
     level follow from its rows, and are scaled by how far that is off at the threshold. As at the
     threshold, so much more is granted as the requests that were measured cannot rule out.
     """
     if baseline is None or not levels.levels.size:
-        return levels.row_rates
+        return levels.row_rates, levels.row_rates
     each = max(1.0, baseline.sampled / max(baseline.requests, 1))  # rows a request
     mine = np.maximum(baseline.exceedance(watch.thresholds), 1.0 / (baseline.sampled + 1))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -121,7 +125,8 @@ def _level_rates(
     shares, measured = np.clip(derived * scale[:, None], 0.0, 1.0), watch.limits.requests[:, None]
     passed = np.maximum(shares * (measured + 1) - 0.5, 0.0)  # as ``measured_share`` has it
     rates = np.where(measured > 0, measured_rate(passed, measured, baseline_factor), shares)
-    return np.where(levels.plain[:, None], rates, np.nan)
+    plain = levels.plain[:, None]
+    return np.where(plain, rates, np.nan), np.where(plain, shares, np.nan)
 
 
 def baseline_name(baseline: Distribution | SparseDistribution) -> str:

@@ -243,7 +243,14 @@ def _learning_seconds(windows: float, part: Stretch) -> int:
 def _alarms(part: Stretch) -> int:
     """Return how many alarms the policy raises in a stretch."""
     terms = part.terms
-    lanes = Lanes(terms.spike, part.flagged, terms.baseline_rate, terms.factor, terms.judged)
+    lanes = Lanes(
+        terms.spike,
+        part.flagged,
+        terms.baseline_rate,
+        terms.baseline_share,
+        terms.factor,
+        terms.judged,
+    )
 
     def window(number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return part.compared[number], part.exceedances[number]

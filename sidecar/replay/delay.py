@@ -55,16 +55,17 @@ def delay(
         return None
     first = long[0]
     picked = [_pick(long[int(rng.integers(len(long)))], warm, rng) for _ in range(tries)]
-    rates, factors, compared, exceedances = map(np.array, zip(*picked, strict=True))
+    rates, shares, factors, compared, exceedances = map(np.array, zip(*picked, strict=True))
     if factor is not None:
         factors = np.full_like(factors, factor)
-    lanes = Lanes(first.terms.spike, first.flagged, rates, factors, np.ones(tries, np.bool_))
+    judged = np.ones(tries, np.bool_)
+    lanes = Lanes(first.terms.spike, first.flagged, rates, shares, factors, judged)
     return _found(lanes, compared.T, exceedances.T, warm, rng)
 
 
 def _pick(
     part: Stretch, warm: int, rng: np.random.Generator
-) -> tuple[float, float, NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[float, float, float, NDArray[np.int64], NDArray[np.int64]]:
     """Return a feature of a stretch and some of its windows."""
     column = int(rng.integers(part.compared.shape[1]))
     begin = int(rng.integers(len(part.at) - warm - WITHIN_WINDOWS + 1))
@@ -72,6 +73,7 @@ def _pick(
     terms = part.terms
     return (
         float(terms.baseline_rate[column]),
+        float(terms.baseline_share[column]),
         float(terms.factor[column]),
         part.compared[span, column],
         part.exceedances[span, column],
@@ -115,11 +117,14 @@ def enough_requests(
     """
     warm, tries = warm_windows(part.terms.spike), TRIES // 2
     factor = float(np.median(part.terms.factor))
-    baseline = float(np.median(part.terms.baseline_rate))
+    rate, share = (
+        float(np.median(known)) for known in (part.terms.baseline_rate, part.terms.baseline_share)
+    )
     lanes = Lanes(
         part.terms.spike,
         part.flagged,
-        np.full(tries, baseline),
+        np.full(tries, rate),
+        np.full(tries, share),
         np.full(tries, factor),
         np.ones(tries, np.bool_),
     )

@@ -230,6 +230,7 @@ def _run(
         spike=spike,
         flagged=part.flagged,
         baseline_rate=np.tile(part.terms.baseline_rate, len(starts)),
+        baseline_share=np.tile(part.terms.baseline_share, len(starts)),
         factor=np.tile(factors, len(starts)),
         judged=np.tile(part.terms.judged, len(starts)),
     )

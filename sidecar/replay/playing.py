@@ -144,7 +144,7 @@ class Trace:
         follows: Whether the window before it is there too, or one is missing in between.
         rate: Share of exceeding requests; NaN without requests.
         tolerated: Rate that the policy tolerates; NaN without a baseline.
-        baseline: Rate of the baseline; NaN without one.
+        baseline: Share that exceeds in the baseline; NaN without one.
         evidence: Evidence, as a power of ten; 0 while an alarm is held.
     """
 
@@ -189,7 +189,8 @@ class _Line:
             if before and after and before != after:
                 # Learned anew within the window: what was counted went with the old one.
                 nothing = np.zeros(len(self.subject), np.int64)
-                found += self._step(nothing, nothing, np.full(len(nothing), np.nan), window)
+                unknown = np.full(len(nothing), np.nan)
+                found += self._step(nothing, nothing, unknown, window)
             self.become(window.subject, window.at)
         terms = self.terms
         found += self._step(window.compared, terms.exceedances(window), terms.baseline_rate, window)
@@ -206,8 +207,10 @@ class _Line:
             requests=requests,
             exceedances=exceedances,
             baseline_rate=baseline_rate,
+            baseline_share=self.terms.baseline_share,
             factor=self.terms.factor,
             judged=self.terms.judged,
+            directions=self.terms.directions,
         )
         self.state, changes = step(
             self.state, seen, self.terms.spike, window.at, flagged=window.flagged
@@ -319,7 +322,7 @@ def _extend(trace: Trace, index: int, line: _Line, window: WindowRecord) -> None
     trace.at.append(window.at)
     trace.rate.append(int(terms.exceedances(window)[at]) / requests if requests else math.nan)
     trace.tolerated.append(float(tolerated[at]))
-    trace.baseline.append(float(terms.baseline_rate[at]))
+    trace.baseline.append(float(terms.baseline_share[at]))
     trace.evidence.append(float(evidence(line.state)[at]))
 
 

@@ -8,13 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidecar.config import FlagConfig, PolicyConfig
-from sidecar.detect import SpikePolicy
+from sidecar.detect import Direction, SpikePolicy
 from sidecar.features import FeatureSelector
 from sidecar.replay.words import counted
 from sidecar.store import Subject, WindowRecord
 
 SPIKE = "spike"
 """What a flag's ``detectors`` call the spike test."""
+
+_DIRECTIONS = tuple(Direction)  # by their code
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +48,13 @@ class Policy:
                     factor[at] = flag.factor or np.nan
                     judged[at] = SPIKE in flag.detectors
         column, level = _nearest(subject, self.spike.quantile)
-        rate = subject.baseline_rate
+        rate, share = subject.baseline_rate, subject.baseline_share
         if column is not None:
             rate = subject.level_rates[:, column]
             # A feature that is watched below, or on a slice, has no further levels.
             own = np.isnan(rate) & ~np.isnan(subject.baseline_rate)
             rate = np.where(own, subject.baseline_rate, rate)
+            share = np.where(own, subject.baseline_share, subject.level_shares[:, column])
         else:
             own = np.ones(len(subject), np.bool_)
         return Terms(
@@ -59,6 +62,8 @@ class Policy:
             factor=np.where(np.isnan(factor), self.spike.factor, factor),
             judged=judged,
             baseline_rate=rate,
+            baseline_share=share,
+            directions=tuple(map(_DIRECTIONS.__getitem__, subject.sides.tolist())),
             column=column,
             own=own,
         )
@@ -72,7 +77,9 @@ class Terms:
         spike: The settings, with the quantile level that is really used and the recorded window length.
         factor: Each feature's minimum factor over the recent level, shape ``(n,)``.
         judged: Whether it is tested, shape ``(n,)``.
-        baseline_rate: Share of baseline requests beyond the used level, shape ``(n,)``.
+        baseline_rate: Rate granted at the used level because of the baseline, shape ``(n,)``.
+        baseline_share: Share of baseline requests beyond it, shape ``(n,)``.
+        directions: On which side each exceeds.
         column: Which of the subject's further levels is used; None: the recorded thresholds.
         own: Features for which the recorded threshold is used all the same, shape ``(n,)``.
     """
@@ -81,6 +88,8 @@ class Terms:
     factor: NDArray[np.float64]
     judged: NDArray[np.bool_]
     baseline_rate: NDArray[np.float64]
+    baseline_share: NDArray[np.float64]
+    directions: tuple[Direction, ...]
     column: int | None
     own: NDArray[np.bool_]
 
@@ -97,6 +106,8 @@ class Terms:
             factor=self.factor[places],
             judged=self.judged[places],
             baseline_rate=self.baseline_rate[places],
+            baseline_share=self.baseline_share[places],
+            directions=tuple(self.directions[place] for place in places.tolist()),
             column=self.column,
             own=self.own[places],
         )

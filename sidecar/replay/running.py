@@ -20,7 +20,8 @@ class Lanes:
     Attributes:
         spike: The policy.
         flagged: Features that share its false alarms.
-        baseline_rate: Shape ``(m,)``.
+        baseline_rate: What is granted because of each baseline, shape ``(m,)``.
+        baseline_share: Share of its requests that exceeded, shape ``(m,)``.
         factor: Shape ``(m,)``.
         judged: Shape ``(m,)``.
     """
@@ -28,6 +29,7 @@ class Lanes:
     spike: SpikePolicy
     flagged: int
     baseline_rate: NDArray[np.float64]
+    baseline_share: NDArray[np.float64]
     factor: NDArray[np.float64]
     judged: NDArray[np.bool_]
 
@@ -66,6 +68,7 @@ def raised(
             requests=requests,
             exceedances=exceedances,
             baseline_rate=lanes.baseline_rate,
+            baseline_share=lanes.baseline_share,
             factor=lanes.factor,
             judged=lanes.judged,
         )

@@ -345,14 +345,14 @@ def _rates(parts: Sequence[Stretch]) -> tuple[NDArray[np.float64], NDArray[np.fl
         there = requests > 0
         rate = (part.exceedances.sum(axis=0)[there] + 0.5) / (requests[there] + 1.0)
         rates.append(rate)
-        ratios.append(rate / np.maximum(part.terms.baseline_rate[there], 1e-9))
+        ratios.append(rate / np.maximum(part.terms.baseline_share[there], 1e-9))
     return np.concatenate(rates), np.concatenate(ratios)
 
 
 def _baseline_error(part: Stretch, spread: _Spread) -> float:
     """Return the relative standard error of a baseline's rate: chance, and bursts that hit it or not."""
     requests, seconds = part.baseline
-    rates = part.terms.baseline_rate[part.terms.baseline_rate > 0]
+    rates = part.terms.baseline_share[part.terms.baseline_share > 0]
     windows = seconds / part.window_seconds
     if not requests or not len(rates) or windows <= 0 or math.isnan(spread.variation):
         return math.nan

@@ -6,7 +6,7 @@ stops a start. A full disk is a ``DiskFull`` for the caller; nothing that was th
 Recordings promise less, for they are written all the time: see ``Recordings``.
 """
 
-from sidecar.store.artifacts import REMOVED_FOR, Artifact, ArtifactStore, Removal
+from sidecar.store.artifacts import Artifact, ArtifactStore, Removal
 from sidecar.store.baselines import (
     BaselineFacts,
     BaselineStore,
@@ -27,12 +27,11 @@ from sidecar.store.recordings import (
 )
 from sidecar.store.references import OwnerKind, Reference, References
 from sidecar.store.remote import RemoteShelf
-from sidecar.store.shelf import Entry, LocalShelf, Shelf
+from sidecar.store.shelf import Entry
 from sidecar.store.snapshots import Snapshots
 from sidecar.store.windows import Screened, Subject, WindowRecord
 
 __all__ = [
-    "REMOVED_FOR",
     "Artifact",
     "ArtifactStore",
     "BaselineFacts",
@@ -41,7 +40,6 @@ __all__ = [
     "Database",
     "Entry",
     "EvidenceStore",
-    "LocalShelf",
     "OwnerKind",
     "ReadCounts",
     "Recorder",
@@ -52,7 +50,6 @@ __all__ = [
     "RemoteShelf",
     "Removal",
     "Screened",
-    "Shelf",
     "Snapshots",
     "StoredBaseline",
     "Subject",

@@ -22,6 +22,7 @@ _TABLES = (
         detail TEXT NOT NULL
     )""",
     "CREATE INDEX events_by_subject ON events (subject, sequence)",
+    "ALTER TABLE flags ADD COLUMN watched TEXT NOT NULL DEFAULT ''",
 )
 
 
@@ -34,12 +35,14 @@ class StoredFlag:
         name: What people call the feature; may be empty.
         severity: ``info``, ``warning`` or ``critical``.
         owner: Who is told; may be empty.
+        watched: How it is watched, as text of whoever flagged it; empty: nothing was said.
     """
 
     selector: str
     name: str
     severity: str
     owner: str
+    watched: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,9 @@ class Catalogue:
         self._database = database
         database.migrate("catalogue", _TABLES)
 
-    def set_flag(self, selector: str, name: str, severity: str, owner: str) -> None:
+    def set_flag(
+        self, selector: str, name: str, severity: str, owner: str, watched: str = ""
+    ) -> None:
         """Flag what a selector names, replacing the flag of the same selector.
 
         Raises:
@@ -80,8 +85,9 @@ class Catalogue:
         """
         with self._database.transaction() as cursor:
             cursor.execute(
-                "INSERT OR REPLACE INTO flags (selector, name, severity, owner) VALUES (?, ?, ?, ?)",
-                (selector, name, severity, owner),
+                "INSERT OR REPLACE INTO flags (selector, name, severity, owner, watched) "
+                "VALUES (?, ?, ?, ?, ?)",
+                (selector, name, severity, owner, watched),
             )
 
     def remove_flag(self, selector: str) -> bool:
@@ -92,7 +98,7 @@ class Catalogue:
     def flags(self) -> tuple[StoredFlag, ...]:
         """Return every flag, sorted by selector."""
         rows = self._database.query(
-            "SELECT selector, name, severity, owner FROM flags ORDER BY selector"
+            "SELECT selector, name, severity, owner, watched FROM flags ORDER BY selector"
         )
         return tuple(StoredFlag(*row) for row in rows)
 

@@ -18,7 +18,7 @@ from sidecar.errors import CorruptState, InvalidName, ShapeMismatch
 from sidecar.features import FeatureKey, LayerKey
 
 MAGIC = b"SCREC\r\n\x1a"  # the line end shows a copy that went through a text conversion
-MAJOR, MINOR = 1, 0
+MAJOR, MINOR = 1, 1
 
 _SEGMENT = struct.Struct("<8sHH")  # magic, major, minor; then the CRC of these twelve bytes
 _FRAME = struct.Struct("<IB")  # bytes of the body, kind; then the CRC of these and the body
@@ -30,6 +30,12 @@ FRAME_HEAD_BYTES = _FRAME.size + _CHECK.size
 
 BODY_LIMIT_BYTES = 64 << 20
 """Most bytes of a body, also once it is unpacked: a window of a million features has fewer."""
+
+_SHARES_SINCE = 1
+"""Minor version from which on a subject holds shares of the baseline beside its rates."""
+
+_LAST_SIDE = 2
+"""Greatest code of a side: both."""
 
 _FEATURE_LIMIT = 1 << 20
 """Most flagged features of a layer that a reader believes in."""
@@ -57,6 +63,9 @@ class _Column(IntEnum):
     FACTOR = 4
     JUDGED = 5
     LEVEL_RATES = 6
+    BASELINE_SHARE = 7
+    LEVEL_SHARES = 8
+    SIDES = 9
     COMPARED = 20
     EXCEEDANCES = 21
     LEVEL_EXCEEDANCES = 22
@@ -72,6 +81,14 @@ def _no_numbers() -> NDArray[np.float64]:
     return np.empty(0)
 
 
+def _no_rates() -> NDArray[np.float64]:
+    return np.empty((0, 0))
+
+
+def _no_sides() -> NDArray[np.int64]:
+    return np.empty(0, np.int64)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Subject:
     """What the windows of one layer are about, for as long as none of it changes.
@@ -83,15 +100,20 @@ class Subject:
         quantile: Level of the baseline quantiles in ``thresholds``.
         indices: The flagged features in increasing order, shape ``(n,)``.
         thresholds: A request exceeds when one of its rows is beyond, shape ``(n,)``; NaN: no baseline.
-        baseline_rate: Share of requests that exceed in the baseline, shape ``(n,)``; NaN without one.
+        baseline_rate: Rate that is granted because of the baseline, shape ``(n,)``; NaN without one.
+        baseline_share: Share of requests that exceed in the baseline, shape ``(n,)``; recordings before
+            1.1 hold none, and it reads as the rate.
         factor: The flag's own minimum factor over the recent level, shape ``(n,)``; NaN: the policy's.
         judged: Whether the flag asks for the spike test, shape ``(n,)``.
         baseline: Names the baseline; empty without one.
         baseline_requests: Requests it was learned from.
         baseline_seconds: Seconds it covers.
         levels: Further quantile levels counted, shape ``(k,)``.
-        level_rates: Share of requests beyond each of those in the baseline, shape ``(n, k)``; NaN
-            where the feature is not compared with that level.
+        level_rates: Rate that is granted at each of those, shape ``(n, k)``; NaN where the feature is
+            not compared with that level.
+        level_shares: Share of requests beyond each in the baseline, shape ``(n, k)``, as ``baseline_share``.
+        sides: Where a request exceeds: 0 above the threshold, 1 below it, 2 on both sides, shape ``(n,)``;
+            recordings before 1.1 hold none, and it reads as above.
     """
 
     layer: LayerKey
@@ -101,24 +123,38 @@ class Subject:
     indices: NDArray[np.int64]
     thresholds: NDArray[np.float64]
     baseline_rate: NDArray[np.float64]
+    baseline_share: NDArray[np.float64]
     factor: NDArray[np.float64]
     judged: NDArray[np.bool_]
     baseline: str = ""
     baseline_requests: int = 0
     baseline_seconds: float = 0.0
     levels: NDArray[np.float64] = field(default_factory=_no_numbers)
-    level_rates: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
+    level_rates: NDArray[np.float64] = field(default_factory=_no_rates)
+    level_shares: NDArray[np.float64] = field(default_factory=_no_rates)
+    sides: NDArray[np.int64] = field(default_factory=_no_sides)
 
     def __post_init__(self) -> None:
         """Refuse arrays that do not fit together; without levels the shape of their rates is mended."""
         n, k = len(self.indices), len(self.levels)
-        if not k:
-            object.__setattr__(self, "level_rates", np.empty((n, 0)))
-        each = (self.indices, self.thresholds, self.baseline_rate, self.factor, self.judged)
-        if {array.shape for array in each} != {(n,)} or self.level_rates.shape != (n, k):
+        for name in ("level_rates", "level_shares") if not k else ():
+            object.__setattr__(self, name, np.empty((n, 0)))
+        if not len(self.sides):
+            object.__setattr__(self, "sides", np.zeros(n, np.int64))
+        each = (
+            self.indices,
+            self.thresholds,
+            self.baseline_rate,
+            self.baseline_share,
+            self.factor,
+            self.judged,
+            self.sides,
+        )
+        levels = (self.level_rates, self.level_shares)
+        if {array.shape for array in each} != {(n,)} or {a.shape for a in levels} != {(n, k)}:
             raise ShapeMismatch(
                 f"{self.layer}: arrays of {n} features and {k} levels have shapes "
-                f"{[array.shape for array in (*each, self.level_rates)]}"
+                f"{[array.shape for array in (*each, *levels)]}"
             )
 
     def __len__(self) -> int:
@@ -279,6 +315,7 @@ def split_frames(data: bytes) -> Frames:
 def encode_subject(number: int, subject: Subject) -> bytes:
     """Return the body of a subject that windows of the segment will name by ``number``."""
     about = {
+        "minor": MINOR,
         "layer": str(subject.layer.feature(0)),
         "features": len(subject),
         "capture": subject.capture,
@@ -298,6 +335,9 @@ def encode_subject(number: int, subject: Subject) -> bytes:
             (_Column.FACTOR, subject.factor),
             (_Column.JUDGED, subject.judged.astype(np.int64)),
             (_Column.LEVEL_RATES, subject.level_rates.T),
+            (_Column.BASELINE_SHARE, subject.baseline_share),
+            (_Column.LEVEL_SHARES, subject.level_shares.T),
+            (_Column.SIDES, subject.sides),
         )
     )
     return _varint(number) + _varint(len(text)) + text + columns
@@ -315,7 +355,12 @@ def decode_subject(body: bytes) -> tuple[int, Subject]:
         about = json.loads(body[at : at + length])
         n, levels = _sizes(about)
         columns = _unpacked(body[at + length :])
-        rates = _floats(columns, _Column.LEVEL_RATES, n * len(levels))
+        if int(about.get("minor", 0)) < _SHARES_SINCE:
+            columns = _as_shares(columns)
+        rates, shares = (
+            _floats(columns, one, n * len(levels)).reshape(len(levels), n).T
+            for one in (_Column.LEVEL_RATES, _Column.LEVEL_SHARES)
+        )
         return number, Subject(
             layer=FeatureKey.parse(about["layer"]).layer,
             capture=str(about["capture"]),
@@ -324,13 +369,16 @@ def decode_subject(body: bytes) -> tuple[int, Subject]:
             indices=_numbers(columns, _Column.INDICES, n),
             thresholds=_floats(columns, _Column.THRESHOLDS, n),
             baseline_rate=_floats(columns, _Column.BASELINE_RATE, n),
+            baseline_share=_floats(columns, _Column.BASELINE_SHARE, n),
             factor=_floats(columns, _Column.FACTOR, n),
             judged=_numbers(columns, _Column.JUDGED, n) > 0,
             baseline=str(about["baseline"]),
             baseline_requests=int(about["baseline_requests"]),
             baseline_seconds=float(about["baseline_seconds"]),
             levels=levels,
-            level_rates=rates.reshape(len(levels), n).T,
+            level_rates=rates,
+            level_shares=shares,
+            sides=_sides(columns, n),
         )
     except (
         ValueError,
@@ -342,6 +390,23 @@ def decode_subject(body: bytes) -> tuple[int, Subject]:
         ShapeMismatch,
     ) as error:
         raise CorruptState(f"a recorded subject cannot be read: {error!r}") from error
+
+
+def _as_shares(columns: dict[int, tuple[int, bytes]]) -> dict[int, tuple[int, bytes]]:
+    """Return the columns of an older release with its rates for shares: it knew no others."""
+    older = {
+        _Column.BASELINE_SHARE: columns.get(_Column.BASELINE_RATE),
+        _Column.LEVEL_SHARES: columns.get(_Column.LEVEL_RATES),
+    }
+    return columns | {int(column): found for column, found in older.items() if found is not None}
+
+
+def _sides(columns: Mapping[int, tuple[int, bytes]], n: int) -> NDArray[np.int64]:
+    """Return the sides, once they are some that there are."""
+    sides = _numbers(columns, _Column.SIDES, n)
+    if np.any(sides > _LAST_SIDE):
+        raise ValueError(f"side {int(sides.max())}: there are 0 to {_LAST_SIDE}")
+    return sides
 
 
 def _sizes(about: Mapping[str, Any]) -> tuple[int, NDArray[np.float64]]:

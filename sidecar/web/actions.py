@@ -4,10 +4,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from sidecar.detect import Detector
 from sidecar.errors import InvalidInput
 from sidecar.features import check_name
 from sidecar.jobs import JobRequest
-from sidecar.monitor import Flag
+from sidecar.monitor import COMMON_FACTOR, Flag, Watching
 from sidecar.recipes import Target, recipe_like
 from sidecar.web.console import Console
 from sidecar.web.security import read_form
@@ -28,10 +29,11 @@ async def flag(request: Request) -> Response:
         severity=_severity(fields.get("severity", "warning")),
         owner=_text(fields, "owner"),
     )
+    watching = _watching(fields)
 
     def act() -> str:
         key = console.backend.resolve(request.path_params["feature"])
-        console.backend.flag(key, wanted)
+        console.backend.flag(key, wanted, watching)
         return short_path(key)
 
     return console.redirect(f"/f/{await run_in_threadpool(act)}?done=flagged")
@@ -113,6 +115,21 @@ def _text(fields: dict[str, str], name: str) -> str:
     if len(value) > _TEXT_LIMIT or not value.isprintable():
         raise InvalidInput(f"{name} must be at most {_TEXT_LIMIT} printable characters")
     return value
+
+
+def _watching(fields: dict[str, str]) -> Watching:
+    """Return how a form has a feature watched: all of it, or nothing where it does not ask."""
+    if "direction" not in fields:
+        return Watching()
+    detectors = [name for name in Detector if f"detector-{name}" in fields]
+    if not detectors:
+        raise InvalidInput("detectors: choose at least one, or stop watching the feature")
+    text = fields.get("factor", "").strip()
+    try:
+        factor = float(text) if text else COMMON_FACTOR
+    except ValueError as error:
+        raise InvalidInput(f"factor {text[:40]!r}: use a number above 1, or nothing") from error
+    return Watching.of(factor, fields["direction"], fields.get("slice", ""), detectors)
 
 
 def _severity(value: str) -> str:

@@ -16,6 +16,7 @@ from sidecar.monitor import (
     Flag,
     LayerStatus,
     UnmatchedFlag,
+    Watching,
     Window,
 )
 from sidecar.recipes import Recipe
@@ -171,8 +172,8 @@ class Backend(Protocol):
     def artifact(self, digest: str) -> tuple[Path, str]:
         """Return the file and media type of an artifact; UnknownArtifact where there is none."""
 
-    def flag(self, key: FeatureKey, flag: Flag) -> None:
-        """Watch a feature from now on, or change how."""
+    def flag(self, key: FeatureKey, flag: Flag, watching: Watching) -> None:
+        """Watch a feature from now on, or change how; what ``watching`` does not say stays as it is."""
 
     def unflag(self, key: FeatureKey) -> None:
         """Watch a feature no longer."""

@@ -27,7 +27,8 @@ ROWS_WORDS = {
 TITLES = {
     "short_rate": "Exceeding in the short windows",
     "level": "Recent level",
-    "baseline_rate": "Baseline",
+    "baseline_share": "Baseline",
+    "baseline_rate": "Granted for the baseline",
     "tolerated": "Tolerated",
     "evidence_log10": "Evidence",
     "threshold_log10": "An alarm takes",

@@ -98,6 +98,7 @@ def feature(status: FeatureStatus, base: str, *, shifted: bool) -> dict[str, Any
         "alerts": list(alerts_of(status, shifted=shifted)),
         "anomaly": anomaly(status.anomaly, base) if status.anomaly else None,
         "explanation": status.explanation,
+        "caution": status.caution or None,
         "evidence_id": status.evidence_id or None,
         "page": page,
         "evidence": f"{page}/evidence",

@@ -147,6 +147,24 @@ def test_flag_and_unflag_change_what_is_listed(running: RunningDaemon) -> None:
     assert "stripes" not in after
 
 
+def test_how_a_feature_is_watched_is_set_by_command(running: RunningDaemon) -> None:
+    """Over the wire and back, and what cannot be is refused in words."""
+    said = ("--factor", "2.5", "--direction", "below", "--slice", "route=/eu")
+    key = "tiny/conv/channel/1"
+    flagged = run(running, "feature", "flag", key, *said, "--detector", "spike", "-o", "json")
+    renamed = run(running, "feature", "flag", key, "--slice", "", "-o", "json")
+    refused = run(running, "feature", "flag", key, "--slice", "eu")
+    run(running, "feature", "unflag", key)
+
+    found = json.loads(flagged.output)
+    assert (2.5, "below", "route=/eu") == (found["factor"], found["direction"], found["slice"])
+    assert ["spike"] == found["detectors"]
+    again = json.loads(renamed.output)
+    assert (2.5, "below", "") == (again["factor"], again["direction"], again.get("slice", ""))
+    assert 0 != refused.exit_code
+    assert "slice 'eu': use key=value pairs, joined by commas" in refused.stderr
+
+
 def test_what_a_flag_leaves_out_stays_as_it_is(running: RunningDaemon) -> None:
     """A configured feature keeps its name and owner when only its severity is raised by hand."""
     key = "tiny/conv/channel/1"

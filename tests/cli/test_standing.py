@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from sidecar.cli import main
 from sidecar.cli.features import _row
+from sidecar.cli.standing import _numbers
 from sidecar.features import Capture, LayerSample, Request, Slice
 from sidecar.testing import FakeClock, RunningDaemon, running_daemon
 from sidecar.wire.v1 import features_pb2, features_pb2_grpc
@@ -317,3 +318,14 @@ def test_a_rate_that_is_still_learned_is_no_share_of_zero() -> None:
 
     assert "10%" in _row(learned)
     assert not [cell for cell in _row(learning) if cell.endswith("%")]
+
+
+def test_what_speaks_against_a_rate_is_a_line_of_its_own() -> None:
+    """As long as it may be: it is folded like the rest."""
+    doubted = features_pb2.Feature(threshold=2.0, caution="learned in a spike")
+
+    (line,) = (one for one in _numbers(doubted, None) if one.startswith("caution"))
+    assert ["caution", "learned in a spike"] == line.split(maxsplit=1)
+    assert not [
+        line for line in _numbers(features_pb2.Feature(threshold=2.0), None) if "caut" in line
+    ]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from sidecar.config import SpikeConfig, StatisticsConfig
 from sidecar.detect import (
+    Direction,
     Observation,
     SpikePolicy,
     SpikeState,
@@ -47,13 +48,24 @@ LEGAL = {
 
 
 def window(
-    *counts: tuple[int, int], baseline: float = RATE, factor: float = 4.0, judged: bool = True
+    *counts: tuple[int, int],
+    baseline: float = RATE,
+    share: float | None = None,
+    factor: float = 4.0,
+    judged: bool = True,
+    directions: tuple[Direction, ...] = (),
 ) -> Observation:
     """Return a closed window of features with these requests and exceedances."""
     requests, exceedances = np.array(counts, np.int64).reshape(-1, 2).T
     n = len(counts)
     return Observation(
-        requests, exceedances, np.full(n, baseline), np.full(n, factor), np.full(n, judged)
+        requests,
+        exceedances,
+        np.full(n, baseline),
+        np.full(n, baseline if share is None else share),
+        np.full(n, factor),
+        np.full(n, judged),
+        directions,
     )
 
 
@@ -267,11 +279,11 @@ def test_a_feature_that_exceeds_in_most_requests_is_unknown_and_says_so(baseline
 
 
 def test_a_baseline_that_was_never_exceeded_is_handled() -> None:
-    """A baseline rate of zero fires on enough requests and resolves again."""
+    """A baseline share of zero fires on enough requests and resolves again."""
     states, transitions, _ = run([LOUD] * 2 + [QUIET] * 8, baseline=0.0)
 
     assert "ff" + "ffffff" + "rr" == spelled(states)
-    assert "a baseline rate of 0" in transitions[0].reason
+    assert "a baseline share of 0" in transitions[0].reason
 
 
 def test_a_baseline_of_zero_forgives_a_rare_request() -> None:
@@ -349,18 +361,60 @@ def test_the_reason_carries_the_numbers() -> None:
 
     (_, firing) = transitions
     assert (
-        "20 of 64 requests beyond the baseline's 99.9 % quantile, 312 times the baseline rate, 156 "
+        "20 of 64 requests beyond the baseline's 99.9 % quantile, 312 times the baseline share, 156 "
         "times the recent level; tolerated 0.8 %; evidence 10^18.9, an alarm takes 10^6.9"
         == firing.reason
     )
     assert (20 / 64, 2 * RATE, RATE, 0.008) == (
         firing.short_rate,
         firing.level,
-        firing.baseline_rate,
+        firing.baseline_share,
         firing.tolerated,
     )
     assert 18.9 == pytest.approx(firing.evidence_log10, abs=0.05)
     assert math.log10(8.64e6) == pytest.approx(firing.threshold_log10)
+
+
+@pytest.mark.parametrize(
+    ("direction", "words"),
+    [
+        (Direction.ABOVE, "20 of 64 requests beyond the baseline's 99.9 % quantile, "),
+        (Direction.BELOW, "20 of 64 requests below the baseline's 0.1 % quantile, "),
+        (Direction.BOTH, "20 of 64 requests outside the baseline's 0.05 % and 99.95 % quantiles, "),
+    ],
+)
+def test_the_reason_names_the_side_and_its_quantile(direction: Direction, words: str) -> None:
+    """Watched on both sides, half of the rest beyond the quantile is on each."""
+    seen = window((64, 20), directions=(direction,))
+
+    _, (change,) = step(initial(1, POLICY, 0.0), seen, POLICY, 1.0, flagged=1)
+
+    assert State.FIRING is change.after
+    assert change.reason.startswith(words)
+
+
+def test_people_are_told_the_share_and_what_was_granted_holds_the_alarm_back() -> None:
+    """After a baseline with few exceeding requests the two differ: the first is what was measured."""
+    granted = window((64, 10), baseline=0.06, share=0.01)
+
+    _, (change,) = step(initial(1, POLICY, 0.0), granted, POLICY, 1.0, flagged=1)
+
+    assert State.NORMAL is change.after
+    assert (0.01, 0.09) == pytest.approx((change.baseline_share, change.tolerated))
+    assert "15.6 times the baseline share" in change.reason
+    assert "tolerated 9 %" in change.reason
+
+
+def test_a_spike_right_after_a_short_baseline_is_not_taken_for_the_level() -> None:
+    """The level starts at twice the share that was measured, not at twice what was granted for it."""
+    state, states = initial(1, POLICY, 0.0), []
+    for at in range(1, 4):
+        seen = window((64, 19), baseline=0.06, share=0.01, factor=3.0)
+        state, _ = step(state, seen, POLICY, float(at), flagged=1)
+        states.append(state.state(0))
+
+    # Held to twice what was granted, 36 % would be tolerated, and 30 % be no spike at all.
+    assert [State.PENDING, State.FIRING, State.FIRING] == states
 
 
 @pytest.mark.parametrize(("requests", "exceedances"), [(10**15, 10**15), (10**15, 0)])
@@ -459,10 +513,17 @@ POLICIES = st.builds(
 Stream = list[tuple[list[tuple[int, int]], list[float]]]
 
 
+GRANTED = 2.5
+"""Of a baseline's share: as after some 50 exceeding requests."""
+
+
 def observed(
     counts: list[tuple[int, int]], baselines: list[float], order: list[int] | None = None
 ) -> Observation:
-    """Return a window of features with their own baselines, in another order if one is given."""
+    """Return a window of features with their own baselines, in another order if one is given.
+
+    What is granted is ``GRANTED`` times the share of each baseline.
+    """
     requests, exceedances = np.array(counts, np.int64).T
     places = order if order is not None else list(range(len(counts)))
     n = len(places)
@@ -470,6 +531,7 @@ def observed(
         requests[places],
         exceedances[places],
         np.array(baselines)[places],
+        np.array(baselines)[places] / GRANTED,
         np.full(n, 4.0),
         np.full(n, True),  # noqa: FBT003 - an array's content
     )
@@ -483,7 +545,10 @@ def test_the_machine_matches_its_naive_twin(stream: Stream, policy: SpikePolicy)
 
     for at, (counts, baselines) in enumerate(stream):
         state, _ = step(state, observed(counts, baselines), policy, float(at), flagged=3)
-        expected = [twin.step(*counts[j], baselines[j], flagged=3) for j, twin in enumerate(twins)]
+        expected = [
+            twin.step(*counts[j], baselines[j], baselines[j] / GRANTED, flagged=3)
+            for j, twin in enumerate(twins)
+        ]
         assert expected == state.states()
         sums = [math.log10(1 + twin.evidence()) for twin in twins]
         assert sums == pytest.approx(evidence(state).tolist(), abs=1e-9)

@@ -31,6 +31,7 @@ def seen(requests: list[int], exceedances: list[int], baseline: float = 0.001) -
         np.array(requests, np.int64),
         np.array(exceedances, np.int64),
         np.full(n, baseline),
+        np.full(n, baseline),
         np.full(n, 4.0),
         np.ones(n, np.bool_),
     )

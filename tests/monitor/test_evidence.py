@@ -54,7 +54,7 @@ def change(after: State, at: float = WINDOW, **more: Any) -> Transition:
         threshold_log10=7.0,
         short_rate=0.3,
         level=0.01,
-        baseline_rate=0.01,
+        baseline_share=0.01,
         tolerated=0.05,
     )
     return replace(made, **more)

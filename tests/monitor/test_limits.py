@@ -84,13 +84,14 @@ def test_people_are_told_both_thresholds() -> None:
 
 
 def test_ordinary_traffic_fires_no_side() -> None:
-    """The rates of all sides are those of the baseline, and what so few requests cannot rule out."""
+    """The shares of all sides are those of the baseline; what so few cannot rule out is tolerated."""
     traffic = Traffic(Flag(), Flag(direction=Direction.BELOW), Flag(direction=Direction.BOTH))
     traffic.windows(60)
 
     assert ["normal"] * 3 == traffic.states()
     for status in traffic.monitor.watched():
-        assert 0.01 < status.baseline_ratio < 0.025
+        assert 0.01 == pytest.approx(status.baseline_ratio, abs=0.005)
+        assert 0.015 < status.tolerated_ratio
 
 
 def test_the_status_says_how_a_feature_is_watched() -> None:
@@ -190,7 +191,9 @@ def test_another_quantile_is_a_rate_of_its_own() -> None:
 
     assert "Learning its own rate: 800 of 1000 requests." == learning.explanation
     assert "normal" == judged.state
-    assert 0.05 < judged.baseline_ratio < 0.1
+    # Four standard errors of 1,000 requests.
+    assert 0.05 == pytest.approx(judged.baseline_ratio, abs=4 * np.sqrt(0.05 / 1000))
+    assert 1.5 * 0.05 < judged.tolerated_ratio
 
 
 def test_a_flag_that_learned_from_a_spike_says_what_helps() -> None:
@@ -204,6 +207,40 @@ def test_a_flag_that_learned_from_a_spike_says_what_helps() -> None:
     assert "unknown" == found.state
     assert "too many to tell a spike from them" in found.explanation
     assert "unusual while this was learned" in found.explanation
+
+
+def test_a_flag_that_learned_its_rate_in_an_incident_says_so() -> None:
+    """More than a third of its requests exceeded: it is judged by that from then on, and nobody would know."""
+    unlike = Unlike(Flag())
+    unlike.flag(Flag(direction=Direction.BELOW))
+    unlike.windows(16, by=-3.0)
+    (learned,) = unlike.monitor.watched()
+    unlike.monitor.reset([LAYER], unlike.now)
+    (again,) = unlike.monitor.watched()
+
+    assert 0.3 < learned.baseline_ratio < 0.45
+    assert "of the requests it learned its rate from exceeded" in learned.caution
+    assert "its baseline's rows explain 1 % at most" in learned.caution
+    assert "its slice" not in learned.caution
+    assert "" == again.caution
+
+
+def test_a_flag_that_learned_on_ordinary_traffic_has_no_caution() -> None:
+    """Nor has one that counted while the baseline was learned."""
+    unlike = Unlike(Flag(), Flag(direction=Direction.BOTH))
+    unlike.flag(Flag(), Flag(direction=Direction.BOTH), Flag(direction=Direction.BELOW))
+    unlike.windows(20)
+
+    assert [""] * 3 == [one.caution for one in unlike.monitor.watched()]
+    assert np.isfinite([one.baseline_ratio for one in unlike.monitor.watched()]).all()
+
+
+def test_a_slice_unlike_the_rest_is_told_as_that() -> None:
+    """It exceeds far more often than all traffic, and that need be no incident."""
+    unlike = Unlike(Flag(traffic=EU))
+    (found,) = unlike.monitor.watched()
+
+    assert "or its slice is unlike all traffic" in found.caution
 
 
 def test_a_quantile_that_is_put_right_has_what_was_measured_at_it() -> None:

@@ -535,7 +535,7 @@ def test_a_feature_that_fires_has_a_record_that_names_the_route(
     )
     assert record.id == status.evidence_id == made.watched()[0].evidence_id
     assert status.threshold == pytest.approx(record.above)
-    assert record.numbers["baseline_rate"] == pytest.approx(status.baseline_ratio)
+    assert record.numbers["baseline_share"] == pytest.approx(status.baseline_ratio)
     assert enabled == bool(record.rows)
     made.show_evidence({})  # the disk has none of it yet
     assert record.id == made.feature(LAYER.feature(2)).evidence_id
@@ -543,4 +543,4 @@ def test_a_feature_that_fires_has_a_record_that_names_the_route(
     made.show_evidence({})  # and now it has expired
     assert "" == made.feature(LAYER.feature(2)).evidence_id
     assert {"route=/eu"} >= {row.traffic for row in record.rows if row.value == 8.0}
-    assert (192, 0) == (record.requests, record.uncounted)
+    assert (128, 0) == (record.requests, record.uncounted)

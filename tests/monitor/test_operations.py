@@ -33,7 +33,7 @@ from sidecar.features import (
     View,
 )
 from sidecar.jobs import Cause, JobRequest
-from sidecar.monitor import Event, Flag, Operations
+from sidecar.monitor import Event, Flag, Operations, Watching
 from sidecar.monitor.operations import urgency
 from sidecar.recipes import Maximisation, Side, Target
 from sidecar.testing import running_daemon, wait_until
@@ -133,6 +133,39 @@ def test_flags_set_by_command_survive_a_restart(tmp_path: Path) -> None:
     assert Flag("kept", "critical", "me") == found
 
 
+def test_how_a_feature_is_watched_is_set_by_hand_and_survives_a_restart(tmp_path: Path) -> None:
+    """What a later word leaves out stays, and the audit log has it."""
+    layer, width = next(iter(LAYERS.items()))
+    key, settings_ = layer.feature(2), {"models": [{"name": "m"}]}
+    with running_daemon(tmp_path, settings_) as first:
+        operations = first.daemon.operations
+        first.daemon.monitor.register(layer, width, Capture(), 0.0)
+        operations.flag(key, Flag("kept"), Watching.of(2.0, "below", "route=eu", ["spike"]))
+        operations.flag(key, Flag("renamed"), Watching.of(traffic=""))
+        operations.flush_events()
+        told = [event.detail for event in operations.events(key, 2)]
+    with running_daemon(tmp_path, settings_) as second:
+        found = second.daemon.operations.feature(key).flag
+
+    below = Flag("renamed", factor=2.0, direction=Direction.BELOW, detectors=(Detector.SPIKE,))
+    assert below == found
+    assert [
+        "renamed, severity warning, watched on all traffic",
+        "kept, severity warning, watched factor 2.0, below, on route=eu, for spike",
+    ] == told
+
+
+def test_a_configured_feature_watched_otherwise_by_hand_comes_back(operations: Operations) -> None:
+    """What is not said by hand is as configured, and unflagging undoes the rest."""
+    operations.flag(KEYS[4], Flag("by hand"), Watching.of(direction="below"))
+    by_hand = operations.feature(KEYS[4]).flag
+    operations.unflag(KEYS[4])
+
+    expected = replace(CONFIGURED, name="by hand", severity="warning", owner="")
+    assert replace(expected, direction=Direction.BELOW) == by_hand
+    assert CONFIGURED == operations.feature(KEYS[4]).flag
+
+
 def test_a_flag_of_the_configuration_is_not_removed_by_command(operations: Operations) -> None:
     """What the file says is changed in the file."""
     with pytest.raises(Conflict, match="flagged in the configuration"):
@@ -159,6 +192,7 @@ def test_a_damaged_flag_in_the_database_stops_no_start(tmp_path: Path) -> None:
     settings_ = {"models": [{"name": "m"}]}
     with running_daemon(tmp_path, settings_) as first:
         first.daemon.storage.catalogue.set_flag("mXr1/a/channel", "", "info", "")
+        first.daemon.storage.catalogue.set_flag("m/a/channel/1", "", "info", "", "damaged")
         first.daemon.storage.catalogue.set_flag("m/a/channel/2", "good", "info", "")
     with structlog.testing.capture_logs() as logs, running_daemon(tmp_path, settings_) as second:
         second.daemon.monitor.register(layer, 5, Capture(), 0.0)

@@ -47,6 +47,7 @@ class Traffic:
             indices=np.arange(n, dtype=np.int64) * 3,
             thresholds=np.full(n, 3.0),
             baseline_rate=np.full(n, self.rate),
+            baseline_share=np.full(n, self.rate),
             factor=np.full(n, np.nan),
             judged=np.ones(n, np.bool_),
             baseline="learned",
@@ -54,6 +55,7 @@ class Traffic:
             baseline_seconds=3600.0,
             levels=np.array(LEVELS),
             level_rates=np.tile(rates, (n, 1)),
+            level_shares=np.tile(rates, (n, 1)),
         )
 
     def rates(self, windows: int, rng: np.random.Generator) -> NDArray[np.float64]:

@@ -73,7 +73,9 @@ def test_another_quantile_is_measured_at_its_level() -> None:
 def test_another_baseline_is_another_stretch() -> None:
     """What was counted against two thresholds is not one series; without a baseline it is none."""
     rng, of = np.random.default_rng(1), BURSTY.subject()
-    unlearned = replace(of, baseline="", baseline_rate=np.full(4, np.nan))
+    unlearned = replace(
+        of, baseline="", baseline_rate=np.full(4, np.nan), baseline_share=np.full(4, np.nan)
+    )
     windows = [
         *BURSTY.windows(5, rng, subject=unlearned),
         *BURSTY.windows(6, rng, subject=of),
@@ -322,7 +324,8 @@ def test_windows_too_thin_for_the_quantile_are_told() -> None:
 
 def test_a_stale_baseline_is_told() -> None:
     """Traffic that exceeds twice as often as when it was learned asks for another baseline."""
-    of = replace(BURSTY.subject(), baseline_rate=np.full(4, 0.008))
+    rates = np.full(4, 0.008)
+    of = replace(BURSTY.subject(), baseline_rate=rates, baseline_share=rates)
     calm = replace(BURSTY, variation=0.0)
     windows = list(calm.windows(600, np.random.default_rng(1), subject=of))
 

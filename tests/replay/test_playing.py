@@ -239,7 +239,7 @@ def quantile(level: float) -> Policy:
 
 
 def test_a_recorded_level_is_used_for_another_quantile() -> None:
-    """Its counts and its baseline rate are taken, and nothing has to be said of it."""
+    """Its counts and its baseline are taken, and nothing has to be said of it."""
     windows = list(Traffic().windows(60, np.random.default_rng(1)))
     player = Player(quantile(0.99), [LAYER.feature(0)])
 

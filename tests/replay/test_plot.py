@@ -17,9 +17,12 @@ _COLUMNS_OF_A_SUBJECT = (
     "indices",
     "thresholds",
     "baseline_rate",
+    "baseline_share",
     "factor",
     "judged",
     "level_rates",
+    "level_shares",
+    "sides",
 )
 SVG = "{http://www.w3.org/2000/svg}"
 POLICY = Policy("three", SpikePolicy(factor=3.0))

@@ -77,6 +77,19 @@ def test_text_is_data(stored: Catalogue) -> None:
     assert text == stored.events(text)[0].detail
 
 
+def test_flags_of_an_earlier_release_say_nothing_of_how_they_are_watched(tmp_path: Path) -> None:
+    """Its table had no column for that."""
+    database = Database(tmp_path / "s.db")
+    database.migrate("catalogue", catalogue._TABLES[:3])  # noqa: SLF001 - those of then
+    with database.transaction() as cursor:
+        cursor.execute("INSERT INTO flags VALUES ('m/a/channel/1', 'n', 'info', 'o')")
+
+    stored = Catalogue(database)
+    stored.set_flag("m/a/channel/2", "", "info", "", "text")
+
+    assert ("", "text") == tuple(one.watched for one in stored.flags())
+
+
 def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
     """A second catalogue over the same file reads what the first wrote."""
     first = Catalogue(Database(tmp_path / "s.db"))

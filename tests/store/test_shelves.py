@@ -19,7 +19,8 @@ from sidecar.errors import (
     StoreUnreachable,
     UnknownArtifact,
 )
-from sidecar.store import ArtifactStore, LocalShelf, RemoteShelf, Shelf
+from sidecar.store import ArtifactStore, RemoteShelf
+from sidecar.store.shelf import LocalShelf, Shelf
 from tests.store.objects import ObjectServer, object_server
 
 pytestmark = pytest.mark.service

@@ -43,6 +43,7 @@ def subject(n: int = 2, levels: tuple[float, ...] = (0.99,), **changes: Any) -> 
         "indices": np.arange(n) * 3,
         "thresholds": np.linspace(1.0, 2.0, n),
         "baseline_rate": np.full(n, 0.015),
+        "baseline_share": np.full(n, 0.01),
         "factor": np.full(n, np.nan),
         "judged": np.ones(n, np.bool_),
         "baseline": "abc",
@@ -50,6 +51,7 @@ def subject(n: int = 2, levels: tuple[float, ...] = (0.99,), **changes: Any) -> 
         "baseline_seconds": 3600.0,
         "levels": np.array(levels),
         "level_rates": np.full((n, len(levels)), 0.1),
+        "level_shares": np.full((n, len(levels)), 0.05),
     }
     return Subject(**(given | changes))
 
@@ -89,17 +91,21 @@ def same(a: Subject | WindowRecord, b: Subject | WindowRecord) -> bool:
 
 def test_the_bytes_are_those_of_the_document() -> None:
     """The format is a promise to other programs: a change of it is a new version."""
-    of = subject(1, levels=(), thresholds=np.array([1.5]), baseline_rate=np.array([0.25]))
+    known = {"thresholds": np.array([1.5]), "baseline_rate": np.array([0.25])}
+    of = subject(1, levels=(), **known, baseline_share=np.array([0.125]), sides=np.array([2]))
     record = window(of, 2.0, maximum=np.array([3.0], np.float32), exceedances=np.array([3]))
     about = (
         b'{"baseline":"abc","baseline_requests":10000,"baseline_seconds":3600.0,"capture":"c0ffee",'
-        b'"features":1,"layer":"tiny@v1/conv/channel/0","levels":[],"quantile":0.999,'
+        b'"features":1,"layer":"tiny@v1/conv/channel/0","levels":[],"minor":1,'
+        b'"quantile":0.999,'
         b'"window_seconds":10.0}'
     )
     columns = [
         b"\x02\x38\x08" + struct.pack("<d", 1.5),  # threshold, a float for all
         b"\x03\x38\x08" + struct.pack("<d", 0.25),
         b"\x05\x11\x01\x01",
+        b"\x07\x38\x08" + struct.pack("<d", 0.125),
+        b"\x09\x11\x01\x02",
     ]
     named = b"\x00" + bytes([0x80 | len(about) & 0x7F, len(about) >> 7]) + about
     counted = b"\x00" + struct.pack("<d", 2.0) + b"\x01\x40\x80\x08"
@@ -108,7 +114,7 @@ def test_the_bytes_are_those_of_the_document() -> None:
         b"\x15\x11\x01\x03",
         b"\x18\x34\x04" + struct.pack("<f", 3.0),
     ]
-    head = b"SCREC\r\n\x1a\x01\x00\x00\x00"
+    head = b"SCREC\r\n\x1a\x01\x00\x01\x00"
 
     assert head + struct.pack("<I", zlib.crc32(head)) == segment_head()
     body = encode_subject(0, of)
@@ -118,6 +124,37 @@ def test_the_bytes_are_those_of_the_document() -> None:
     assert (
         b"\x02\x00\x00\x00\x02" + struct.pack("<I", zlib.crc32(b"\x02\x00\x00\x00\x02hi")) + b"hi"
     ) == frame(Kind.WINDOW, b"hi")
+
+
+def test_a_recording_of_before_shares_reads_its_rates_as_such() -> None:
+    """Format 1.0 held what was granted alone, and everything as if it exceeded above."""
+    about = (
+        b'{"baseline":"abc","baseline_requests":10000,"baseline_seconds":3600.0,"capture":"c0ffee",'
+        b'"features":2,"layer":"tiny@v1/conv/channel/0","levels":[0.99],"quantile":0.999,'
+        b'"window_seconds":10.0}'
+    )
+    columns = b"".join(
+        (
+            b"\x01\x01\x02\x03\x05",
+            b"\x03\x38\x08" + struct.pack("<d", 0.25),
+            b"\x06\x38\x08" + struct.pack("<d", 0.5),
+        )
+    )
+    named = b"\x00" + bytes([0x80 | len(about) & 0x7F, len(about) >> 7]) + about
+
+    _, found = decode_subject(named + b"\x00" + columns)
+
+    assert [0.25, 0.25] == found.baseline_rate.tolist() == found.baseline_share.tolist()
+    assert [[0.5], [0.5]] == found.level_rates.tolist() == found.level_shares.tolist()
+    assert [0, 0] == found.sides.tolist()
+
+
+def test_a_side_that_there_is_not_is_refused() -> None:
+    """As everything else that no release writes."""
+    body = encode_subject(0, subject(1, sides=np.array([3])))
+
+    with pytest.raises(CorruptState, match="side 3"):
+        decode_subject(body)
 
 
 def test_numbers_of_several_bytes_lie_plane_by_plane() -> None:
@@ -160,6 +197,7 @@ def records(draw: st.DrawFn) -> WindowRecord:
         indices=array(counts, np.int64, n),
         thresholds=array(floats, np.float64, n),
         baseline_rate=array(floats, np.float64, n),
+        baseline_share=array(floats, np.float64, n),
         factor=array(floats, np.float64, n),
         judged=array(st.booleans(), np.bool_, n),
         baseline=draw(st.text(max_size=5)),
@@ -167,6 +205,8 @@ def records(draw: st.DrawFn) -> WindowRecord:
         baseline_seconds=draw(st.floats(0, 1e9)),
         levels=array(st.floats(0, 1), np.float64, k),
         level_rates=array(floats, np.float64, n, k),
+        level_shares=array(floats, np.float64, n, k),
+        sides=array(st.integers(0, 2), np.int64, n),
     )
     return WindowRecord(
         of,

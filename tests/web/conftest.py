@@ -59,6 +59,7 @@ from sidecar.monitor import (
     Flag,
     LayerStatus,
     UnmatchedFlag,
+    Watching,
     Window,
 )
 from sidecar.recipes import PICTURE_KINDS, Maximisation, Target, content_key
@@ -198,7 +199,7 @@ class MemoryBackend:
             threshold=4.71,
             last=9.42 if firing else 3.85,
             explanation="53 of 640 requests beyond the baseline's 99.9 % quantile, 83 times the "
-            "baseline rate; tolerated 0.36 %; evidence 10^12.4, an alarm takes 10^8.6"
+            "baseline share; tolerated 0.36 %; evidence 10^12.4, an alarm takes 10^8.6"
             if firing
             else "Within its baseline.",
             evidence_log10=12.4 if firing else 0.1,
@@ -267,7 +268,7 @@ class MemoryBackend:
         ]
         pairs = (eu, us, tenant)
         said = attribute(640, 44, pairs, baseline_rate=0.001, tolerated_rate=0.005)
-        numbers = {"short_rate": 0.083, "baseline_rate": 0.001, "probability": 1e-12}
+        numbers = {"short_rate": 0.083, "baseline_share": 0.001, "probability": 1e-12}
         record = EvidenceRecord(
             feature=key,
             at=self.now - 260,
@@ -496,9 +497,9 @@ class MemoryBackend:
             raise UnknownArtifact(f"artifact {digest} is not in the store")
         return self.folder / digest, self.media_types[digest]
 
-    def flag(self, key: FeatureKey, flag: Flag) -> None:
+    def flag(self, key: FeatureKey, flag: Flag, watching: Watching) -> None:
         """Watch a feature."""
-        self.watched[key] = replace(self.feature(key), flag=flag)
+        self.watched[key] = replace(self.feature(key), flag=watching.over(flag))
 
     def unflag(self, key: FeatureKey) -> None:
         """Watch it no longer."""

@@ -29,6 +29,56 @@ def test_a_flag_set_in_the_form_is_kept_and_shown(
     assert "Flag saved" in client.get(response.headers["location"]).text
 
 
+def test_how_a_feature_is_watched_is_set_in_the_form(
+    client: httpx.Client, backend: Any, channels: LayerKey, token: str
+) -> None:
+    """Side, factor, slice and detectors arrive, and the form shows them again."""
+    key = channels.feature(7)
+    fields = {"token": token, "name": "fur", "direction": "below", "factor": "2.5"}
+    fields |= {"slice": "route=/eu", "detector-spike": "on", "detector-drift": "on"}
+    response = client.post(f"/f/{key.path}/flag", data=fields)
+    page = client.get(response.headers["location"]).text
+
+    assert 303 == response.status_code
+    flag = backend.watched[key].flag
+    assert (2.5, "below", "route=/eu") == (flag.factor, flag.direction, str(flag.traffic))
+    assert ("spike", "drift") == flag.detectors
+    assert '<option value="below" selected="selected">' in page
+    assert 'name="factor" inputmode="decimal" maxlength="20" value="2.5"' in page
+    assert 'name="slice" maxlength="400" value="route=/eu"' in page
+    checked = re.findall(r'name="detector-(\w+)" value="on" checked="checked"', page)
+    assert ["spike", "drift"] == checked
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("factor", "x", "factor &#39;x&#39;: use a number above 1, or nothing"),
+        ("factor", "0.5", "factor 0.5"),
+        ("direction", "up", "use one of above, below, both"),
+        ("slice", "eu", "use key=value pairs"),
+        ("detector-spike", None, "choose at least one"),
+    ],
+)
+def test_a_way_of_watching_that_cannot_be_is_refused(
+    client: httpx.Client,
+    backend: Any,
+    channels: LayerKey,
+    token: str,
+    field: str,
+    value: str | None,
+    told: str,
+) -> None:
+    """The page names the field, what was in it, and what may be."""
+    fields = {"token": token, "direction": "above", "detector-spike": "on", field: value}
+    data = {name: text for name, text in fields.items() if text is not None}
+    response = client.post(f"/f/{channels.feature(7).path}/flag", data=data)
+
+    assert 400 == response.status_code
+    assert told in response.text
+    assert not backend.watched
+
+
 def test_a_flag_can_be_removed(
     client: httpx.Client, backend: Any, spiking: FeatureKey, token: str
 ) -> None:

@@ -658,3 +658,25 @@ def test_what_the_daemon_cannot_do_is_told_with_the_right_status(
 def test_pages_are_never_cached(client: httpx.Client, spiking: FeatureKey) -> None:
     """A page says how things are now."""
     assert "no-store" == client.get("/").headers["cache-control"]
+
+
+def test_what_speaks_against_a_rate_is_on_its_page(
+    client: httpx.Client, backend: Any, spiking: FeatureKey
+) -> None:
+    """Whoever trusts its silence must know from what traffic it learned."""
+    backend.watched[spiking] = replace(backend.watched[spiking], caution="learned in a spike")
+
+    page = client.get(f"/f/{spiking.path}").text
+    answer = client.get(f"/api/v1/features/{spiking.path}").json()
+
+    assert "Caution: learned in a spike." in page
+    assert "learned in a spike" == answer["caution"]
+
+
+def test_one_layer_is_a_layer(client: httpx.Client, backend: Any, channels: LayerKey) -> None:
+    """Numbers and their nouns agree."""
+    layer = backend.known_layers[channels]
+    backend.known_layers = {channels: layer}
+    features = layer.width
+
+    assert f"{features} features in 1 layer are measured" in client.get("/").text

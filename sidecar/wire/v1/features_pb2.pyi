@@ -114,6 +114,7 @@ class Feature(google.protobuf.message.Message):
     ALERTS_FIELD_NUMBER: builtins.int
     RUNBOOKS_FIELD_NUMBER: builtins.int
     PORTRAIT_VERDICT_FIELD_NUMBER: builtins.int
+    CAUTION_FIELD_NUMBER: builtins.int
     key: builtins.str
     """model@revision/layer/kind/index[;view[;scope]]"""
     model: builtins.str
@@ -174,6 +175,8 @@ class Feature(google.protobuf.message.Message):
     runbooks: builtins.str
     portrait_verdict: builtins.str
     """How far the newest portrait can be believed: trusted, weak, unreliable, or empty."""
+    caution: builtins.str
+    """What speaks against the rate that it is held to, in words; empty: nothing."""
     @property
     def conditions(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """What certainly holds of it: never_seen, nonfinite, silent, saturated."""
@@ -239,9 +242,10 @@ class Feature(google.protobuf.message.Message):
         alerts: collections.abc.Iterable[builtins.str] | None = ...,
         runbooks: builtins.str = ...,
         portrait_verdict: builtins.str = ...,
+        caution: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_drift_js", b"_drift_js", "_drift_js_yesterday", b"_drift_js_yesterday", "_drift_wasserstein", b"_drift_wasserstein", "_factor", b"_factor", "_last", b"_last", "_least", b"_least", "_level_ratio", b"_level_ratio", "_low_threshold", b"_low_threshold", "_spike_evidence_log10", b"_spike_evidence_log10", "_spike_threshold_log10", b"_spike_threshold_log10", "_tolerated_ratio", b"_tolerated_ratio", "anomaly", b"anomaly", "drift_js", b"drift_js", "drift_js_yesterday", b"drift_js_yesterday", "drift_wasserstein", b"drift_wasserstein", "factor", b"factor", "last", b"last", "least", b"least", "level_ratio", b"level_ratio", "low_threshold", b"low_threshold", "spike_evidence_log10", b"spike_evidence_log10", "spike_threshold_log10", b"spike_threshold_log10", "tolerated_ratio", b"tolerated_ratio"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_drift_js", b"_drift_js", "_drift_js_yesterday", b"_drift_js_yesterday", "_drift_wasserstein", b"_drift_wasserstein", "_factor", b"_factor", "_last", b"_last", "_least", b"_least", "_level_ratio", b"_level_ratio", "_low_threshold", b"_low_threshold", "_spike_evidence_log10", b"_spike_evidence_log10", "_spike_threshold_log10", b"_spike_threshold_log10", "_tolerated_ratio", b"_tolerated_ratio", "alerts", b"alerts", "anomaly", b"anomaly", "baseline_exceedance_ratio", b"baseline_exceedance_ratio", "conditions", b"conditions", "detectors", b"detectors", "direction", b"direction", "drift_js", b"drift_js", "drift_js_yesterday", b"drift_js_yesterday", "drift_wasserstein", b"drift_wasserstein", "drifting", b"drifting", "evidence_id", b"evidence_id", "exceedance_ratio", b"exceedance_ratio", "explanation", b"explanation", "factor", b"factor", "flagged", b"flagged", "index", b"index", "key", b"key", "kind", b"kind", "last", b"last", "layer", b"layer", "layer_shifted", b"layer_shifted", "least", b"least", "level_ratio", b"level_ratio", "low_threshold", b"low_threshold", "model", b"model", "name", b"name", "owner", b"owner", "page", b"page", "portrait_digest", b"portrait_digest", "portrait_verdict", b"portrait_verdict", "requests", b"requests", "revision", b"revision", "runbooks", b"runbooks", "sampled_exceedances", b"sampled_exceedances", "sampled_requests", b"sampled_requests", "scope", b"scope", "severity", b"severity", "slice", b"slice", "spike_evidence_log10", b"spike_evidence_log10", "spike_threshold_log10", b"spike_threshold_log10", "spikes", b"spikes", "state", b"state", "state_since_unix_seconds", b"state_since_unix_seconds", "threshold", b"threshold", "tolerated_ratio", b"tolerated_ratio", "view", b"view"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_drift_js", b"_drift_js", "_drift_js_yesterday", b"_drift_js_yesterday", "_drift_wasserstein", b"_drift_wasserstein", "_factor", b"_factor", "_last", b"_last", "_least", b"_least", "_level_ratio", b"_level_ratio", "_low_threshold", b"_low_threshold", "_spike_evidence_log10", b"_spike_evidence_log10", "_spike_threshold_log10", b"_spike_threshold_log10", "_tolerated_ratio", b"_tolerated_ratio", "alerts", b"alerts", "anomaly", b"anomaly", "baseline_exceedance_ratio", b"baseline_exceedance_ratio", "caution", b"caution", "conditions", b"conditions", "detectors", b"detectors", "direction", b"direction", "drift_js", b"drift_js", "drift_js_yesterday", b"drift_js_yesterday", "drift_wasserstein", b"drift_wasserstein", "drifting", b"drifting", "evidence_id", b"evidence_id", "exceedance_ratio", b"exceedance_ratio", "explanation", b"explanation", "factor", b"factor", "flagged", b"flagged", "index", b"index", "key", b"key", "kind", b"kind", "last", b"last", "layer", b"layer", "layer_shifted", b"layer_shifted", "least", b"least", "level_ratio", b"level_ratio", "low_threshold", b"low_threshold", "model", b"model", "name", b"name", "owner", b"owner", "page", b"page", "portrait_digest", b"portrait_digest", "portrait_verdict", b"portrait_verdict", "requests", b"requests", "revision", b"revision", "runbooks", b"runbooks", "sampled_exceedances", b"sampled_exceedances", "sampled_requests", b"sampled_requests", "scope", b"scope", "severity", b"severity", "slice", b"slice", "spike_evidence_log10", b"spike_evidence_log10", "spike_threshold_log10", b"spike_threshold_log10", "spikes", b"spikes", "state", b"state", "state_since_unix_seconds", b"state_since_unix_seconds", "threshold", b"threshold", "tolerated_ratio", b"tolerated_ratio", "view", b"view"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_drift_js", b"_drift_js"]) -> typing.Literal["drift_js"] | None: ...
     @typing.overload
@@ -663,7 +667,7 @@ global___GetDistributionResponse = GetDistributionResponse
 
 @typing.final
 class FlagFeatureRequest(google.protobuf.message.Message):
-    """Strings that are empty stay as they are."""
+    """Strings that are empty, and what is left out, stay as they are."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -671,10 +675,24 @@ class FlagFeatureRequest(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     SEVERITY_FIELD_NUMBER: builtins.int
     OWNER_FIELD_NUMBER: builtins.int
+    FACTOR_FIELD_NUMBER: builtins.int
+    DIRECTION_FIELD_NUMBER: builtins.int
+    SLICE_FIELD_NUMBER: builtins.int
+    DETECTORS_FIELD_NUMBER: builtins.int
     key: builtins.str
     name: builtins.str
     severity: builtins.str
     owner: builtins.str
+    factor: builtins.float
+    """Its own least factor over the recent level, above 1; 0: the common one."""
+    direction: builtins.str
+    """On which side of its baseline it is watched: above, below or both."""
+    slice: builtins.str
+    """key=value pairs joined by commas: only such requests count; empty: all."""
+    @property
+    def detectors(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What looks at it: spike, conditions, drift."""
+
     def __init__(
         self,
         *,
@@ -682,8 +700,17 @@ class FlagFeatureRequest(google.protobuf.message.Message):
         name: builtins.str = ...,
         severity: builtins.str = ...,
         owner: builtins.str = ...,
+        factor: builtins.float | None = ...,
+        direction: builtins.str = ...,
+        slice: builtins.str | None = ...,
+        detectors: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["key", b"key", "name", b"name", "owner", b"owner", "severity", b"severity"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_factor", b"_factor", "_slice", b"_slice", "factor", b"factor", "slice", b"slice"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_factor", b"_factor", "_slice", b"_slice", "detectors", b"detectors", "direction", b"direction", "factor", b"factor", "key", b"key", "name", b"name", "owner", b"owner", "severity", b"severity", "slice", b"slice"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_factor", b"_factor"]) -> typing.Literal["factor"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_slice", b"_slice"]) -> typing.Literal["slice"] | None: ...
 
 global___FlagFeatureRequest = FlagFeatureRequest
 
