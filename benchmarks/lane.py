@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ import numpy as np
 from benchmarks.row import Row
 from sidecar.features import FeatureKind, LayerKey, Request, View
 from sidecar.hooks import connect
-from sidecar.hooks.batch import ForwardBatch, TappedRows
+from sidecar.hooks.batch import Lend, TappedRows
 from sidecar.wire import Hello
 
 ROWS_PER_REQUEST, REQUESTS, WIDTH = 32, 2, 4096
@@ -128,7 +129,30 @@ def _receiver(kind: str, path: str) -> Iterator[Callable[[int], float]]:
             process.kill()
 
 
-def _ours(scheme: str) -> Callable[..., Any]:
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """A batch whose rows lie where the sink wants them, or are copied there."""
+
+    layer: LayerKey
+    requests: tuple[Request, ...]
+    source: memoryview
+    copies: bool
+    release: Callable[[], None]
+    weight = 1.0
+    held_bytes = BATCH_BYTES
+
+    def stage(self, lend: Lend) -> tuple[TappedRows, ...]:
+        """Return the rows."""
+        payload = lend(BATCH_BYTES)
+        if payload is None:
+            payload = self.source
+        elif self.copies:
+            np.copyto(np.frombuffer(payload, np.uint8), np.frombuffer(self.source, np.uint8))
+        shape = (REQUESTS, ROWS_PER_REQUEST, WIDTH)
+        return (TappedRows(self.layer, "f32", *shape, payload, named=True),)
+
+
+def _ours(scheme: str, *, copies: bool = False) -> Callable[..., Any]:
     @contextmanager
     def sender(path: str, ring: np.ndarray) -> Iterator[Send]:
         sink = connect(f"{scheme}://{path}", queue_bytes=2 * WINDOW * BATCH_BYTES)
@@ -137,16 +161,11 @@ def _ours(scheme: str) -> Callable[..., Any]:
         requests = tuple(Request(f"request-{number}") for number in range(REQUESTS))
         window = _Window()
         payloads = [memoryview(batch.reshape(-1).view(np.uint8)) for batch in ring]
-        staged = [
-            (TappedRows(layer, "f32", REQUESTS, ROWS_PER_REQUEST, WIDTH, payload, named=True),)
-            for payload in payloads
-        ]
 
         def send(count: int) -> None:
             for number in range(count):
                 window.enter()
-                rows = staged[number % RING]
-                sink.offer(ForwardBatch(lambda r=rows: r, requests, 1.0, BATCH_BYTES, window.leave))
+                sink.offer(_Rows(layer, requests, payloads[number % RING], copies, window.leave))
             window.wait_empty()
             if sink.report().dropped:
                 raise RuntimeError(f"batches were lost: {sink.report()}")
