@@ -7,8 +7,10 @@ last one taken, reports and acknowledgements included, which come a few times a 
 - sender: ``Sink.offer``, the queue, the sender thread, ``Session``, encoding, sending, reading answers;
 - receiver: reading, ``StreamDecoder``, admission, the ledger, acknowledging, giving the memory back.
 
-Not counted: making the rows (they lie in memory), and what the statistics do with them (the pipeline
-gives each batch back at once). Peers: a copy of the same bytes in memory, a bare unix socket that
+Not counted: making the rows, and what the statistics do with them (the pipeline gives each batch back at
+once). The rows lie in memory: where the sink lends some to stage them in, there, with whatever values it
+has, and else in buffers of the sender's. ``lane.unix_staged`` counts a copy of every batch from such a
+buffer to what is lent as well, which is what staging costs the hooks on any transport. Peers: a copy of the same bytes in memory, a bare unix socket that
 carries them, plain grpcio with raw bytes, and Arrow Flight, the latter two over a unix socket as well;
 none does anything beside. All in one run, in turn; the least of ``ROUNDS`` of each.
 """
@@ -59,12 +61,14 @@ def run() -> Sequence[Row]:
     shape = (RING, ROWS_PER_REQUEST * REQUESTS, WIDTH)
     ring = rng.standard_normal(shape, dtype=np.float32)
     senders: dict[str, Any] = {"lane": _ours("unix"), "grpc": _ours("grpc+unix")}
+    senders["staged"] = _ours("unix", copies=True)
     senders |= {"grpcio": _grpcio, "flight": _flight, "socket": _socket}
     with contextlib.ExitStack() as open_:
         folder = Path(open_.enter_context(tempfile.TemporaryDirectory()))
         ends = {}
         for kind, sender in senders.items():
-            cpu_after = open_.enter_context(_receiver(kind, str(folder / kind)))
+            receiver = _receiver("lane" if kind == "staged" else kind, str(folder / kind))
+            cpu_after = open_.enter_context(receiver)
             ends[kind] = _End(open_.enter_context(sender(str(folder / kind), ring)), cpu_after)
         rounds = [{kind: end.cost() for kind, end in ends.items()} for _ in range(ROUNDS + 1)]
     # The first round warms everything up.
@@ -85,6 +89,8 @@ def _rows(cost: Mapping[str, float]) -> Sequence[Row]:
         Row("lane.unix", unix, UNIT, "our own gRPC, unix socket", rpc, rpc / unix),
         Row("lane.grpc", rpc, UNIT, peers["grpcio"], cost["grpcio"], cost["grpcio"] / rpc),
     ]
+    staged, bare = cost["staged"], cost["socket"]
+    rows.append(Row("lane.unix_staged", staged, UNIT, peers["socket"], bare, bare / staged))
     for kind, name in peers.items():
         rows.append(Row(f"lane.unix_vs_{kind}", unix, UNIT, name, cost[kind], cost[kind] / unix))
     return rows

@@ -5,6 +5,8 @@ import fcntl
 import os
 import socket
 import struct
+import subprocess
+import sys
 import tempfile
 import zlib
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from sidecar.ingest.ring import RING_BYTES, RingEnd
 from sidecar.monitor import Window
 from sidecar.testing import RunningDaemon, running_daemon, wait_until
 from sidecar.wire import (
+    Batch,
     OutgoingBatch,
     OutgoingTensor,
     decode_ring_frame,
@@ -202,13 +205,13 @@ def share(client: LaneClient, size: int, *descriptors: int) -> None:
         os.close(descriptor)
 
 
-def memory() -> int:
-    """Return how many descriptors of memory this process has, in the daemon and here."""
+def memory(name: str = "test") -> int:
+    """Return how many descriptors of such memory this process has, in the daemon and here."""
     links = []
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
             links.append(str(entry.readlink()))
-    return sum(link.startswith("/memfd:test") for link in links)
+    return sum(link.startswith(f"/memfd:{name}") for link in links)
 
 
 def in_ring(offset: int, size: int, sequence: int = 1) -> bytes:
@@ -328,3 +331,95 @@ def test_there_are_no_rings_where_none_are_wanted(tmp_path: Any) -> None:
 
     assert 0 == welcome.ring_bytes
     assert any("at most 0" in text for text in refusals)
+
+
+# -- from torch, in a process of its own ------------------------------------------------------------
+
+SCRIPT = """
+import os, sys, threading, time
+import torch
+from sidecar.features import FeatureKind, Request
+from sidecar.hooks import Plan, Tap, connect, current_requests, lane
+from sidecar.hooks.torch import attach
+
+lane.LEAST_RING_BYTES = 1
+lent = []
+lend = lane._Outlet.lend
+def noted(self, size):
+    memory = lend(self, size)
+    lent.append(memory is not None)
+    return memory
+lane._Outlet.lend = noted
+
+def wait_for(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never came true"
+        threading.Event().wait(0.005)
+
+def serve(value, times):
+    for _ in range(times):
+        before = sink.report().batches_sent
+        with current_requests([Request("r")]):
+            model(torch.full((1, 4), value))
+        wait_for(lambda: sink.report().batches_sent > before)
+
+torch.set_num_threads(1)
+model = torch.nn.Identity()
+sink = connect(sys.argv[1])
+plan = Plan("tiny", (Tap("", FeatureKind.NEURON),), revision="r", overhead_budget=None)
+attachment = attach(model, plan, sink)
+serve(1.0, 20)
+assert lent[-1], "the parent has no ring"
+child = os.fork()
+if child == 0:
+    lent.clear()
+    serve(3.0, 20)
+    assert lent[-1] and not lent[0], "the child went on with its parent's ring, or has none"
+    assert sink.close(10.0)
+    os._exit(0)
+serve(1.0, 20)
+assert os.waitpid(child, 0)[1] == 0
+assert sink.close(10.0)
+"""
+
+
+@service
+def test_a_forked_child_has_a_ring_of_its_own(
+    running: RunningDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parent and child stage at the same time, and no row of either is the other's."""
+    rows: list[list[float]] = []
+    offer = running.daemon.pipeline.offer
+
+    def record(batch: Batch, done: Callable[[], None]) -> None:
+        rows.extend(row for sample in batch.samples for row in sample.values.tolist())
+        offer(batch, done)
+
+    monkeypatch.setattr(running.daemon.pipeline, "offer", record)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, running.lane],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert 0 == done.returncode, done.stderr
+    wait_until(lambda: running.daemon.ledger.counts().processed == 60, what="the last batch")
+
+    assert 40 * [[1.0] * 4] + 20 * [[3.0] * 4] == sorted(rows)
+    assert {} == dict(running.daemon.ledger.counts().refused)
+
+
+@service
+def test_a_killed_hook_takes_its_memory_along(running: RunningDaemon) -> None:
+    """The daemon reads what had arrived, and holds nothing afterwards."""
+    script = SCRIPT.split("child = os.fork()", maxsplit=1)[0] + "os.kill(os.getpid(), 9)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", script, running.lane], timeout=120, check=False, capture_output=True
+    )
+
+    assert -9 == done.returncode
+    wait_until(lambda: running.daemon.ledger.counts().streams == 0, what="the end of the stream")
+    wait_until(lambda: running.daemon.ledger.counts().processed == 20, what="the last batch")
+    assert 0 == memory("sidecar-ring")
