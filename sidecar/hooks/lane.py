@@ -164,6 +164,7 @@ class _Outlet:
         """
         if size < LEAST_RING_BYTES or not (ring := self._usable()):
             return None
+        ring.fetched(self._answers.fetched or 0)
         deadline = time.monotonic() + RING_SECONDS
         while (lent := ring.lend(size)) is None and ring.busy and not self._session.ended:
             if (left := deadline - time.monotonic()) <= 0.0:

@@ -3,11 +3,14 @@
 import fcntl
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sidecar.hooks.lane import LEAST_RING_BYTES, _Outlet
 from sidecar.hooks.ring import Ring
 
 pytestmark = pytest.mark.unit
@@ -131,3 +134,67 @@ def test_a_child_that_lets_go_takes_nothing_from_its_parent(ring: Ring) -> None:
 
     assert b"rows" == bytes(view)
     assert ring.lend(4) is not None
+
+
+class Answers:
+    """What a daemon says about the ring when it is listened to."""
+
+    def __init__(self, *says: int) -> None:
+        self.fetched: int | None = 0
+        self.listened = 0
+        self._says = list(says)
+
+    def listen(self, _: float) -> None:
+        """Hear the next."""
+        self.listened += 1
+        if self._says:
+            self.fetched = self._says.pop(0)
+
+
+def outlet_of(ring: Ring, answers: Answers) -> _Outlet:
+    """Return an outlet whose daemon has mapped the ring."""
+    session: Any = SimpleNamespace(ring_bytes=SIZE, ended=False)
+    outlet = _Outlet(cast("Any", None), session, cast("Any", answers))
+    outlet._ring, outlet._ring_tried = ring, True  # noqa: SLF001 - as after a hand-over
+    return outlet
+
+
+def test_batches_that_were_dropped_do_not_use_the_ring_up(ring: Ring) -> None:
+    """Nobody fetches what was never sent, and nobody is waited for."""
+    answers = Answers()
+    outlet = outlet_of(ring, answers)
+    for _ in range(10):
+        assert outlet.lend(SIZE) is not None
+        ring.end_burst()
+
+    assert 0 == answers.listened
+
+
+def test_room_is_waited_for_where_it_is_about_to_come(ring: Ring) -> None:
+    """And what was heard by the way counts without waiting."""
+    answers = Answers(0, 1)
+    outlet = outlet_of(ring, answers)
+    for number in (1, 2):
+        view = outlet.lend(SIZE)
+        assert view is not None
+        ring.place([view], SIZE)
+        ring.end_burst()
+        assert 2 * (number - 1) == answers.listened
+    answers.fetched = 2
+    assert outlet.lend(SIZE) is not None
+    assert 2 == answers.listened
+
+
+def test_few_rows_and_a_daemon_that_frees_nothing_go_through_the_socket(
+    ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first at once, the second after a moment."""
+    monkeypatch.setattr("sidecar.hooks.lane.RING_SECONDS", 0.01)
+    outlet = outlet_of(ring, Answers())
+    assert outlet.lend(LEAST_RING_BYTES - 1) is None
+    view = outlet.lend(SIZE)
+    assert view is not None
+    ring.place([view], SIZE)
+    ring.end_burst()
+
+    assert outlet.lend(SIZE) is None

@@ -170,6 +170,30 @@ def test_bursts_through_the_ring_keep_their_order_and_every_bit(
     assert any(lent) is (transport == "ring")
 
 
+@pytest.mark.parametrize("transport", ["ring"], indirect=True)
+@pytest.mark.parametrize("error", [OSError("no space left"), AttributeError("memfd_create")])
+def test_without_memory_to_share_the_socket_serves(
+    sink: QueuedSink,
+    arrived: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    """A full machine, or a system that knows no memfd, costs nothing but the copies."""
+
+    def fails(_: int) -> None:
+        raise error
+
+    monkeypatch.setattr("sidecar.hooks.lane.Ring", fails)
+    lent: list[bool] = []
+    rows = (tapped("few", "f32", np.ones((2, 4), np.uint32), items=2, named=False),)
+    for _ in range(5):
+        assert sink.offer(Staged(rows, lent=lent))
+    wait_until(lambda: len(arrived) == 5, what="the last batch")
+
+    assert [False] * 5 == lent
+    assert 0 == sink.report().errors
+
+
 def small() -> ForwardBatch:
     """Return one row of one layer."""
     rows = (tapped("small", "f32", np.ones((1, 4), np.uint32), items=1),)
