@@ -60,7 +60,8 @@ class LaneServer:
     connection, at most ``ingest.stream_limit``, which reads. Answers are written by whoever causes
     them, without waiting: they stay behind while a peer does not read.
 
-    Memory: the pool, and one payload for each connection beside what the ingest queue holds.
+    Memory: the pool, and one payload for each connection beside what the ingest queue holds; rings of at
+    most ``ingest.ring_bytes`` together are mapped, which the hooks' processes are charged with.
     """
 
     def __init__(

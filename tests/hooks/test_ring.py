@@ -15,7 +15,7 @@ from sidecar.hooks.ring import Ring
 
 pytestmark = pytest.mark.unit
 
-SIZE = 1 << 16
+SIZE = 1 << 18
 
 
 @pytest.fixture
