@@ -9,10 +9,13 @@ garbage, drawn from a seeded generator. Whatever comes must end as accepted or a
 - every item is counted: ``received = accepted + refused``, ``accepted = processed + dropped``, the items read less the hellos,
   registrations and reports that were taken are ``received``, and each refusal was told to the client;
 - all memory lent for payloads comes back.
+
+A fifth of the frames with a payload has it in a ring, whose places, lengths and bounds are lied about too.
 """
 
 import contextlib
 import io
+import os
 import random
 import struct
 import sys
@@ -25,17 +28,30 @@ from typing import Any
 
 from sidecar.config import SidecarConfig
 from sidecar.errors import BrokenFrame, SidecarError
+from sidecar.hooks.ring import Ring
 from sidecar.ingest import Destination, Ledger, Pipeline
 from sidecar.ingest.lane import take_all
 from sidecar.ingest.pool import BufferPool
+from sidecar.ingest.ring import RingEnd
 from sidecar.ingest.stream import Stream
 from sidecar.monitor import Monitor
-from sidecar.wire import Batch, Frame, FrameKind, FrameReader, Lease, Refusal
+from sidecar.wire import (
+    Batch,
+    Frame,
+    FrameKind,
+    FrameReader,
+    Lease,
+    Refusal,
+    encode_ring_frame,
+)
 from sidecar.wire.frames import PAYLOAD_ALIGNMENT, padding
 from sidecar.wire.v1 import ingest_pb2 as pb
 
 LIMIT = 4096
 """``ingest.message_limit_bytes`` here: small, so that items above it are cheap."""
+
+RING = 8192
+"""Bytes of the ring here: payloads above the limit do not all fit."""
 
 ITEMS = 64
 """Most items in one stream, beside the handshake."""
@@ -87,6 +103,7 @@ class Sender:
         """Draw from ``rng``; this share of batches has its payload inside the message."""
         self._rng = rng
         self._inline_ratio = inline_ratio
+        self.ring: Any = bytearray(RING)
         self._sequence = 0
 
     def stream(self) -> Iterator[Item]:
@@ -100,12 +117,16 @@ class Sender:
     def frame(self, item: Item) -> bytes:
         """Return an item as a frame, the header of which is a lie now and then."""
         rng = self._rng
+        if self._chance(0.01):
+            return encode_ring_frame(rng.choice((*NUMBERS, RING)))
+        in_ring = bool(item.payload) and self._chance(0.2)
+        message = self._placed(item) if in_ring else item.message
         values = {
             "magic": b"SCLN",
             "version": 1,
             "kind": 1,
-            "flags": 0,
-            "message": len(item.message),
+            "flags": int(in_ring),
+            "message": len(message),
             "payload": len(item.payload),
         }
         if self._chance(0.02):
@@ -114,12 +135,24 @@ class Sender:
             lies |= {"kind": rng.randrange(256), "flags": rng.choice(NUMBERS) & 0xFFFF}
             values[name] = lies.get(name, rng.choice(NUMBERS))
         head = struct.pack("<4sBBHII", *values.values())
-        checksum = zlib.crc32(item.message, zlib.crc32(head))
+        checksum = zlib.crc32(message, zlib.crc32(head))
         if self._chance(0.005):
             checksum ^= 1 << rng.randrange(32)
-        data = head + struct.pack("<I", checksum) + item.message
+        data = head + struct.pack("<I", checksum) + message
+        if in_ring:
+            return data
         gap = bytes(-len(data) % PAYLOAD_ALIGNMENT if item.payload else 0)
         return data + gap + item.payload
+
+    def _placed(self, item: Item) -> bytes:
+        """Write a payload somewhere in the ring, over others; return the message that says where."""
+        most = RING - len(item.payload)
+        at = self._rng.randrange(most + 1) if most >= 0 else 0
+        self.ring[at : at + len(item.payload)] = item.payload[:RING]
+        if self._chance(0.1):
+            at = self._rng.choice((*NUMBERS, RING - 1, RING, 2**63, 2**64 - 1))
+        message = struct.pack("<Q", at) + item.message
+        return message[: self._rng.randrange(10)] if self._chance(0.02) else message
 
     def bytes_of(self, items: Iterator[Item]) -> bytes:
         """Return a stream as it may lie in a socket: with garbage in it, or cut off."""
@@ -267,15 +300,21 @@ class Receiver:
         )
         self._to = Destination(self.config, self._monitor, pipeline, self._ledger, lambda: 0.0)
         self._pool = BufferPool(1 << 20)
+        self._ring = Ring(RING)
+        self.memory = self._ring.lend(RING)
         self._lent = 0
         self.outcome = Outcome()
 
     def take_frames(self, data: bytes) -> None:
         """Read what one connection has sent, to its end or to the frame that breaks it."""
         stream, told = self._open()
-        reader = _Counting(io.BytesIO(data).readinto, self._lease, self.outcome)
+        ring = RingEnd(RING)
+        ring.keep([os.dup(self._ring.descriptor)])
+        ring.attach(RING.to_bytes(8, "little"))
+        reader = _Counting(io.BytesIO(data).readinto, self._lease, self.outcome, ring.fetch)
         with contextlib.suppress(BrokenFrame):
-            take_all(reader, stream)
+            take_all(reader, stream, ring.attach)
+        ring.close()
         self._check(stream, told)
 
     def take_messages(self, items: Sequence[Item]) -> None:
@@ -328,8 +367,16 @@ class Receiver:
 class _Counting(FrameReader):
     """Counts frames, those it refuses included."""
 
-    def __init__(self, receive: Any, lease: Callable[[int], Lease], outcome: Outcome) -> None:
-        super().__init__(receive, kind=FrameKind.REQUEST, limit_bytes=LIMIT, lease=lease)
+    def __init__(
+        self, receive: Any, lease: Callable[[int], Lease], outcome: Outcome, fetch: Any
+    ) -> None:
+        super().__init__(
+            receive,
+            kind=FrameKind.REQUEST,
+            limit_bytes=LIMIT,
+            lease=lease,
+            fetch=fetch,
+        )
         self._outcome = outcome
 
     def read(self) -> Frame | None:
@@ -372,6 +419,7 @@ def fuzz(count: int, seed: int) -> dict[str, Outcome]:
     frames, messages = Receiver(), Receiver()
     # Reproducible on purpose.
     sender = Sender(random.Random(seed), inline_ratio=0.1)  # noqa: S311
+    sender.ring = frames.memory
     while frames.outcome.items < count // 2:
         data = sender.bytes_of(sender.stream())
         _noted(frames.take_frames, data)

@@ -7,8 +7,10 @@ last one taken, reports and acknowledgements included, which come a few times a 
 - sender: ``Sink.offer``, the queue, the sender thread, ``Session``, encoding, sending, reading answers;
 - receiver: reading, ``StreamDecoder``, admission, the ledger, acknowledging, giving the memory back.
 
-Not counted: making the rows (they lie in memory), and what the statistics do with them (the pipeline
-gives each batch back at once). Peers: a copy of the same bytes in memory, a bare unix socket that
+Not counted: making the rows, and what the statistics do with them (the pipeline gives each batch back at
+once). The rows lie in memory: where the sink lends some to stage them in, there, with whatever values it
+has, and else in buffers of the sender's. ``lane.unix_staged`` counts a copy of every batch from such a
+buffer to what is lent as well, which is what staging costs the hooks on any transport. Peers: a copy of the same bytes in memory, a bare unix socket that
 carries them, plain grpcio with raw bytes, and Arrow Flight, the latter two over a unix socket as well;
 none does anything beside. All in one run, in turn; the least of ``ROUNDS`` of each.
 """
@@ -22,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,7 @@ import numpy as np
 from benchmarks.row import Row
 from sidecar.features import FeatureKind, LayerKey, Request, View
 from sidecar.hooks import connect
-from sidecar.hooks.batch import ForwardBatch, TappedRows
+from sidecar.hooks.batch import Lend, TappedRows
 from sidecar.wire import Hello
 
 ROWS_PER_REQUEST, REQUESTS, WIDTH = 32, 2, 4096
@@ -58,12 +61,14 @@ def run() -> Sequence[Row]:
     shape = (RING, ROWS_PER_REQUEST * REQUESTS, WIDTH)
     ring = rng.standard_normal(shape, dtype=np.float32)
     senders: dict[str, Any] = {"lane": _ours("unix"), "grpc": _ours("grpc+unix")}
+    senders["staged"] = _ours("unix", copies=True)
     senders |= {"grpcio": _grpcio, "flight": _flight, "socket": _socket}
     with contextlib.ExitStack() as open_:
         folder = Path(open_.enter_context(tempfile.TemporaryDirectory()))
         ends = {}
         for kind, sender in senders.items():
-            cpu_after = open_.enter_context(_receiver(kind, str(folder / kind)))
+            receiver = _receiver("lane" if kind == "staged" else kind, str(folder / kind))
+            cpu_after = open_.enter_context(receiver)
             ends[kind] = _End(open_.enter_context(sender(str(folder / kind), ring)), cpu_after)
         rounds = [{kind: end.cost() for kind, end in ends.items()} for _ in range(ROUNDS + 1)]
     # The first round warms everything up.
@@ -84,6 +89,8 @@ def _rows(cost: Mapping[str, float]) -> Sequence[Row]:
         Row("lane.unix", unix, UNIT, "our own gRPC, unix socket", rpc, rpc / unix),
         Row("lane.grpc", rpc, UNIT, peers["grpcio"], cost["grpcio"], cost["grpcio"] / rpc),
     ]
+    staged, bare = cost["staged"], cost["socket"]
+    rows.append(Row("lane.unix_staged", staged, UNIT, peers["socket"], bare, bare / staged))
     for kind, name in peers.items():
         rows.append(Row(f"lane.unix_vs_{kind}", unix, UNIT, name, cost[kind], cost[kind] / unix))
     return rows
@@ -128,7 +135,30 @@ def _receiver(kind: str, path: str) -> Iterator[Callable[[int], float]]:
             process.kill()
 
 
-def _ours(scheme: str) -> Callable[..., Any]:
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """A batch whose rows lie where the sink wants them, or are copied there."""
+
+    layer: LayerKey
+    requests: tuple[Request, ...]
+    source: memoryview
+    copies: bool
+    release: Callable[[], None]
+    weight = 1.0
+    held_bytes = BATCH_BYTES
+
+    def stage(self, lend: Lend) -> tuple[TappedRows, ...]:
+        """Return the rows."""
+        payload = lend(BATCH_BYTES)
+        if payload is None:
+            payload = self.source
+        elif self.copies:
+            np.copyto(np.frombuffer(payload, np.uint8), np.frombuffer(self.source, np.uint8))
+        shape = (REQUESTS, ROWS_PER_REQUEST, WIDTH)
+        return (TappedRows(self.layer, "f32", *shape, payload, named=True),)
+
+
+def _ours(scheme: str, *, copies: bool = False) -> Callable[..., Any]:
     @contextmanager
     def sender(path: str, ring: np.ndarray) -> Iterator[Send]:
         sink = connect(f"{scheme}://{path}", queue_bytes=2 * WINDOW * BATCH_BYTES)
@@ -137,16 +167,11 @@ def _ours(scheme: str) -> Callable[..., Any]:
         requests = tuple(Request(f"request-{number}") for number in range(REQUESTS))
         window = _Window()
         payloads = [memoryview(batch.reshape(-1).view(np.uint8)) for batch in ring]
-        staged = [
-            (TappedRows(layer, "f32", REQUESTS, ROWS_PER_REQUEST, WIDTH, payload, named=True),)
-            for payload in payloads
-        ]
 
         def send(count: int) -> None:
             for number in range(count):
                 window.enter()
-                rows = staged[number % RING]
-                sink.offer(ForwardBatch(lambda r=rows: r, requests, 1.0, BATCH_BYTES, window.leave))
+                sink.offer(_Rows(layer, requests, payloads[number % RING], copies, window.leave))
             window.wait_empty()
             if sink.report().dropped:
                 raise RuntimeError(f"batches were lost: {sink.report()}")

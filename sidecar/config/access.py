@@ -46,6 +46,10 @@ class IngestConfig(Section):
     credit_bytes: Bytes = Field(
         default=8 << 20, description="Unacknowledged payload one stream may have."
     )
+    ring_bytes: Annotated[int, Field(ge=0)] = Field(
+        default=32 << 20,
+        description="Memory that hooks on the lane may share with the daemon, all together; 0: none.",
+    )
     width_limit: Count = Field(default=262_144, description="Most features of one layer.")
     sampling_rate: Annotated[float, Field(ge=0, le=1)] = Field(
         default=1.0, description="Share of forward passes hooks sample when the sidecar is at ease."

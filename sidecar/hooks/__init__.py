@@ -1,7 +1,7 @@
 """Sampled activations of a model server, handed to the daemon without disturbing the server.
 
 Promises, after start-up: no exception reaches the server, no call waits for the network or the
-daemon, the model's output stays bit-equal, memory stays within ``queue_bytes`` and its pool, and
+daemon, the model's output stays bit-equal, memory stays within ``queue_bytes``, its pool and a ring, and
 every sampled batch is either sent or counted as dropped with a reason. Importing this room loads
 neither torch nor grpc; no thread starts before the first sample.
 

@@ -32,6 +32,15 @@ class TappedRows:
     weight: float = 1.0
 
 
+Lend = Callable[[int], memoryview | None]
+"""Lends writable memory of so many bytes for rows to be staged in; None: there is none now. It is valid
+until the batch is released, and need not be given back."""
+
+
+def lends_nothing(_: int) -> None:
+    """Lend nothing: rows are staged in memory of the hooks' own."""
+
+
 class Batch(Protocol):
     """The sampled rows of one forward pass."""
 
@@ -47,11 +56,14 @@ class Batch(Protocol):
     def held_bytes(self) -> int:
         """Memory the rows take; what the queue is charged with."""
 
-    def stage(self) -> tuple[TappedRows, ...]:
+    def stage(self, lend: Lend = lends_nothing) -> tuple[TappedRows, ...]:
         """Return the rows, in the order the modules ran.
 
         A module that ran twice is there twice, and none are there when every hook had to refuse its
         own. May wait for a device, so it is called by the sender only, at most once.
+
+        Args:
+            lend: Asked for memory first, as rows staged there are not copied again.
         """
 
     def release(self) -> None:
@@ -67,15 +79,20 @@ class ForwardBatch:
     """A ``Batch`` of rows that somebody else made.
 
     Attributes:
-        stage: Returns the rows.
+        rows: Returns the rows, staged already.
         requests: Those that were sampled.
         weight: At least 1.
         held_bytes: What the queue is charged with.
         release: Called after the last use.
     """
 
-    stage: Callable[[], tuple[TappedRows, ...]]
+    rows: Callable[[], tuple[TappedRows, ...]]
     requests: tuple[Request, ...] = ()
     weight: float = 1.0
     held_bytes: int = 0
     release: Callable[[], None] = _nothing
+
+    def stage(self, lend: Lend = lends_nothing) -> tuple[TappedRows, ...]:
+        """Return the rows where they are."""
+        del lend
+        return self.rows()

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from sidecar.features import LayerKey, Request
-from sidecar.hooks.batch import TappedRows
+from sidecar.hooks.batch import Lend, TappedRows, lends_nothing
 from sidecar.hooks.sampler import Sampler
 from sidecar.hooks.staging import Pool
 
@@ -191,14 +191,18 @@ class Sample:
         self.weight = weight
         self.held_bytes = held_bytes
 
-    def stage(self) -> tuple[TappedRows, ...]:
-        """Bring the rows into pooled host memory; may wait for the device."""
+    def stage(self, lend: Lend = lends_nothing) -> tuple[TappedRows, ...]:
+        """Bring the rows into host memory, lent or pooled; may wait for the device."""
         accepted = [taken for taken in self.taken if taken[0].accept(taken[1])]
         if not accepted:
             return ()
         parts = [rows.detach() for _, rows, _, _ in accepted]
-        self._buffer = self._pool.stage(parts, self._dtype, self._marks)
-        payload = self._buffer.numpy().data
+        size = sum(part.numel() for part in parts) * _ITEM_BYTES[self._dtype]
+        # Copies from a CUDA device take pinned memory, which only the pool has.
+        lent = None if self._marks else lend(size)
+        buffer = self._pool.stage(parts, self._dtype, self._marks, lent)
+        self._buffer = buffer if lent is None else None
+        payload = buffer.numpy().data
         tapped = []
         offset = 0
         for taken in accepted:

@@ -13,7 +13,7 @@ from typing import Self
 from sidecar.errors import MalformedMessage
 from sidecar.features import LayerKey
 from sidecar.hooks.account import Account, Drop
-from sidecar.hooks.batch import Batch
+from sidecar.hooks.batch import Batch, Lend, lends_nothing
 from sidecar.hooks.pack import Group, groups, split
 from sidecar.hooks.queue import ByteQueue
 from sidecar.wire import (
@@ -153,6 +153,7 @@ class Session(Iterator[Sendable]):
         self._cancel: Callable[[], object] = _nothing
         self._abandon: Callable[[], object] = _nothing
         self._listen: Callable[[float], object] | None = None
+        self._lend: Lend = lends_nothing
         self._in_hand: list[Batch] = []
         self._burst_bytes = min(BURST_BYTES, queue.limit_bytes // BURST_SHARE)
         self._finished = False
@@ -174,6 +175,11 @@ class Session(Iterator[Sendable]):
             return dict(self._refusals)
 
     @property
+    def ring_bytes(self) -> int:
+        """Largest ring that the daemon takes; 0 before its welcome."""
+        return self._welcome.ring_bytes if self._welcome else 0
+
+    @property
     def ended(self) -> bool:
         """Whether the stream is over."""
         return self._ended.is_set()
@@ -184,6 +190,7 @@ class Session(Iterator[Sendable]):
         *,
         abandon: Callable[[], object] = _nothing,
         listen: Callable[[float], object] | None = None,
+        lend: Lend = lends_nothing,
     ) -> None:
         """Tell the session what it runs on.
 
@@ -193,8 +200,9 @@ class Session(Iterator[Sendable]):
                 parent's.
             listen: Waits at most so many seconds for an answer, and hands over all there are; None:
                 the transport receives in a thread of its own.
+            lend: Lends memory that the daemon reads too, for rows of the next burst.
         """
-        self._cancel, self._abandon, self._listen = cancel, abandon, listen
+        self._cancel, self._abandon, self._listen, self._lend = cancel, abandon, listen, lend
         if self.ended:
             cancel()
 
@@ -395,7 +403,7 @@ class Session(Iterator[Sendable]):
     def _pack(self, offered_at: float, batch: Batch) -> Drop | None:
         if self._clock() - offered_at > self._timing.stale:
             return Drop.DISCONNECTED
-        staged = batch.stage()
+        staged = batch.stage(self._lend)
         if not staged:
             return Drop.ERROR
         limit = self._welcome.message_limit_bytes if self._welcome else 0

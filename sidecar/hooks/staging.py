@@ -33,9 +33,13 @@ class Pool:
         self._free: dict[tuple[int, bool], deque[torch.Tensor]] = {}
 
     def stage(
-        self, parts: list[torch.Tensor], dtype: str, marks: Mapping[torch.device, Any]
+        self,
+        parts: list[torch.Tensor],
+        dtype: str,
+        marks: Mapping[torch.device, Any],
+        lent: memoryview | None = None,
     ) -> torch.Tensor:
-        """Copy rows into one pooled buffer, converted to the dtype of the wire.
+        """Copy rows into one buffer, converted to the dtype of the wire.
 
         Waits for the device, so it has no place in a forward pass.
 
@@ -43,15 +47,19 @@ class Pool:
             parts: Rows of the layers, in order; private to the caller, on any devices.
             dtype: ``f32``, ``f16`` or ``bf16``.
             marks: For each CUDA device the event after which its parts are complete.
+            lent: Memory to copy them to, of just their size; None: pooled memory.
 
         Returns:
             A uint8 buffer that starts with all values one after another, little-endian; for
-            ``give_back``.
+            ``give_back``, unless it was lent.
         """
         wanted = _DTYPES[dtype]
         size = sum(part.numel() for part in parts) * wanted.itemsize
         with torch.inference_mode():
-            buffer = self._lease(size, pinned=bool(marks))
+            if lent is None:
+                buffer = self._lease(size, pinned=bool(marks))
+            else:
+                buffer = torch.frombuffer(lent, dtype=torch.uint8)
             self._fill(buffer[:size].view(wanted), parts, marks)
         return buffer
 

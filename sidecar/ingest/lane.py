@@ -12,8 +12,15 @@ from pathlib import Path
 
 import structlog
 
-from sidecar.errors import BrokenFrame, ConfigError, LimitReached, SidecarError
+from sidecar.errors import (
+    BrokenFrame,
+    ConfigError,
+    LimitReached,
+    MalformedMessage,
+    SidecarError,
+)
 from sidecar.ingest.pool import BufferPool
+from sidecar.ingest.ring import RING_BYTES, RingEnd
 from sidecar.ingest.sockets import SCHEME, clear_stale, share, why
 from sidecar.ingest.stream import STEER_SECONDS, Destination, Stream
 from sidecar.wire import FrameKind, FrameReader, Refusal, check_peer, encode_response_frame
@@ -53,7 +60,8 @@ class LaneServer:
     connection, at most ``ingest.stream_limit``, which reads. Answers are written by whoever causes
     them, without waiting: they stay behind while a peer does not read.
 
-    Memory: the pool, and one payload for each connection beside what the ingest queue holds.
+    Memory: the pool, and one payload for each connection beside what the ingest queue holds; rings of at
+    most ``ingest.ring_bytes`` together are mapped, which the hooks' processes are charged with.
     """
 
     def __init__(
@@ -182,7 +190,12 @@ class LaneServer:
             LimitReached: There are as many streams as may be, or no thread for it.
         """
         uid = check_peer(accepted, self._to.config.listen.lane_uids)
-        connection = _Connection(accepted, self._to, self._pool, self._patience_seconds)
+        with self._lock:
+            rings = sum(one.ring_bytes for one in self._connections)
+        left = self._to.limits.ring_bytes - rings
+        connection = _Connection(
+            accepted, self._to, self._pool, self._patience_seconds, max(min(left, RING_BYTES), 0)
+        )
         limit = self._to.limits.stream_limit
         if not self._to.ledger.open_stream(limit):
             raise LimitReached(f"{limit} streams are open: raise ingest.stream_limit")
@@ -233,9 +246,12 @@ class _Connection:
         destination: Destination,
         pool: BufferPool,
         patience_seconds: float,
+        ring_bytes: int,
     ) -> None:
         self._socket = accepted
-        self._stream = Stream(destination, self.flush)
+        self.ring_bytes = ring_bytes
+        self._ring = RingEnd(ring_bytes)
+        self._stream = Stream(destination, self.flush, ring_bytes)
         # Held while the socket is written to or closed: a number that is closed is given to the
         # next connection at once.
         self._sending = threading.Lock()
@@ -254,6 +270,7 @@ class _Connection:
             kind=FrameKind.REQUEST,
             limit_bytes=destination.limits.message_limit_bytes,
             lease=pool.lease,
+            fetch=self._fetch,
             patience_seconds=patience_seconds,
         )
 
@@ -263,22 +280,48 @@ class _Connection:
         Raises:
             BrokenFrame: The rest of the stream cannot be read; counted, and told to the peer.
         """
-        take_all(self._frames, self._stream)
+        take_all(self._frames, self._stream, self._attach)
         self.flush()
+
+    def _attach(self, message: bytes) -> None:
+        self._ring.attach(message)
+        self.flush()
+
+    def _fetch(self, offset: int, view: memoryview) -> None:
+        self._ring.fetch(offset, view)
+        if self._ring.due:
+            self._send(self._ring.news)
 
     def _receive(self, view: memoryview) -> int:
         """Take what has arrived; where nothing does for a while, let the stream know and wait."""
         self._stream.busy()
         if not self._arrival.poll(REST_MILLISECONDS):
             self._stream.rest()
-        return self._socket.recv_into(view)
+            if self._ring.owes:
+                self._send(self._ring.news)
+        size = self._ring.receive(self._socket, view)
+        if self._ring.surplus:
+            self._refuse_surplus()
+        return size
+
+    def _refuse_surplus(self) -> None:
+        surplus, self._ring.surplus = self._ring.surplus, 0
+        self._stream.refuse(
+            MalformedMessage(f"{surplus} descriptors that nobody asked for: send one with a ring")
+        )
 
     def flush(self) -> None:
         """Send what the stream has to say, as far as the peer takes it; from any thread."""
+        self._send(self._due)
+
+    def _due(self) -> bytes:
+        return b"".join([*map(encode_response_frame, self._stream.answers()), self._ring.news()])
+
+    def _send(self, due: Callable[[], bytes]) -> None:
         with self._sending, contextlib.suppress(OSError):  # the reader finds out why
             while self._open:
                 if len(self._unsent) < UNSENT_LIMIT_BYTES:
-                    self._unsent += b"".join(map(encode_response_frame, self._stream.answers()))
+                    self._unsent += due()
                 if not self._unsent:
                     return
                 self._unsent = self._unsent[self._socket.send(self._unsent, _NEVER_WAIT) :]
@@ -294,10 +337,16 @@ class _Connection:
         with self._sending:
             self._open = False
             self._socket.close()
+            self._ring.close()
 
 
-def take_all(frames: FrameReader, stream: Stream) -> None:
+def take_all(frames: FrameReader, stream: Stream, attach: Callable[[bytes], None]) -> None:
     """Lead every frame into a stream, to the end of both.
+
+    Args:
+        frames: Where they come from.
+        stream: Takes requests in.
+        attach: Takes the message of a frame about the ring; may raise MalformedMessage.
 
     Raises:
         BrokenFrame: The rest cannot be read; the stream has refused and counted that already.
@@ -305,6 +354,10 @@ def take_all(frames: FrameReader, stream: Stream) -> None:
     while True:
         try:
             frame = frames.read()
+            if frame is not None and frame.kind is FrameKind.RING:
+                frame.release()
+                attach(frame.message)
+                continue
         except SidecarError as error:
             stream.refuse(error)
             if isinstance(error, BrokenFrame):

@@ -71,10 +71,13 @@ class Stream:
     Args:
         destination: Where it leads.
         wake: Called from any thread when there are answers to fetch; must not wait.
+        ring_bytes: Largest ring of shared memory that the transport takes; 0: none.
     """
 
-    def __init__(self, destination: Destination, wake: Callable[[], None]) -> None:
-        self._to, self._wake = destination, wake
+    def __init__(
+        self, destination: Destination, wake: Callable[[], None], ring_bytes: int = 0
+    ) -> None:
+        self._to, self._wake, self._ring_bytes = destination, wake, ring_bytes
         limits = destination.limits
         self._decoder = StreamDecoder(
             limits.width_limit, message_limit_bytes=limits.message_limit_bytes
@@ -195,7 +198,9 @@ class Stream:
             )
         self._rate = self._to.ledger.sampling_rate
         self._hello = hello
-        welcome = Welcome(limits.credit_bytes, limits.message_limit_bytes, self._rate)
+        welcome = Welcome(
+            limits.credit_bytes, limits.message_limit_bytes, self._rate, self._ring_bytes
+        )
         with self._lock:
             self._answers.append(welcome)
         self._wake()

@@ -21,7 +21,15 @@ from sidecar.wire.codec import (
     encode_response,
     encode_response_frame,
 )
-from sidecar.wire.frames import PAYLOAD_ALIGNMENT, Frame, FrameKind, FrameReader, Lease
+from sidecar.wire.frames import (
+    PAYLOAD_ALIGNMENT,
+    Frame,
+    FrameKind,
+    FrameReader,
+    Lease,
+    decode_ring_frame,
+    encode_ring_frame,
+)
 from sidecar.wire.messages import (
     METHOD,
     REQUEST_LIMIT,
@@ -66,8 +74,10 @@ __all__ = [
     "Welcome",
     "check_peer",
     "decode_response",
+    "decode_ring_frame",
     "encode_request",
     "encode_request_frame",
     "encode_response",
     "encode_response_frame",
+    "encode_ring_frame",
 ]

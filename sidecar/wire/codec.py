@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError, Message
 
 from sidecar.errors import MalformedMessage
 from sidecar.features import FeatureKind, Scope, Slice, View
-from sidecar.wire.frames import FrameKind, encode_frame
+from sidecar.wire.frames import FrameKind, Place, encode_frame
 from sidecar.wire.messages import (
     Acknowledgement,
     Hello,
@@ -51,14 +51,18 @@ def encode_request(value: Sendable) -> bytes:
     return _request(value, inline=True).SerializeToString()
 
 
-def encode_request_frame(value: Sendable) -> list[bytes | memoryview]:
+def encode_request_frame(value: Sendable, place: Place | None = None) -> list[bytes | memoryview]:
     """Return the pieces of one ``StreamRequest`` as a frame; payloads are aliased, not copied.
 
     Nothing is checked, as in ``encode_request``.
+
+    Args:
+        value: What to send.
+        place: Knows which payloads lie in a ring, as in ``encode_frame``.
     """
     payload = [item.payload for item in value.tensors] if isinstance(value, OutgoingBatch) else ()
     message = _request(value, inline=False).SerializeToString()
-    return encode_frame(FrameKind.REQUEST, message, payload)
+    return encode_frame(FrameKind.REQUEST, message, payload, place)
 
 
 def _request(value: Sendable, *, inline: bool) -> pb.StreamRequest:
@@ -165,6 +169,7 @@ def encode_response(value: Answer) -> bytes:
         response.welcome.credit_bytes = value.credit_bytes
         response.welcome.message_limit_bytes = value.message_limit_bytes
         response.welcome.sampling_rate = value.sampling_rate
+        response.welcome.ring_bytes = value.ring_bytes
     elif isinstance(value, Acknowledgement):
         response.acknowledgement.sequence = value.sequence
         response.acknowledgement.credit_bytes = value.credit_bytes
@@ -194,7 +199,10 @@ def decode_response(data: bytes) -> Answer:
     if body == "welcome":
         welcome = response.welcome
         return Welcome(
-            welcome.credit_bytes, welcome.message_limit_bytes, check_rate(welcome.sampling_rate)
+            welcome.credit_bytes,
+            welcome.message_limit_bytes,
+            check_rate(welcome.sampling_rate),
+            welcome.ring_bytes,
         )
     if body == "acknowledgement":
         settled = response.acknowledgement

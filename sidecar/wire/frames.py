@@ -4,8 +4,8 @@ A frame is a header of 20 bytes, little-endian, then a protobuf message, then th
 
     magic     4  b"SCLN"
     version   1  of this layout
-    kind      1  1 StreamRequest, 2 StreamResponse
-    flags     2  0; other values are refused, and the frame passed over
+    kind      1  1 StreamRequest, 2 StreamResponse, 3 about the ring
+    flags     2  1: the payload is in the ring; others are refused, and the frame passed over
     message   4  bytes of the protobuf message
     payload   4  bytes after it
     checksum  4  CRC-32 of the 16 bytes above and the message
@@ -15,7 +15,13 @@ the message ends before: the kernel copies from and to aligned memory nearly twi
 the tensors of a batch in their order, each filled up with zeros to a multiple of
 ``ALIGNMENT``, while their ``payload`` fields are empty. It is not part of the checksum: the kernel
 copies it from one process to the other, and a checksum would cost more than that copy. What the
-checksum guards against is a reader that has lost its place. Nothing here opens a socket.
+checksum guards against is a reader that has lost its place.
+
+A hook may hand over a *ring*, memory that both processes map, where the daemon's welcome says so. A
+frame of kind 3 then holds one number of 8 bytes instead of a protobuf message: from the hook, which
+sends the memory's descriptor with it, the size of the ring; from the daemon, how many payloads it has
+taken out of the ring since, 0 at first. With flag 1 a payload does not follow its frame: it lies in the
+ring, and the message begins with 8 more bytes, which say where. Nothing here opens a socket.
 """
 
 import struct
@@ -24,6 +30,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from typing import NamedTuple
 
 from sidecar.errors import (
@@ -54,12 +61,17 @@ SKIP_FACTOR = 4
 """Frames up to this many times the limit are read and thrown away; beyond it the length is taken for
 a lie. The gRPC end draws the same line."""
 
-AHEAD_BYTES = 512
-"""Read at once where a frame begins: a header and most messages, so that both cost one system call."""
+AHEAD_BYTES = 4096
+"""Read at once where a frame begins: a header and most messages, and several of those whose payloads
+lie in the ring, so that all cost one system call."""
+
+IN_RING = 1
+"""The flag of a frame whose payload lies in the ring."""
 
 _HEADER = struct.Struct("<4sBBHII")
 _CHECKSUM = struct.Struct("<I")
 _WHOLE = struct.Struct("<4sBBHIII")
+_NUMBER = struct.Struct("<Q")
 _SCRATCH_BYTES = 65_536
 _LENGTH_LIMIT = 1 << 32
 
@@ -74,6 +86,7 @@ class FrameKind(IntEnum):
 
     REQUEST = 1
     RESPONSE = 2
+    RING = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +107,16 @@ class Frame:
     """One frame as it came in.
 
     Attributes:
-        message: The protobuf message, whole by its checksum.
-        payload: What follows it; valid until ``release``.
+        message: The protobuf message, whole by its checksum; eight bytes in a frame about the ring.
+        payload: What follows it, or lay in the ring; valid until ``release``.
         release: Gives the payload's memory back; whoever takes the frame calls it once.
+        kind: What the message is.
     """
 
     message: bytes
     payload: memoryview
     release: Callable[[], None]
+    kind: FrameKind
 
 
 def _nothing() -> None:
@@ -128,8 +143,16 @@ def _gap(message_bytes: int, payload_bytes: int) -> int:
     return -(HEADER_BYTES + message_bytes) % PAYLOAD_ALIGNMENT if payload_bytes else 0
 
 
+Place = Callable[[Sequence[bytes | memoryview], int], int | None]
+"""Says where in the ring the pieces of a payload lie, of so many bytes together; None: not in it, and
+they travel behind their frame."""
+
+
 def encode_frame(
-    kind: FrameKind, message: bytes, payload: Sequence[bytes | memoryview] = ()
+    kind: FrameKind,
+    message: bytes,
+    payload: Sequence[bytes | memoryview] = (),
+    place: Place | None = None,
 ) -> list[bytes | memoryview]:
     """Return the pieces of a frame, to be sent one after another; no payload is copied.
 
@@ -137,6 +160,7 @@ def encode_frame(
         kind: What the message is.
         message: Encoded protobuf.
         payload: Tensors, without padding.
+        place: Asked where the payload is, if there is one and there is a ring.
 
     Raises:
         MessageTooLarge: Message or payload has 4 GiB or more.
@@ -155,9 +179,32 @@ def encode_frame(
         size += length + len(filling)
     if max(size, len(message)) >= _LENGTH_LIMIT:
         raise MessageTooLarge(f"a frame of {len(message)} + {size} bytes: send less at once")
-    head = _HEADER.pack(MAGIC, VERSION, kind, 0, len(message), size)
-    checksum = _CHECKSUM.pack(zlib.crc32(message, zlib.crc32(head)))
-    return [head + checksum + message + _PADDING[_gap(len(message), size)], *pieces]
+    offset = place(pieces, size) if place and size else None
+    if offset is not None:
+        return [_head(kind, IN_RING, _NUMBER.pack(offset) + message, size)]
+    return [_head(kind, 0, message, size) + _PADDING[_gap(len(message), size)], *pieces]
+
+
+def _head(kind: FrameKind, flags: int, message: bytes, payload_bytes: int) -> bytes:
+    """Return header and message."""
+    head = _HEADER.pack(MAGIC, VERSION, kind, flags, len(message), payload_bytes)
+    return head + _CHECKSUM.pack(zlib.crc32(message, zlib.crc32(head))) + message
+
+
+def encode_ring_frame(number: int) -> bytes:
+    """Return a frame about the ring: its size, or how many payloads were taken out of it."""
+    return _head(FrameKind.RING, 0, _NUMBER.pack(number), 0)
+
+
+def decode_ring_frame(message: bytes) -> int:
+    """Read the message of a frame about the ring.
+
+    Raises:
+        MalformedMessage: It does not have 8 bytes.
+    """
+    if len(message) != _NUMBER.size:
+        raise MalformedMessage(f"a frame about the ring has {len(message)} bytes, not 8")
+    return int(_NUMBER.unpack(message)[0])
 
 
 class _Header(NamedTuple):
@@ -173,8 +220,16 @@ class _Header(NamedTuple):
         return self.message_bytes + self.payload_bytes
 
     @property
+    def in_ring(self) -> bool:
+        return self.flags == IN_RING
+
+    @property
     def gap_bytes(self) -> int:
-        return _gap(self.message_bytes, self.payload_bytes)
+        return 0 if self.in_ring else _gap(self.message_bytes, self.payload_bytes)
+
+    @property
+    def behind_bytes(self) -> int:
+        return 0 if self.in_ring else self.gap_bytes + self.payload_bytes
 
 
 def _read_header(data: bytes) -> _Header:
@@ -198,9 +253,11 @@ class FrameReader:
             BlockingIOError after a while without any, and another OSError when the stream broke.
         fill: Like ``receive``, but waits until the view is full as long as it can: what is left of
             a frame then comes in one call. None: ``receive``.
-        kind: The only kind that is taken.
+        kind: The only kind that is taken, beside frames about the ring.
         limit_bytes: Largest message and payload together.
         lease: Lends memory for a payload.
+        fetch: Copies what lies from a place in the ring on into a view, filling it; may raise
+            MalformedMessage. None: there is no ring, and frames that need one are refused.
         clock: Seconds, never going back.
         patience_seconds: Longest time a frame may take to arrive.
     """
@@ -213,12 +270,14 @@ class FrameReader:
         limit_bytes: int,
         fill: Callable[[memoryview], int] | None = None,
         lease: Callable[[int], Lease] = unpooled,
+        fetch: Callable[[int, memoryview], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         self._receive = receive
         self._fill = fill or receive
-        self._kind = kind
+        self._kinds = (kind, FrameKind.RING)
+        self._fetch = fetch
         self._limit_bytes = limit_bytes
         self._lease = lease
         self._clock = clock
@@ -251,20 +310,30 @@ class FrameReader:
             raise self._pass_over(header)
         message = self._taken(header.message_bytes)
         _check_crc(header, zlib.crc32(message, header.crc))
-        if header.kind != self._kind or header.flags:
-            self._discard(header.gap_bytes + header.payload_bytes)
+        if header.kind not in self._kinds or header.flags not in (0, IN_RING):
+            self._discard(header.behind_bytes)
             raise MalformedMessage(
                 f"a frame of kind {header.kind} with flags {header.flags:#x}: this end takes kind "
-                f"{self._kind:d} without flags"
+                f"{self._kinds[0]:d} without flags, or {IN_RING} for a payload in a ring"
             )
+        fill: Callable[[memoryview], object] = self._filled
+        if header.in_ring:
+            message, fill = self._from_ring(message)
         self._taken(header.gap_bytes)
         lease = self._lease(header.payload_bytes)
         try:
-            self._filled(lease.view)
+            fill(lease.view)
         except BaseException:
             lease.release()
             raise
-        return Frame(message, lease.view.toreadonly(), lease.release)
+        return Frame(message, lease.view.toreadonly(), lease.release, FrameKind(header.kind))
+
+    def _from_ring(self, message: bytes) -> tuple[bytes, Callable[[memoryview], object]]:
+        """Return the message proper, and what copies its payload out of the ring."""
+        if self._fetch is None or len(message) < _NUMBER.size:
+            raise MalformedMessage("a payload in a ring, but there is none, or it says not where")
+        (offset,) = _NUMBER.unpack_from(message)
+        return message[_NUMBER.size :], partial(self._fetch, offset)
 
     def _next_header(self) -> _Header | None:
         if self._at == self._end:
@@ -319,7 +388,7 @@ class FrameReader:
         if header.total_bytes > SKIP_FACTOR * self._limit_bytes:
             raise BrokenFrame(claim)
         _check_crc(header, self._discard(header.message_bytes, header.crc))
-        self._discard(header.gap_bytes + header.payload_bytes)
+        self._discard(header.behind_bytes)
         return MessageTooLarge(claim)
 
     def _discard(self, size: int, crc: int = 0) -> int:

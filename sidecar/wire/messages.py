@@ -184,11 +184,13 @@ class Welcome:
         credit_bytes: Payload the client may have unacknowledged.
         message_limit_bytes: Largest request the daemon reads.
         sampling_rate: Share of forward passes to sample, 0 to 1.
+        ring_bytes: Largest ring of shared memory the client may hand over for payloads; 0: none.
     """
 
     credit_bytes: int
     message_limit_bytes: int
     sampling_rate: float = 1.0
+    ring_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from sidecar.wire import (
     RegisterLayer,
     Sendable,
     decode_response,
+    decode_ring_frame,
     encode_request,
     encode_request_frame,
 )
@@ -120,6 +121,7 @@ class LaneClient(RawClient):
     """As frames on a unix socket."""
 
     def __init__(self, address: str) -> None:
+        self._told: list[int] = []
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(60)
         self.socket.connect(address.removeprefix("unix://"))
@@ -141,10 +143,25 @@ class LaneClient(RawClient):
 
     def read(self) -> Any:
         """Return the daemon's next answer; raise StopIteration when it has hung up."""
+        while (message := self._message()) is None:
+            pass
+        return decode_response(message)
+
+    def fetched(self) -> int:
+        """Return how many payloads the daemon says it has taken out of the ring, next it says so."""
+        while not self._told:
+            self._message()
+        return self._told.pop(0)
+
+    def _message(self) -> bytes | None:
+        """Read a frame; return its message, or None if it was about the ring."""
         frame = self._frames.read()
         if frame is None:
             raise StopIteration
-        return decode_response(frame.message)
+        if frame.kind is not FrameKind.RING:
+            return frame.message
+        self._told.append(decode_ring_frame(frame.message))
+        return None
 
     def close(self) -> None:
         """End the stream."""

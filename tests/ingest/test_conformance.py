@@ -6,6 +6,7 @@ The rest of the contract is each end's own, and runs over both transports too: `
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from sidecar.features import FeatureKind, LayerKey, Request, Slice, View
 from sidecar.hooks import connect
-from sidecar.hooks.batch import ForwardBatch, TappedRows
+from sidecar.hooks.batch import ForwardBatch, Lend, TappedRows, lends_nothing
 from sidecar.hooks.session import Timing
 from sidecar.hooks.sink import QueuedSink
 from sidecar.monitor import IngestCounts
@@ -30,9 +31,49 @@ ODD_WIDTH = 7
 """Makes payloads of f16 and bf16 end off every boundary, so that the next tensor needs padding."""
 
 
+@pytest.fixture(params=["lane", "ring", "grpc"])
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What carries the stream; with a ring, rows of any size are staged in it, and else none."""
+    least = 1 if request.param == "ring" else 1 << 60
+    monkeypatch.setattr("sidecar.hooks.lane.LEAST_RING_BYTES", least)
+    return str(request.param)
+
+
 def url_of(running: RunningDaemon, transport: str) -> str:
     """Return how hooks reach a daemon."""
-    return running.lane if transport == "lane" else f"grpc://{running.grpc}"
+    return f"grpc://{running.grpc}" if transport == "grpc" else running.lane
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A batch that is staged in memory lent to it, where there is any, as torch's are."""
+
+    rows: tuple[TappedRows, ...]
+    requests: tuple[Request, ...] = ()
+    weight: float = 1.0
+    lent: list[bool] = field(default_factory=list)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the rows."""
+        return sum(one.payload.nbytes for one in self.rows)
+
+    def stage(self, lend: Lend = lends_nothing) -> tuple[TappedRows, ...]:
+        """Copy the rows, one layer behind the other."""
+        memory = lend(self.held_bytes)
+        self.lent.append(memory is not None)
+        if memory is None:
+            return self.rows
+        staged, at = [], 0
+        for one in self.rows:
+            place = memory[at : at + one.payload.nbytes]
+            place[:] = one.payload
+            staged.append(replace(one, payload=place))
+            at += one.payload.nbytes
+        return tuple(staged)
+
+    def release(self) -> None:
+        """Nothing has to be given back."""
 
 
 @pytest.fixture
@@ -81,8 +122,9 @@ def test_every_bit_of_every_dtype_arrives(sink: QueuedSink, arrived: list[dict[s
     rows = tuple(tapped(f"layer-{d}", d, bits[d], items=3) for d in layers)
     requests = tuple(Request(f"r{i}", Slice.of({"route": f"/{i}"}), 1.0 + i) for i in range(3))
 
-    assert sink.offer(ForwardBatch(lambda: rows, requests, 1.0, 1000))
-    (batch,) = wait_until(lambda: arrived)
+    for _ in range(3):  # the first goes before the daemon has a ring
+        assert sink.offer(Staged(rows, requests))
+    *_, batch = wait_until(lambda: arrived if len(arrived) == 3 else None)
 
     for dtype in layers:
         values = batch[f"layer-{dtype}"]
@@ -103,6 +145,53 @@ def test_large_batches_arrive_whole(sink: QueuedSink, arrived: list[dict[str, An
 
     assert len(arrived) > 1
     assert np.array_equal(bits, np.concatenate([batch["wide"] for batch in arrived]).view("<u4"))
+
+
+def test_bursts_through_the_ring_keep_their_order_and_every_bit(
+    running: RunningDaemon, sink: QueuedSink, arrived: list[dict[str, Any]], transport: str
+) -> None:
+    """More than the ring holds, in batches of many sizes: its places are used again and again."""
+    rng = np.random.default_rng(2)
+    lent: list[bool] = []
+    sent = []
+    for number in range(120):
+        bits = rng.integers(0, 1 << 32, (int(rng.integers(1, 4)), 4096), np.uint64).astype("<u4")
+        bits[0, 0] = number
+        sent.append(bits)
+        rows = (tapped("wide", "f32", bits, items=len(bits), named=False),)
+        wait_until(lambda: sink.pending < 20, what="room in the queue")
+        assert sink.offer(Staged(rows, lent=lent))
+    wait_until(lambda: len(arrived) == 120, what="the last batch")
+
+    for bits, batch in zip(sent, arrived, strict=True):
+        assert np.array_equal(bits, batch["wide"].view("<u4"))
+    counts = running.daemon.ledger.counts()
+    assert (120, {}) == (counts.accepted, dict(counts.refused))
+    assert any(lent) is (transport == "ring")
+
+
+@pytest.mark.parametrize("transport", ["ring"], indirect=True)
+@pytest.mark.parametrize("error", [OSError("no space left"), AttributeError("memfd_create")])
+def test_without_memory_to_share_the_socket_serves(
+    sink: QueuedSink,
+    arrived: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    """A full machine, or a system that knows no memfd, costs nothing but the copies."""
+
+    def fails(_: int) -> None:
+        raise error
+
+    monkeypatch.setattr("sidecar.hooks.lane.Ring", fails)
+    lent: list[bool] = []
+    rows = (tapped("few", "f32", np.ones((2, 4), np.uint32), items=2, named=False),)
+    for _ in range(5):
+        assert sink.offer(Staged(rows, lent=lent))
+    wait_until(lambda: len(arrived) == 5, what="the last batch")
+
+    assert [False] * 5 == lent
+    assert 0 == sink.report().errors
 
 
 def small() -> ForwardBatch:
@@ -158,7 +247,7 @@ def test_a_flood_is_conserved_from_end_to_end(tmp_path: Path, transport: str) ->
         sink = connect(url_of(running, transport), queue_bytes=64 << 10)
         sink.announce(Hello("tiny", REVISION), 1.0)
         for _ in range(2000):
-            sink.offer(ForwardBatch(lambda: rows, (), 1.0, 256))
+            sink.offer(Staged(rows))
         wait_until(lambda: sink.pending == 0)
         assert sink.close(10.0)
         report = sink.report()

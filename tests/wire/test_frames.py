@@ -1,4 +1,5 @@
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,9 +28,11 @@ from sidecar.wire import (
     StreamDecoder,
     Welcome,
     decode_response,
+    decode_ring_frame,
     encode_request,
     encode_request_frame,
     encode_response_frame,
+    encode_ring_frame,
 )
 from sidecar.wire.frames import (
     AHEAD_BYTES,
@@ -328,3 +331,68 @@ def test_only_a_batch_has_a_payload() -> None:
     with pytest.raises(MalformedMessage):
         stream.decode(encode_request(Hello("m", "r")), memoryview(b"12345678"))
     assert stream.hello is None
+
+
+# -- payloads in a ring -----------------------------------------------------------------------------
+
+RING = bytes(range(256))
+
+
+def from_ring(data: bytes, limit: int = LIMIT) -> FrameReader:
+    """Return a reader that has a ring of 256 bytes."""
+
+    def fetch(offset: int, view: memoryview) -> None:
+        if offset + len(view) > len(RING):
+            raise MalformedMessage("outside")
+        view[:] = RING[offset : offset + len(view)]
+
+    source = io.BytesIO(data).readinto
+    return FrameReader(source, kind=FrameKind.REQUEST, limit_bytes=limit, fetch=fetch)
+
+
+def placed(message: bytes, offset: int, size: int) -> bytes:
+    """Return a frame whose payload lies in the ring."""
+    payload = [bytes(size)]
+    return b"".join(encode_frame(FrameKind.REQUEST, message, payload, lambda *_: offset))
+
+
+def test_a_payload_may_lie_in_a_ring() -> None:
+    """Nothing of it follows the frame, whose layout is part of the protocol."""
+    expected = (
+        "53434c4e01010100" + "0a000000" + "08000000" + "fba99245" + "6400000000000000" + "6869"
+    )
+    frame = from_ring(placed(b"hi", 100, 3) + joined(b"next")).read()
+
+    assert expected == placed(b"hi", 100, 3).hex()
+    assert frame is not None
+    assert (b"hi", RING[100:108]) == (frame.message, bytes(frame.payload))
+
+
+@pytest.mark.parametrize(
+    ("data", "reader_of"),
+    [
+        (placed(b"x", 250, 8), from_ring),
+        (placed(b"x", 2**64 - 1, 8), from_ring),
+        (placed(b"x", 0, 8), reader),
+        (placed(bytes(LIMIT), 0, 8), from_ring),
+        (placed(b"x", 0, LIMIT + 8), from_ring),
+    ],
+)
+def test_a_frame_whose_payload_is_not_there_is_passed_over(data: bytes, reader_of: Any) -> None:
+    """Outside the ring, without one, or above the limit: the next frame begins behind the message."""
+    source = reader_of(data + joined(b"next"))
+
+    with pytest.raises((MalformedMessage, MessageTooLarge)):
+        source.read()
+    assert b"next" == source.read().message
+
+
+def test_the_ring_itself_is_spoken_of_in_numbers() -> None:
+    """A size or a count, in a frame of its own kind, whoever reads."""
+    for kind in (FrameKind.REQUEST, FrameKind.RESPONSE):
+        frame = reader(encode_ring_frame(1 << 40), kind).read()
+        assert frame is not None
+        assert (FrameKind.RING, 1 << 40) == (frame.kind, decode_ring_frame(frame.message))
+    for wrong in (b"", bytes(7), bytes(9)):
+        with pytest.raises(MalformedMessage, match="8"):
+            decode_ring_frame(wrong)

@@ -236,19 +236,25 @@ class Welcome(google.protobuf.message.Message):
     CREDIT_BYTES_FIELD_NUMBER: builtins.int
     MESSAGE_LIMIT_BYTES_FIELD_NUMBER: builtins.int
     SAMPLING_RATE_FIELD_NUMBER: builtins.int
+    RING_BYTES_FIELD_NUMBER: builtins.int
     credit_bytes: builtins.int
     """Bytes of payload the client may have unacknowledged."""
     message_limit_bytes: builtins.int
     """Largest StreamRequest the server reads."""
     sampling_rate: builtins.float
+    ring_bytes: builtins.int
+    """Largest ring of shared memory that the server maps for payloads; 0: it maps none. Only for frames
+    over a unix socket: sidecar/wire/frames.py.
+    """
     def __init__(
         self,
         *,
         credit_bytes: builtins.int = ...,
         message_limit_bytes: builtins.int = ...,
         sampling_rate: builtins.float = ...,
+        ring_bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["credit_bytes", b"credit_bytes", "message_limit_bytes", b"message_limit_bytes", "sampling_rate", b"sampling_rate"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["credit_bytes", b"credit_bytes", "message_limit_bytes", b"message_limit_bytes", "ring_bytes", b"ring_bytes", "sampling_rate", b"sampling_rate"]) -> None: ...
 
 global___Welcome = Welcome
 
