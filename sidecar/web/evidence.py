@@ -28,12 +28,14 @@ TITLES = {
     "short_rate": "Exceeding in the short windows",
     "level": "Recent level",
     "baseline_share": "Baseline",
-    "baseline_rate": "Granted for the baseline",
     "tolerated": "Tolerated",
     "evidence_log10": "Evidence",
     "threshold_log10": "An alarm takes",
 }
 """What the detector's numbers are called, in the order in which people read them."""
+
+_FORMER = {"baseline_rate": "Granted for the baseline"}
+"""What records of earlier releases have instead: a share, or more where few requests were measured."""
 
 _SUFFIX = "_log10"
 
@@ -44,8 +46,9 @@ def numbers(record: EvidenceRecord) -> list[tuple[str, str]]:
     Numbers without a title follow under their own name, as they are.
     """
     found = record.numbers
-    titled = [(title, _words(name, found[name])) for name, title in TITLES.items() if name in found]
-    others = sorted(name for name in found if name not in TITLES)
+    known = TITLES | _FORMER
+    titled = [(title, _words(name, found[name])) for name, title in known.items() if name in found]
+    others = sorted(name for name in found if name not in known)
     return titled + [(name.replace("_", " "), wording.number(found[name])) for name in others]
 
 

@@ -64,6 +64,15 @@ def test_the_numbers_are_shares_and_powers_in_the_order_of_reading(
     ] == numbers(record)
 
 
+def test_what_an_earlier_release_granted_is_not_called_a_baseline(
+    spiking: Any, backend: Any
+) -> None:
+    """Its records hold no share."""
+    record = backend.add_evidence(spiking, numbers={"baseline_rate": 0.089})
+
+    assert [("Granted for the baseline", "8.9 %")] == numbers(record)
+
+
 def test_every_number_of_the_detector_has_a_title() -> None:
     """A new number of a transition does not appear under its name in the code."""
     told = {f.name for f in fields(Transition) if f.type in (float, "float") and f.name != "at"}
