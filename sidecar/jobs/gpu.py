@@ -30,6 +30,7 @@ _log = structlog.get_logger(__name__)
 _HELD_POLLS = 3.0  # a job that was held back and has not come again after so many is gone
 _KNOWN_LIMIT = 1024  # jobs whose need is remembered; they would be planned once more
 _MIB = 1 << 20
+_CONTROL = Path("/dev/nvidiactl")  # made by the driver
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,7 @@ class Admission:
         env: Mapping[str, str],
         *,
         load: Callable[[], Any] = import_nvml,
+        driver_is_there: Callable[[], bool] = _CONTROL.exists,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take the bounds; nothing is asked yet.
@@ -145,10 +147,13 @@ class Admission:
             config: Device and bounds.
             env: The children's environment.
             load: Imports NVML.
+            driver_is_there: Whether this machine has a GPU; without one ``auto`` means the CPU.
             clock: Seconds from any start.
         """
         self._config, self._clock = config.gpu, clock
-        self._asks = config.device != "cpu" and config.gpu.admission != "off"
+        required = config.gpu.admission == "require"
+        there = required or config.device != "auto" or driver_is_there()
+        self._asks = config.device != "cpu" and config.gpu.admission != "off" and there
         self._memory = GpuMemory(config.device, env, load) if self._asks else None
         self._guard = threading.Lock()
         self._known: dict[str, int] = {}

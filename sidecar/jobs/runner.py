@@ -390,9 +390,9 @@ class Runner:
     def _supervise(self, spec: JobSpec, folder: Path, lease: Lease, limit: float) -> Outcome:
         kept = [Path(spec.checkpoint)] if spec.checkpoint else []
         command = confined(self._command, self._config, [folder, *kept])
-        child = Child(
-            command, encode_spec(spec), folder, {**self._env, "TMPDIR": str(folder.resolve())}
-        )
+        # What numba compiles for a library is kept where a worker may write.
+        places = dict.fromkeys(("TMPDIR", "NUMBA_CACHE_DIR"), str(folder.resolve()))
+        child = Child(command, encode_spec(spec), folder, {**self._env, **places})
 
         def makes_way() -> str:
             stopping = self._stopping.is_set()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sidecar.errors import UnsupportedTarget
-from sidecar.recipes.recipe import Recipe, number, word
+from sidecar.recipes.recipe import Recipe, choice, number, word
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +15,7 @@ class Atlas(Recipe):
         dataset: Name of a configured dataset.
         positions: Random positions of each image whose activations are taken.
         grid: Cells along a side of the map.
+        layout: How activations are laid out: by their two principal components, or by UMAP.
         least: Activations below which a cell stays empty.
         steps: Optimiser steps of each cell's picture.
         learning_rate: Step size of Adam in the decorrelated spectrum.
@@ -23,11 +24,12 @@ class Atlas(Recipe):
     """
 
     method: ClassVar[str] = "atlas"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     dataset: str = word()
     positions: int = number(4, 1, 64)
     grid: int = number(8, 2, 24)
+    layout: str = choice("pca", "umap")
     least: int = number(3, 1, 10_000)
     steps: int = number(64, 1, 2000)
     learning_rate: float = number(0.05, 1e-6, 10.0)

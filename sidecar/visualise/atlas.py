@@ -23,7 +23,7 @@ from sidecar.visualise.adam import Adam
 from sidecar.visualise.ascent import pass_images
 from sidecar.visualise.augmentation import Crop, cut_crops, draw_crop, generator_for
 from sidecar.visualise.datasets import batches
-from sidecar.visualise.layout import cells_of, lay_out
+from sidecar.visualise.layout import cells_of, check_layout, lay_out
 from sidecar.visualise.method import Checkpoint, Materials
 from sidecar.visualise.model import ImageModel
 from sidecar.visualise.parametrisation import colour_axes, frequency_scale, random_spectrum, render
@@ -147,6 +147,7 @@ class ActivationAtlas:
 def _checked(model: ImageModel, targets: Sequence[Target], recipe: Atlas, dataset: Dataset) -> Dry:
     dry = check_targets(model, targets)
     refuse_terms(targets, "an atlas")
+    check_layout(recipe.layout)
     for path, site in dry.sites.items():
         wanted = _held_bytes(dataset, recipe, site.width)
         if wanted > _BYTES_LIMIT:
@@ -204,7 +205,7 @@ class _Laid:
         counts: Activations in each of these, shape ``(cells,)``.
         means: Their means, shape ``(cells, width)``.
         usual: The mean of all, shape ``(width,)``.
-        explained: Share of the variance along both axes, shape ``(2,)``.
+        explained: Share of the variance along both axes, shape ``(2,)``; NaN where they mean nothing.
         activations: How many were taken, shape ``(1,)``.
     """
 
@@ -223,7 +224,7 @@ class _Laid:
             UnsupportedTarget: No cell has enough of them.
             SilentFeature: They are all the same.
         """
-        places, explained = lay_out(taken)
+        places, explained = lay_out(taken, recipe.layout, recipe.seed)
         row, column = cells_of(places, recipe.grid)
         number = row * recipe.grid + column
         counts = np.bincount(number, minlength=recipe.grid**2)
@@ -322,6 +323,9 @@ class _Making:
             parts.append(picked.transpose(1, 2).flatten(0, 1))
             seen = numbers[-1] + 1
         found = torch.cat(parts)
+        if recipe.layout == "umap" and found.nbytes <= _TAKEN_KEPT_BYTES:
+            # Nobody asks while it lays out: where the process is killed then, these are not taken again.
+            self._kept.note(self._number, reached, now=True)
         if not found.isfinite().all():
             raise NonFiniteActivation(f"{path} is NaN or infinite on some image: mend the model")
         return found
@@ -446,7 +450,8 @@ def _picture(
                 "images": len(dataset.files),
             },
             "activations": found.activations,
-            "variance_explained": list(found.explained),
+            "layout": recipe.layout,
+            "variance_explained": list(found.explained) if recipe.layout == "pca" else None,
             "strongest": [strongest.row, strongest.column],
             "cells": [
                 {

@@ -123,6 +123,21 @@ def test_without_nvml_jobs_start_unless_it_is_required(tmp_path: Path) -> None:
         assert "" == free.why_not("j", MODEL)
 
 
+@pytest.mark.unit
+@pytest.mark.parametrize("there", [False, True])
+def test_auto_asks_only_where_there_is_a_driver(there: bool) -> None:
+    """A machine without a GPU is not warned of at every start; to require NVML there is an error."""
+    nvml = FakeNvml([0])
+    config = JobsConfig(device="auto")
+    found = Admission(config, {}, load=nvml, driver_is_there=lambda: there)
+    found.start()
+
+    assert there == bool(found.why_not("j", MODEL))
+    assert there == bool(nvml.starts)
+    with pytest.raises(ConfigError, match="not installed"):
+        admission(gone, "auto", admission="require").start()
+
+
 @pytest.mark.service
 def test_a_job_waits_for_its_own_need_beside_the_reserve(tmp_path: Path, job: Job) -> None:
     """The model's file at first, then what its child said; on the byte it may start."""

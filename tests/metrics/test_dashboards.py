@@ -98,6 +98,8 @@ def test_every_family_is_on_the_dashboard_or_deliberately_not() -> None:
         "sidecar_feature_activation": "exists only where native histograms are switched on",
         "sidecar_feature_state_changed_timestamp_seconds": "the state timeline shows it",
         "sidecar_flag_unmatched": "an alert; there is no feature to show",
+        "sidecar_job_gpu_free_bytes": "only where jobs share a GPU, whose exporter shows more",
+        "sidecar_jobs_held_back_total": "the waiting jobs are shown, and each says what for",
         "sidecar_layer_features": "fills the variables",
         "sidecar_layer_flagged_features": "serves an alert",
         "sidecar_layer_memory_bytes": "the sum of all is shown, against its limit",
