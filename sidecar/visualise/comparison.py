@@ -359,6 +359,7 @@ def _picture(
         if isinstance(theirs, str):
             measured["no_portrait_there"] = theirs
     strongest = int(own.argmax())
+    constant = bool(pair.found.constant[unit])  # then there is no spread to measure in
     return Picture(
         target=target,
         recipe=recipe,
@@ -386,8 +387,8 @@ def _picture(
             "correlation": _number(pair.found.own[unit]),
             "best": int(pair.found.best[unit]),
             "best_correlation": _number(pair.found.best_value[unit]),
-            "median_shift": _number(pair.found.shift[unit]),
-            "spread_ratio": _number(pair.found.scale[unit]),
+            "median_shift": None if constant else _number(pair.found.shift[unit]),
+            "spread_ratio": None if constant else _number(pair.found.scale[unit]),
             "portraits": measured,
             "layer": pair.summary,
         },

@@ -137,6 +137,20 @@ def test_a_portrait_that_cannot_be_made_there_is_said_so(
     assert "no gradient" in picture.findings["portraits"]["no_portrait_there"]
 
 
+def test_a_unit_that_is_constant_here_has_no_spread_to_be_measured_in(
+    net: TinyNet, model: ImageModel, dataset: Dataset, unit: Callable[..., Target]
+) -> None:
+    """It moved, and neither by how much nor by what factor is a number."""
+    with torch.no_grad():
+        net.low.weight[1].zero_()
+
+    (picture,) = compare(model, TinyNet(), dataset, unit("low", 1))
+
+    assert "moved" == picture.findings["fate"]
+    assert picture.findings["median_shift"] is None
+    assert picture.findings["spread_ratio"] is None
+
+
 def test_layers_of_another_architecture_are_found_by_likeness(
     model: ImageModel, dataset: Dataset, unit: Callable[..., Target]
 ) -> None:
