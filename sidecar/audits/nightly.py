@@ -35,6 +35,7 @@ from sidecar.errors import (
     UnknownAudit,
     UnknownModel,
 )
+from sidecar.features import is_digest
 from sidecar.jobs import JobQueue, JobRequest, ModelSources
 from sidecar.monitor import Event, Operations
 from sidecar.store import ArtifactStore, OwnerKind, References
@@ -97,7 +98,7 @@ class NightlyAudits:
         self._book = AuditBook(tools.queue.database)
         self._sources = ModelSources(tools.config.model)
         self._gatherer = Gatherer(tools.queue, tools.artifacts, tools.operations)
-        self._lock = threading.Lock()
+        self._lock, self._reloading = threading.Lock(), threading.Lock()
         self._entries: tuple[Entry, ...] = ()
         self._held: set[str] = set()
         self._not_before: dict[str, float] = {}
@@ -115,8 +116,8 @@ class NightlyAudits:
 
     def start_thread(self) -> None:
         """Begin to look whose time has come; without audits there is nothing to look at."""
+        self._release_orphans()
         if self._audits:
-            self._release_orphans()
             self._thread.start()
 
     def stop(self, timeout: float) -> None:
@@ -225,9 +226,11 @@ class NightlyAudits:
         return [one for one in self._of(name) if one.night.state.judged]
 
     def _reload(self) -> None:
-        entries = self._book.entries()
-        with self._lock:
-            self._entries = entries
+        # One at a time: what was read first must not replace what was read after it, and hide a night.
+        with self._reloading:
+            entries = self._book.entries()
+            with self._lock:
+                self._entries = entries
 
     # -- commands -----------------------------------------------------------------------------
 
@@ -365,7 +368,8 @@ class NightlyAudits:
         """
         model = self._tools.config.model(audit.model_name)
         named = model is not None and plan.revision == configured_digest(audit, model)
-        if model is None or named or plan.again is not None:
+        # Where no digest was asked for, the one that does not fit is the other model's, or configured.
+        if model is None or named or not is_digest(plan.revision) or plan.again is not None:
             return False
         return DigestMismatch.code in self._gatherer.codes(plan).values()
 
@@ -376,12 +380,7 @@ class NightlyAudits:
             for role, request in looking(audit, tools.config, tools.operations, plan):
                 entry = self._submit(entry, role, request)
             return self._write(entry, replace(entry.plan, asked=True))
-        failed = {
-            role: code
-            for role, code in self._gatherer.codes(plan).items()
-            if f"{role}-0" not in plan.jobs
-        }
-        if failed:
+        if failed := self._gatherer.codes(plan):
             wanted = dict(looking(audit, tools.config, tools.operations, plan))
             for role, request in apart(wanted, failed):
                 entry = self._submit(entry, role, request)

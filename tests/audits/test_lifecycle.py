@@ -1,12 +1,14 @@
 """When nights begin and end: the clock, the disk and kill -9, without a worker."""
 
 import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sidecar.audits import AuditState, NightlyAudits, NightState
+from sidecar.audits.book import AuditBook, Entry
 from sidecar.daemon import Daemon
 from sidecar.errors import Conflict, InvalidInput, UnknownAudit
 from sidecar.jobs import Priority
@@ -289,3 +291,49 @@ def test_what_no_night_holds_is_let_go_at_the_next_start(
             daemon.audits.stop(10)
             mine = [one for one in daemon.storage.references.of() if "other" not in one.owner]
             assert left == len(mine)
+
+
+def test_no_night_of_an_audit_outlives_the_last_one_that_is_configured(
+    tmp_path: Path, settings: dict[str, Any], clock: FakeClock
+) -> None:
+    """Where there is no audit left, what old nights held is let go as well."""
+    with built(tmp_path, settings, clock) as daemon:
+        clock.advance(HOUR)
+        whole_night(daemon, clock)
+        assert daemon.storage.references.of()
+    settings["audits"] = []
+    clock.advance(91 * DAY)
+
+    with built(tmp_path, settings, clock) as daemon:
+        daemon.audits.start_thread()
+        assert () == daemon.storage.references.of()
+
+
+def test_a_night_is_not_hidden_by_what_was_read_before_it_began(
+    tmp_path: Path, settings: dict[str, Any], clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads begin a night each; nobody would go on with one that is not seen."""
+    settings["audits"].append({**settings["audits"][0], "name": "other"})
+    with built(tmp_path, settings, clock) as daemon:
+        read, go_on = threading.Event(), threading.Event()
+        entries = AuditBook.entries
+
+        def entries_slowly(book: AuditBook) -> tuple[Entry, ...]:
+            found = entries(book)
+            if threading.current_thread() is first:
+                read.set()
+                go_on.wait(10)
+            return found
+
+        monkeypatch.setattr(AuditBook, "entries", entries_slowly)
+        first = threading.Thread(target=daemon.audits.start, args=("other", "cli"))
+        second = threading.Thread(target=daemon.audits.start, args=("nightly", "cli"))
+        first.start()
+        assert read.wait(10)
+        second.start()
+        second.join(0.3)  # it waits for the first, or it would be over by now
+        go_on.set()
+        first.join()
+        second.join()
+
+        assert all(one.running for one in daemon.audits.statuses())

@@ -9,7 +9,7 @@ import pytest
 from sidecar.audits import NightState, Outcome
 from sidecar.daemon import Daemon
 from sidecar.features import Capture, FeatureKind, LayerKey, LayerSample, Request, View
-from sidecar.jobs import JobState, Portrait
+from sidecar.jobs import Job, JobRequest, JobState, Portrait
 from sidecar.monitor import Event
 from sidecar.testing import FakeClock
 from tests.audits.conftest import DAY, built
@@ -232,3 +232,45 @@ def test_a_portrait_that_was_done_is_held_before_the_night_is_judged(
 
         assert set(stored) <= set(daemon.storage.references.digests())
         assert not daemon.audits.status("nightly").last
+
+
+def test_a_digest_that_fits_nothing_configured_ends_the_night(
+    tmp_path: Path, settings: dict[str, Any], clock: FakeClock
+) -> None:
+    """Such as the other model's: asking for what is configured again would find the same for ever."""
+    with built(tmp_path, settings, clock) as daemon:
+        sample(daemon, clock)
+        daemon.audits.start("nightly", "cli")
+        for _ in range(3):
+            advance(daemon)
+            fail(daemon, clock, "SC802")
+
+        assert NightState.FAILED == daemon.audits.status("nightly").nights[0].state
+        assert "SC802" in check(daemon, "complete")[1]
+
+
+def test_a_daemon_that_is_killed_asks_for_each_feature_that_is_still_to_be_asked_for(
+    tmp_path: Path, settings: dict[str, Any], clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two of those that take a failed job's place."""
+    settings["flags"] = [{"feature": f"tiny/2/channel/{unit}"} for unit in (5, 6, 7)]
+    settings["audits"][0] |= {"against": None, "fail_on": ""}
+    with built(tmp_path, settings, clock) as daemon:
+        daemon.audits.start("nightly", "cli")
+        advance(daemon)
+        fail(daemon, clock, "SC803")
+        submit, asked = daemon.queue.submit, []
+
+        def die_at_the_second(request: JobRequest, now: float) -> Job:
+            asked.append(request)
+            if len(asked) > 1:
+                raise RuntimeError
+            return submit(request, now)
+
+        monkeypatch.setattr(daemon.queue, "submit", die_at_the_second)
+        advance(daemon)
+    with built(tmp_path, settings, clock) as daemon:
+        advance(daemon)
+        waiting = [job for job in daemon.queue.list(9) if job.state is JobState.QUEUED]
+
+        assert [7, 6, 5] == [job.request.targets[0].feature.index for job in waiting]
