@@ -105,11 +105,13 @@ class Served:
         revisions: Those of the model that are sampled now; empty: no hook has sampled it.
         flagged: Flagged features of those revisions, and flags that fit none.
         problems: Of these, what keeps them from being watched, or that they drift: feature and words.
+        lately: Whether any of them was sampled in the day before the night.
     """
 
     revisions: tuple[str, ...] = ()
     flagged: int = 0
     problems: tuple[tuple[str, str], ...] = ()
+    lately: bool = True
 
 
 def _impossible(name: str, reason: str) -> Check:
@@ -173,7 +175,7 @@ def counts(now: Facts, before: Reference | None, tolerance: float) -> Check:
     if not now.layers:
         return _impossible("counts", "Nothing was compared.")
     if before is None or not before.facts.layers:
-        return _impossible("counts", "No earlier night compared anything: this is the first.")
+        return _impossible("counts", "No earlier night compared these models: this is the first.")
     if before.facts.dataset_digest != now.dataset_digest:
         words = f"The images are not those of {before.night}: counts of other images say nothing."
         return _impossible("counts", words)
@@ -282,6 +284,10 @@ def revision(digest: str, served: Served) -> Check:
     if not served.revisions:
         return _impossible(
             "revision", "No hook has sampled this model, so nobody knows what is served."
+        )
+    if not served.lately:
+        return _impossible(
+            "revision", "No hook has sampled this model for a day, so nobody knows what is served."
         )
     named = [one for one in served.revisions if not is_digest(one)]
     if named:

@@ -92,6 +92,8 @@ class Facts:
         layers: Layers that were compared.
         portraits: Portraits that were made or answered.
         again: Features whose earlier portrait was really made again.
+        model: Name of the audited model; nights of another say nothing of this one.
+        against: Name of the other model; empty: none.
     """
 
     digest: str = ""
@@ -100,6 +102,8 @@ class Facts:
     layers: tuple[LayerCounts, ...] = ()
     portraits: tuple[Portrayed, ...] = ()
     again: tuple[str, ...] = ()
+    model: str = ""
+    against: str = ""
 
     @property
     def counts(self) -> Mapping[str, int]:

@@ -110,7 +110,7 @@ class Gatherer:
         Args:
             audit: Which audit.
             entry: The night, all of whose jobs have ended.
-            past: Judged nights, the newest first.
+            past: Judged nights of the same model, the newest first.
             served: What the hooks say.
 
         Raises:
@@ -136,6 +136,8 @@ class Gatherer:
             layers=layers,
             portraits=portraits,
             again=tuple(one.feature for one in repeats if not one.problem),
+            model=audit.model_name,
+            against=audit.against or "",
         )
         manifests = [one.manifest for one in portraits]
         manifests += [one.manifest_digest for job in _of(done, "compare") for one in job.portraits]
@@ -151,7 +153,7 @@ class Gatherer:
             gate=gate,
             repeats=repeats,
             earlier=_earlier(past),
-            reference=_reference(past),
+            reference=newest_reference(past, facts.against),
             verifications=tuple(
                 (digest, self._wrong(digest)) for digest in dict.fromkeys(manifests)
             ),
@@ -297,8 +299,15 @@ def held(entry: Entry, check: str) -> bool:
     return bool(entry.accepted) or not failed
 
 
-def _reference(past: Sequence[Entry]) -> Reference | None:
-    good = (one for one in past if one.facts.layers and held(one, "counts"))
+def newest_reference(past: Sequence[Entry], against: str) -> Reference | None:
+    """Return the night whose counts later ones are held against; None where no other compared the same models.
+
+    Args:
+        past: Judged nights of one model, the newest first.
+        against: Name of the other.
+    """
+    compared = (one for one in past if one.facts.layers and one.facts.against == against)
+    good = (one for one in compared if held(one, "counts"))
     newest = next(good, None)
     return None if newest is None else Reference(newest.night.id, newest.facts)
 

@@ -49,6 +49,10 @@ PATIENCE_SECONDS = 30.0
 DAY_SECONDS = 86_400.0
 """How far back the first night looks for what fired; a layer without a sample for as long is not sampled."""
 
+SETTLING_SECONDS = 3_600.0
+"""How long after its start a daemon calls no layer silent: it may have been down for days itself, and requests
+have to come first."""
+
 FORGOTTEN_SECONDS = 90 * DAY_SECONDS
 """How long nights of an audit are kept that is configured no more: somebody may put it back."""
 
@@ -101,6 +105,7 @@ class NightlyAudits:
         self._lock, self._reloading = threading.Lock(), threading.Lock()
         self._entries: tuple[Entry, ...] = ()
         self._held: set[str] = set()
+        self._settled_at = clock() + SETTLING_SECONDS
         self._not_before: dict[str, float] = {}
         self._times = {
             one.name: Times(
@@ -222,8 +227,12 @@ class NightlyAudits:
         with self._lock:
             return [one for one in self._entries if one.night.audit == name]
 
-    def _past(self, name: str) -> list[Entry]:
+    def _judged(self, name: str) -> list[Entry]:
         return [one for one in self._of(name) if one.night.state.judged]
+
+    def _past(self, audit: AuditConfig) -> list[Entry]:
+        """Return the judged nights that others may be held against: those of the model that is audited now."""
+        return [one for one in self._judged(audit.name) if one.facts.model == audit.model_name]
 
     def _reload(self) -> None:
         # One at a time: what was read first must not replace what was read after it, and hide a night.
@@ -332,8 +341,9 @@ class NightlyAudits:
         """Settle what is looked at, and under which revision."""
         model = self._tools.config.model(audit.model_name)
         digest = configured_digest(audit, model) if model is not None else ""
-        digest = digest or served_digest(audit, self._tools.operations)
-        past = self._past(audit.name)
+        sampled_after = entry.night.started_at - DAY_SECONDS
+        digest = digest or served_digest(audit, self._tools.operations, sampled_after)
+        past = self._past(audit)
         pictured: dict[str, float] = {}
         for one in reversed(past):
             pictured |= dict.fromkeys(_names(one.plan), one.night.started_at)
@@ -342,7 +352,7 @@ class NightlyAudits:
             self._tools.config,
             self._tools.operations,
             digest=digest,
-            since=past[0].night.started_at if past else entry.night.started_at - DAY_SECONDS,
+            since=past[0].night.started_at if past else sampled_after,
             pictured=pictured,
         )
         plan = replace(entry.plan, chosen=choose(found, audit.features), revision=digest)
@@ -390,7 +400,7 @@ class NightlyAudits:
         """Have portraits of earlier nights made again, once it is known of which weights."""
         digest = self._gatherer.digest(entry.plan)
         limit = audit.reproduced if audit.portraits and digest else 0
-        again = to_repeat(self._past(audit.name), digest, limit)
+        again = to_repeat(self._past(audit), digest, limit)
         plan = replace(entry.plan, digest=digest, again=again)
         for role, request in repeating(self._tools.operations, again):
             # Written down with the choice: a daemon that is killed here asks for the same again.
@@ -419,9 +429,10 @@ class NightlyAudits:
     # -- judging ------------------------------------------------------------------------------
 
     def _judge(self, audit: AuditConfig, entry: Entry) -> None:
-        past = self._past(audit.name)
+        past = self._past(audit)
         sampled_after = entry.night.started_at - DAY_SECONDS
-        hooks = served(audit, self._tools.operations, sampled_after)
+        settled = self._clock() >= self._settled_at
+        hooks = served(audit, self._tools.operations, sampled_after, settled=settled)
         found = self._gatherer.gather(audit, entry, past, hooks)
         judged = judge(audit, found)
         state, now = state_of(judged, found.jobs), self._clock()
@@ -480,7 +491,7 @@ class NightlyAudits:
 
     def _prune(self, audit: AuditConfig) -> None:
         """Let go of nights beyond the configured number and bytes; their pictures may then go."""
-        for one in superfluous(self._past(audit.name), audit.keep_nights, audit.keep_bytes):
+        for one in superfluous(self._judged(audit.name), audit.keep_nights, audit.keep_bytes):
             self._tools.references.release(OwnerKind.REPORT, _owner(one.night))
             self._book.remove(one.night.audit, one.night.id)
         self._reload()

@@ -175,28 +175,36 @@ def _mine(audit: AuditConfig, operations: Operations) -> list[FeatureStatus]:
 # -- what is served -------------------------------------------------------------------------------
 
 
-def served_digest(audit: AuditConfig, operations: Operations) -> str:
-    """Return the digest of the one revision that hooks sample; empty where there is none, or several."""
-    found = _fresh(audit, operations)
+def served_digest(audit: AuditConfig, operations: Operations, since: float) -> str:
+    """Return the digest of the one revision that hooks sample; empty where there is none, or several.
+
+    What they sampled before ``since`` and not after it is served no more, as far as anybody knows.
+    """
+    found = _fresh(audit, operations, since)
     return next(iter(found)) if len(found) == 1 and all(map(is_digest, found)) else ""
 
 
-def _fresh(audit: AuditConfig, operations: Operations) -> set[str]:
-    """Return the revisions of the model that are sampled now."""
+def _fresh(audit: AuditConfig, operations: Operations, since: float = 0.0) -> set[str]:
+    """Return the revisions of the model that are sampled now, if any was after ``since``."""
     layers = [
         one for one in operations.layers() if one.key.model == audit.model_name and one.last_seen
     ]
     newest = max((one.last_seen for one in layers), default=0.0)
+    if newest < since:
+        return set()
     return {one.key.revision for one in layers if one.last_seen >= newest - _TOGETHER_SECONDS}
 
 
-def served(audit: AuditConfig, operations: Operations, since: float) -> Served:
+def served(
+    audit: AuditConfig, operations: Operations, since: float, *, settled: bool = True
+) -> Served:
     """Return what hooks say of the model.
 
     Args:
         audit: Which audit.
         operations: What the daemon knows.
         since: A layer without a sample after it is not sampled any more.
+        settled: Whether the daemon has run for long enough to say so: hooks had nobody to send to before.
     """
     fresh = _fresh(audit, operations)
     by_key = {one.key: one for one in operations.layers() if one.key.revision in fresh}
@@ -204,11 +212,12 @@ def served(audit: AuditConfig, operations: Operations, since: float) -> Served:
     problems = [
         (rest_of(one.key), words)
         for one in statuses
-        if (words := _problem(one, by_key.get(one.key.layer), since))
+        if (words := _problem(one, by_key.get(one.key.layer), since if settled else 0.0))
     ]
     lost = [text for text in operations.unmatched_flags() if _model_of(text) == audit.model_name]
     problems += [(text, "fits no feature that a hook announced") for text in lost]
-    return Served(tuple(sorted(fresh)), len(statuses) + len(lost), tuple(problems))
+    lately = bool(_fresh(audit, operations, since))
+    return Served(tuple(sorted(fresh)), len(statuses) + len(lost), tuple(problems), lately)
 
 
 def _model_of(flag: str) -> str:

@@ -112,7 +112,7 @@ class AuditConfig(Section):
         description="Portraits of earlier nights that are really made again in a night; a cache proves "
         "nothing. 0 leaves that out.",
     )
-    keep_nights: Annotated[int, Field(ge=1, le=3660)] = Field(
+    keep_nights: Annotated[int, Field(ge=2, le=3660)] = Field(
         default=90, description="Nights whose reports and pictures are kept."
     )
     keep_bytes: Annotated[int, Field(ge=1 << 20)] = Field(

@@ -140,6 +140,14 @@ def test_another_revision_than_the_audited_one_fails(
     assert words in found.reason
 
 
+def test_a_revision_that_was_served_long_ago_says_nothing() -> None:
+    """Nobody knows what is served now."""
+    found = revision(DIGEST, Served((OTHER,), 1, lately=False))
+
+    assert IMPOSSIBLE == found.outcome
+    assert "No hook has sampled this model for a day" in found.reason
+
+
 def test_a_flag_that_is_not_watched_or_drifts_fails() -> None:
     """The feature and what is the matter are named; without hooks or flags nothing can be said."""
     bad = live(Served((DIGEST,), 3, (("x/channel/1", "drifts"),)))

@@ -11,7 +11,14 @@ from sidecar.audits import Check, Night, NightState, Outcome
 from sidecar.audits.book import Entry, night_id
 from sidecar.audits.checks import JobEnd, Repeat, Served
 from sidecar.audits.facts import Facts, LayerCounts, Plan, Portrayed
-from sidecar.audits.gathering import Change, Findings, held, layers_on_images, to_repeat
+from sidecar.audits.gathering import (
+    Change,
+    Findings,
+    held,
+    layers_on_images,
+    newest_reference,
+    to_repeat,
+)
 from sidecar.audits.page import render_night
 from sidecar.audits.priority import Chosen, Reason
 from sidecar.audits.report import NightReport, as_json, changes
@@ -178,9 +185,9 @@ def test_counts_do_not_depend_on_what_was_pictured() -> None:
     assert (LayerCounts("conv/channel;mean", 10, counts),) == found
 
 
-@given(st.lists(st.integers(0, 50), max_size=12), st.integers(1, 6), st.integers(0, 120))
+@given(st.lists(st.integers(0, 50), max_size=12), st.integers(2, 6), st.integers(0, 120))
 def test_nights_are_kept_within_both_limits(sizes: list[int], nights: int, limit: int) -> None:
-    """The newest, and the reference whatever its age; the rest goes."""
+    """The newest, and those that others are held against whatever their age; the rest goes."""
     past = [
         entry(len(sizes) - place, report_bytes=size, failed="counts" * (place < len(sizes) - 1))
         for place, size in enumerate(sizes)
@@ -189,10 +196,30 @@ def test_nights_are_kept_within_both_limits(sizes: list[int], nights: int, limit
     kept = [one for one in past if one not in gone]
 
     assert len(kept) <= nights + 1
-    assert past[: min(nights, LEAST)] == kept[: min(nights, LEAST)]
+    assert past[:LEAST] == kept[:LEAST]
     assert not past or past[-1] in kept
     free = kept[LEAST:-1] if len(kept) > LEAST else []
     assert not free or sum(one.report_bytes for one in kept[: LEAST + len(free)]) <= limit
+
+
+def test_the_night_that_trust_is_held_against_is_kept() -> None:
+    """Else a portrait that lost its trust would be the normal once the last good night is gone."""
+    good = entry(1, portrait("a"), failed="counts")
+    past = [*(entry(number, portrait("a"), failed="verdict") for number in (5, 4, 3, 2)), good]
+
+    assert tuple(past[2:4]) == superfluous(past, 2, 1 << 30)[:2]
+    assert good not in superfluous(past, 2, 1 << 30)
+
+
+def test_counts_are_held_against_those_of_the_same_two_models_only() -> None:
+    """An audit that compares with another model from now on begins anew."""
+    night = entry(1)
+    night = replace(night, facts=replace(night.facts, against="twin"))
+
+    found = newest_reference([entry(2), night], "twin")
+    assert found is not None
+    assert night.night.id == found.night
+    assert newest_reference([night], "other") is None
 
 
 def test_a_time_that_summer_time_jumps_over_comes_later_and_one_that_comes_twice_once() -> None:

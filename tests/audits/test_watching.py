@@ -1,5 +1,6 @@
 """What an audit knows of hooks, flags and failures: a daemon of which nothing runs, fed by hand."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from sidecar.features import Capture, FeatureKind, LayerKey, LayerSample, Reques
 from sidecar.jobs import Job, JobRequest, JobState, Portrait
 from sidecar.monitor import Event
 from sidecar.testing import FakeClock
-from tests.audits.conftest import DAY, built
+from tests.audits.conftest import DAY, HOUR, built
 
 pytestmark = pytest.mark.service
 
@@ -232,6 +233,72 @@ def test_a_portrait_that_was_done_is_held_before_the_night_is_judged(
 
         assert set(stored) <= set(daemon.storage.references.digests())
         assert not daemon.audits.status("nightly").last
+
+
+def test_nights_of_another_model_say_nothing_of_this_one(
+    tmp_path: Path, settings: dict[str, Any], clock: FakeClock
+) -> None:
+    """An audit that is given another model begins anew: what it pictured of the old one does not count."""
+    settings["audits"][0] |= {"against": None, "fail_on": "", "features": 2}
+    asked = []
+    for model in ("tiny", "tiny", "twin"):
+        settings["flags"] = [{"feature": f"{model}/2/channel/{unit}"} for unit in range(4)]
+        settings["audits"][0]["model"] = model
+        with built(tmp_path, settings, clock) as daemon:
+            daemon.audits.start("nightly", "cli")
+            advance(daemon)
+            targets = daemon.queue.list(1)[0].request.targets
+            asked.append([one.feature.index for one in targets])
+            fail(daemon, clock, "SC801")
+            advance(daemon)
+            assert not daemon.audits.status("nightly").running
+        clock.advance(HOUR)
+
+    assert [[0, 1], [2, 3], [0, 1]] == asked
+
+
+def test_what_was_sampled_long_ago_is_not_what_is_served(
+    tmp_path: Path, settings: dict[str, Any], clock: FakeClock
+) -> None:
+    """Nor is it what jobs ask for."""
+    with built(tmp_path, settings, clock) as daemon:
+        sample(daemon, clock)
+        clock.advance(2 * DAY)
+        daemon.audits.start("nightly", "cli")
+        advance(daemon)
+        asked = fail(daemon, clock, "SC801")
+        advance(daemon)
+        night = daemon.audits.status("nightly").last
+        assert night is not None
+        data = json.loads(daemon.audits.report("nightly", night.id, "json"))
+
+        assert all(one.startswith("source-") for one in asked)
+        assert not data["served"]["lately"]
+        assert DIGEST in data["served"]["revisions"]
+
+
+def test_a_daemon_that_was_down_for_days_calls_no_layer_silent_at_once(
+    tmp_path: Path, settings: dict[str, Any], clock: FakeClock
+) -> None:
+    """Hooks had nobody to send to; an hour later it does."""
+    with built(tmp_path, settings, clock) as daemon:
+        sample(daemon, clock)
+        daemon.operations.freeze("tiny", "", "2")
+        daemon.storage.snapshots.save(daemon.monitor.encode())
+    clock.advance(3 * DAY)
+
+    with built(tmp_path, settings, clock) as daemon:
+        found = []
+        for _ in range(2):
+            daemon.audits.start("nightly", "cli")
+            advance(daemon)
+            fail(daemon, clock, "SC801")
+            advance(daemon)
+            found.append(check(daemon, "live"))
+            clock.advance(HOUR)
+
+        assert [Outcome.PASSED, Outcome.FAILED] == [outcome for outcome, _ in found]
+        assert "2/channel/5 is not sampled any more" in found[1][1]
 
 
 def test_a_digest_that_fits_nothing_configured_ends_the_night(
