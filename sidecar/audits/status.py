@@ -136,6 +136,13 @@ class AuditStatus:
     overdue: bool
     nights: tuple[Night, ...] = ()
 
+    @property
+    def regressed(self) -> bool:
+        """Whether a night regressed and none has passed since; one that failed says neither."""
+        said = (one.state for one in self.nights)
+        told = (NightState.PASSED, NightState.REGRESSED)
+        return next((one for one in said if one in told), None) is NightState.REGRESSED
+
 
 class Audits(Protocol):
     """What the daemon answers about audits.

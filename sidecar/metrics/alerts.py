@@ -538,15 +538,15 @@ _AUDITED = "{{ $labels.model }}{{ with $labels.against }} against {{ . }}{{ end 
 
 _AUDIT_REGRESSED = Alert(
     name="SidecarAuditRegressed",
-    expr=f"{catalogue.AUDIT_NIGHT_STATE.name} == {catalogue.AUDIT_STATES.index('regressed')}",
+    expr=f"{catalogue.AUDIT_REGRESSED.name} == 1",
     for_seconds=0,
     keep_firing_seconds=300,
     severity="critical",
     subject=Subject.AUDIT,
     summary="A nightly audit finds that a model is no longer what it was.",
     description=(
-        f"The newest night of audit {{{{ $labels.audit }}}} ({_AUDITED}) regressed:{_failed_checks()} "
-        "its report has the pictures."
+        f"A night of audit {{{{ $labels.audit }}}} ({_AUDITED}) regressed, and none has passed since. "
+        f"The newest failed in{_failed_checks()} its report has the pictures."
     ),
 )
 

@@ -492,6 +492,12 @@ AUDIT_NIGHT_STATE = _gauge(
     "4 failed; absent before the first.",
     *AUDIT,
 )
+AUDIT_REGRESSED = _gauge(
+    "sidecar_audit_regressed",
+    "0 or 1",
+    "Whether a night of an audit regressed and none has passed since; one that failed says neither.",
+    *AUDIT,
+)
 AUDIT_CHECK_FAILED = _gauge(
     "sidecar_audit_check_failed",
     "0 or 1",
@@ -747,6 +753,7 @@ FAMILIES: tuple[Family, ...] = (
     HOOK_OVERHEAD,
     AUDIT_STATE,
     AUDIT_NIGHT_STATE,
+    AUDIT_REGRESSED,
     AUDIT_CHECK_FAILED,
     AUDIT_CHECK_VALUE,
     AUDIT_CHECK_LIMIT,

@@ -439,10 +439,10 @@ RUNBOOKS: Mapping[str, Runbook] = MappingProxyType(
         ),
         "SidecarAuditRegressed": Runbook(
             meaning=(
-                "Every night an audit looks at the same things of a model. In the newest night that was judged at "
-                "least one check failed: the description names it with what was measured and what may be. "
+                "Every night an audit looks at the same things of a model. In the newest night that could be judged "
+                "at least one check failed: the description names it with what was measured and what may be. "
                 "Checks that had nothing to be held against are not counted. The alert stays until a night "
-                "passes, also while another runs."
+                "passes: also while another runs, and after one that failed, which says nothing of the model."
             ),
             impact=(
                 "The model answers as before. It, or what is measured of it, is no longer what was signed off: "

@@ -265,6 +265,8 @@ def audit_rows(statuses: Sequence[AuditStatus]) -> Iterator[Row]:
     for labels, status in labelled:
         yield catalogue.AUDIT_NEXT_START, labels, status.next_at
     for labels, status in labelled:
+        yield catalogue.AUDIT_REGRESSED, labels, _NO_YES[status.regressed]
+    for labels, status in labelled:
         yield catalogue.AUDIT_OVERDUE, labels, _NO_YES[status.overdue]
     for labels, status in labelled:
         came_to = Counter(str(night.state) for night in status.nights)

@@ -80,7 +80,7 @@ def test_a_night_that_regresses_pages_with_what_failed_and_a_report(tmp_path: Pa
     checks = {one.name for one in second.failed_checks}
     assert {"comparison", "counts"} <= checks == {one["metric"]["check"] for one in failed}
     words = alert["annotations"]["description"]
-    assert "audit nightly (tiny against twin) regressed:" in words
+    assert "audit nightly (tiny against twin) regressed, and none has passed since" in words
     assert "comparison: layers break the gate on the comparison (1, at most 0);" in words
     assert ("critical", "tiny") == (alert["labels"]["severity"], alert["labels"]["model"])
     assert (200, f"{console_url}{second.report}") == (report.status_code, str(report.url))

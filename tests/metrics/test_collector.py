@@ -15,7 +15,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
-from sidecar.audits import AuditState
+from sidecar.audits import AuditState, NightState
 from sidecar.detect import Direction, State
 from sidecar.features import FeatureKey, FeatureKind, LayerKey, Scope, View
 from sidecar.metrics import Collector
@@ -277,9 +277,10 @@ def test_an_audit_says_what_its_newest_judged_night_came_to(
     found = scrape(serve(source))
 
     audit = {"audit": "nightly-int8", "model": "lite0", "against": "lite0-int8"}
-    assert (1.0, 3.0) == (
+    assert (1.0, 3.0, 1.0) == (
         found[key("sidecar_audit_state", **audit)],
         found[key("sidecar_audit_night_state", **audit)],
+        found[key("sidecar_audit_regressed", **audit)],
     )
     failed = with_label(found, "sidecar_audit_check_failed", "check")
     assert {"complete": 0.0, "comparison": 1.0, "live": 1.0} == failed
@@ -302,6 +303,22 @@ def test_an_audit_says_what_its_newest_judged_night_came_to(
     )
 
 
+def test_a_night_that_failed_ends_no_regression(
+    source: Any, make_audit: Any, serve: Any, scrape: Any
+) -> None:
+    """Nobody has looked at the model since; the next night that passes does."""
+    known = make_audit()
+    night = replace(known.last, id="20261126T013000Z", state=NightState.FAILED)
+    better = replace(night, id="20261127T013000Z", state=NightState.PASSED)
+    source.nightly = [
+        make_audit("failed", last=night, running=None, nights=(night, *known.nights[1:])),
+        make_audit("passed", last=better, running=None, nights=(better, night, *known.nights[1:])),
+    ]
+    found = with_label(scrape(serve(source)), "sidecar_audit_regressed", "audit")
+
+    assert {"failed": 1.0, "passed": 0.0} == found
+
+
 def test_an_audit_before_its_first_night_has_come_to_nothing(
     source: Any, make_audit: Any, serve: Any, scrape: Any
 ) -> None:
@@ -314,7 +331,7 @@ def test_an_audit_before_its_first_night_has_come_to_nothing(
     found = scrape(serve(source))
 
     there = {name for name, _ in found if name.startswith("sidecar_audit_")}
-    known = ("state", "next_start_timestamp_seconds", "overdue", "nights")
+    known = ("state", "regressed", "next_start_timestamp_seconds", "overdue", "nights")
     assert {f"sidecar_audit_{name}" for name in known} == there
     labels = {"audit": "nightly-int8", "model": "lite0", "against": ""}
     assert 1.0 == found[key("sidecar_audit_overdue", **labels)]

@@ -124,7 +124,7 @@ def test_a_healthy_sidecar_raises_nothing(
     source.watched = [make_feature(make_layer().feature(33), State.NORMAL)]
     source.unmatched = []
     calm = make_audit()
-    source.nightly = [replace(calm, last=calm.nights[-1])]
+    source.nightly = [replace(calm, last=calm.nights[-1], nights=calm.nights[-1:])]
     source.storage_counts = replace(source.storage_counts, snapshot_at=time.time())
     prometheus = start_prometheus(render_rules(), serve(source).port)
 
