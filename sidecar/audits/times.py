@@ -36,7 +36,8 @@ class Times:
         last = self.last_at(now)
         if running is not None:
             return running < last
-        newest = max([*served, self.since])
+        # A night of a time that has not come was begun by a clock that went wrong, and says nothing.
+        newest = max([self.since, *(one for one in served if one <= now)])
         return newest < last and next_start(self._schedule, self._zone, newest) < last
 
     def _around(self, now: float) -> tuple[float, float]:

@@ -200,7 +200,9 @@ class Admission:
             needs = self._known.get(job_id)
         if needs is None:
             needs = _file_bytes(model)
-        if room.free_bytes >= needs + self._config.reserve_bytes:
+        wanted = needs + self._config.reserve_bytes
+        # Of more than there is at all no waiting makes room: the child ends the job, and says why.
+        if room.free_bytes >= wanted or wanted > room.total_bytes:
             with self._guard:
                 self._waiting.pop(job_id, None)
             return ""

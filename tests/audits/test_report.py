@@ -222,6 +222,16 @@ def test_counts_are_held_against_those_of_the_same_two_models_only() -> None:
     assert newest_reference([night], "other") is None
 
 
+def test_a_night_of_a_time_that_has_not_come_hides_none_that_is_late() -> None:
+    """A clock that was a year ahead for a while began it."""
+    times = Times("30 2 * * *", "UTC", HALF_PAST_TWO)
+    ahead, now = HALF_PAST_TWO + 365 * DAY, HALF_PAST_TWO + 3 * DAY + HOUR
+
+    assert times.overdue([ahead, HALF_PAST_TWO + DAY], None, now)
+    assert not times.overdue([ahead, HALF_PAST_TWO + 3 * DAY], None, now)
+    assert times.overdue([ahead], HALF_PAST_TWO + DAY, now)
+
+
 def test_a_time_that_summer_time_jumps_over_comes_later_and_one_that_comes_twice_once() -> None:
     """Berlin, 2026: 02:30 of 29 March is 03:30 of summer time; of 25 October only the first counts."""
     times = Times("30 2 * * *", "Europe/Berlin", 0.0)

@@ -138,6 +138,16 @@ def test_auto_asks_only_where_there_is_a_driver(there: bool) -> None:
         admission(gone, "auto", admission="require").start()
 
 
+@pytest.mark.unit
+def test_a_job_that_no_gpu_of_this_size_has_room_for_does_not_wait_for_it() -> None:
+    """It would for ever, and audits with it; its child ends it, and says what to change."""
+    large = admission(FakeNvml([GIB], total=2 * GIB), reserve_bytes=2 * GIB + 1)
+    small = admission(FakeNvml([GIB], total=2 * GIB), reserve_bytes=2 * GIB)
+
+    assert "" == large.why_not("j", MODEL)
+    assert "1024 MiB are free" in small.why_not("j", MODEL)
+
+
 @pytest.mark.service
 def test_a_job_waits_for_its_own_need_beside_the_reserve(tmp_path: Path, job: Job) -> None:
     """The model's file at first, then what its child said; on the byte it may start."""
