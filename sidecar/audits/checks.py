@@ -261,7 +261,8 @@ def verdict(now: Facts, earlier: Mapping[str, Earlier]) -> Check:
 
 
 def _was(earlier: Mapping[str, Earlier], one: Portrayed) -> bool:
-    return one.feature in earlier and bool(earlier[one.feature].portrait.verdict)
+    was = earlier[one.feature].portrait if one.feature in earlier else None
+    return was is not None and bool(was.verdict) and was.negative == one.negative
 
 
 def verified(findings: Sequence[tuple[str, str]]) -> Check:

@@ -70,6 +70,7 @@ class Portrayed:
         verdict: How far it can be believed; empty: not measured.
         reasons: Why, a sentence a line.
         cached: Whether it was answered from the store.
+        negative: Whether it is of the least values; one of the greatest says nothing of it.
     """
 
     feature: str
@@ -79,6 +80,7 @@ class Portrayed:
     verdict: str = ""
     reasons: str = ""
     cached: bool = False
+    negative: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sidecar.audits.book import Entry
 from sidecar.audits.checks import Earlier, Gate, JobEnd, Reference, Repeat, Served
@@ -123,11 +123,13 @@ class Gatherer:
             if job is not None and job.state is JobState.DONE
         }
         report, gate, layers = self._compared(audit, _of(done, "compare"))
-        portraits = tuple(
+        low = {one.feature for one in entry.plan.chosen or () if one.negative}
+        made = (
             _portrayed(one, cached=job.from_cache)
             for job in _of(done, "portraits")
             for one in job.portraits
         )
+        portraits = tuple(replace(one, negative=one.feature in low) for one in made)
         repeats = tuple(self._repeats(entry, past, portraits, done))
         facts = Facts(
             digest=entry.plan.digest,
@@ -213,7 +215,7 @@ class Gatherer:
         """Yield portraits with other pixels; files of other revisions differ in what they say of it."""
         for one in portraits:
             night, then = _newest(past, one.feature)
-            if then is None or then.picture == one.picture:
+            if then is None or then.picture == one.picture or then.negative != one.negative:
                 continue
             found = self._compare(one.feature, night, then, one)
             if found.problem or found.different:

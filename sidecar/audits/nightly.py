@@ -448,20 +448,25 @@ class NightlyAudits:
         page = render_night(report, self._gatherer.read).encode()
         data = as_json(report).encode()
         self._keep(entry, found)
-        names = [
-            self._store(entry, page, "text/html"),
-            self._store(entry, data, "application/json"),
-        ]
-        if self._book.judge(
-            entry,
-            state,
-            judged,
-            found.facts,
-            now,
-            page=names[0],
-            data=names[1],
-            report_bytes=len(page) + len(data),
-        ):
+        names = [hashlib.sha256(content).hexdigest() for content in (page, data)]
+        try:
+            self._store(entry, names[0], page, "text/html")
+            self._store(entry, names[1], data, "application/json")
+            ended = self._book.judge(
+                entry,
+                state,
+                judged,
+                found.facts,
+                now,
+                page=names[0],
+                data=names[1],
+                report_bytes=len(page) + len(data),
+            )
+        except SidecarError:
+            # It is judged again, at another time of day: that report is another, and nobody asks for this one.
+            self._tools.references.release(OwnerKind.REPORT, _owner(entry.night), names)
+            raise
+        if ended:
             self._reload()
             words = "; ".join(f"{one.name}: {one.reason}" for one in night.failed_checks)
             self._record(
@@ -480,14 +485,14 @@ class NightlyAudits:
         now = self._clock()
         self._tools.references.hold(OwnerKind.REPORT, _owner(entry.night), digests, now, note)
 
-    def _store(self, entry: Entry, content: bytes, media_type: str) -> str:
-        """Store a report, held before it is there, and return its name."""
-        self._hold(entry, [hashlib.sha256(content).hexdigest()])
+    def _store(self, entry: Entry, digest: str, content: bytes, media_type: str) -> None:
+        """Store a report, held before it is there."""
+        self._hold(entry, [digest])
         try:
-            return self._tools.artifacts.put(content, media_type).digest
+            self._tools.artifacts.put(content, media_type)
         except DiskFull:
             self._tools.operations.provenance.collect()
-            return self._tools.artifacts.put(content, media_type).digest
+            self._tools.artifacts.put(content, media_type)
 
     def _prune(self, audit: AuditConfig) -> None:
         """Let go of nights beyond the configured number and bytes; their pictures may then go."""

@@ -101,6 +101,15 @@ def test_trust_that_is_lost_is_a_regression(then: str, now: str, outcome: Outcom
     assert outcome == verdict(facts(verdict=now), earlier).outcome
 
 
+def test_trust_is_not_held_against_that_of_the_other_side() -> None:
+    """A flag that watches the low side from now on has another portrait, which nobody has judged before."""
+    (was,), (now,) = facts(verdict="trusted").portraits, facts(verdict="weak").portraits
+    low = facts(verdict="weak")
+    low = replace(low, portraits=(replace(now, negative=True),))
+
+    assert IMPOSSIBLE == verdict(low, {was.feature: Earlier("n1", was)}).outcome
+
+
 def test_a_portrait_that_comes_out_otherwise_fails() -> None:
     """One that could not be made says nothing, and is named."""
     same = Repeat("x/channel/1", "n1", "identical", 0.0, "p")

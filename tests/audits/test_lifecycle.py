@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from sidecar.audits import AuditState, NightlyAudits, NightState
+from sidecar.audits import AuditState, NightlyAudits, NightState, nightly
 from sidecar.audits.book import AuditBook, Entry
 from sidecar.daemon import Daemon
-from sidecar.errors import Conflict, InvalidInput, UnknownAudit
+from sidecar.errors import Conflict, DiskFull, InvalidInput, UnknownAudit
 from sidecar.jobs import Priority
-from sidecar.store import OwnerKind
+from sidecar.store import Artifact, OwnerKind
 from sidecar.testing import FakeClock
 from tests.audits.conftest import DAY, HALF_PAST_TWO, HOUR, built
 
@@ -291,6 +291,32 @@ def test_what_no_night_holds_is_let_go_at_the_next_start(
             daemon.audits.stop(10)
             mine = [one for one in daemon.storage.references.of() if "other" not in one.owner]
             assert left == len(mine)
+
+
+def test_a_night_that_cannot_be_judged_yet_leaves_no_report_for_each_attempt(
+    tmp_path: Path, settings: dict[str, Any], clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk may last for days, and each attempt is another minute's report."""
+    monkeypatch.setattr(nightly, "PATIENCE_SECONDS", 0.0)
+    with built(tmp_path, settings, clock) as daemon:
+        put = daemon.storage.artifacts.put
+
+        def refuse_data(content: bytes, media_type: str) -> Artifact:
+            if media_type == "application/json":
+                raise DiskFull("no room for it")
+            return put(content, media_type)
+
+        monkeypatch.setattr(daemon.storage.artifacts, "put", refuse_data)
+        clock.advance(HOUR)
+        for _ in range(5):
+            whole_night(daemon, clock)
+            clock.advance(60)
+        assert daemon.audits.status("nightly").running
+        assert () == daemon.storage.references.of()
+
+        monkeypatch.setattr(daemon.storage.artifacts, "put", put)
+        daemon.audits.tick()
+        assert 2 == len(daemon.storage.references.of())
 
 
 def test_no_night_of_an_audit_outlives_the_last_one_that_is_configured(
