@@ -271,13 +271,18 @@ class NightlyAudits:
 
         Raises:
             UnknownAudit: There is no such night.
-            Conflict: It still runs.
+            Conflict: It still runs, or failed: then it found nothing that later ones could be held against.
             InvalidInput: The note is empty, too long, or not printable.
         """
         entry = self._entry(name, night_id)
         if not note or len(note) > NOTE_LIMIT or not note.isprintable():
             raise InvalidInput(
                 f"note {note[:40]!r}: say in 1 to {NOTE_LIMIT} printable characters who accepts it and why"
+            )
+        if entry.night.state is NightState.FAILED:
+            raise Conflict(
+                f"audit {name!r}: night {night_id} failed, and found nothing to accept: name the one that "
+                "regressed with --night"
             )
         if not self._book.accept(name, night_id, note):
             raise Conflict(f"audit {name!r}: night {night_id} still runs: wait until it is judged")

@@ -190,7 +190,7 @@ class Audits(Protocol):
 
         Raises:
             UnknownAudit: There is no such night.
-            Conflict: It still runs.
+            Conflict: It still runs, or failed.
             InvalidInput: The note is empty, too long, or not printable.
         """
         ...

@@ -319,6 +319,18 @@ def test_a_night_that_cannot_be_judged_yet_leaves_no_report_for_each_attempt(
         assert 2 == len(daemon.storage.references.of())
 
 
+def test_a_night_that_failed_is_not_accepted(
+    tmp_path: Path, settings: dict[str, Any], clock: FakeClock
+) -> None:
+    """It found nothing that later nights could be held against, and saying yes would change nothing."""
+    with built(tmp_path, settings, clock) as daemon:
+        clock.advance(HOUR)
+        whole_night(daemon, clock)
+
+        with pytest.raises(Conflict, match="name the one that regressed with --night"):
+            daemon.audits.accept("nightly", ids(daemon.audits)[0], "Ada: on purpose")
+
+
 def test_no_night_of_an_audit_outlives_the_last_one_that_is_configured(
     tmp_path: Path, settings: dict[str, Any], clock: FakeClock
 ) -> None:

@@ -314,3 +314,17 @@ def test_nights_in_which_nothing_failed_have_a_trend_too() -> None:
     assert () == trend.of_units([night])
     assert [] == list(root.iter("rect"))
     assert "0 checks in the newest" in root.get("aria-label")
+
+
+def test_a_regression_before_a_night_that_failed_can_be_accepted(
+    client: httpx.Client, audits: Any
+) -> None:
+    """The form and the command name the night that regressed; one that passed since ends the offer."""
+    status = audits.add("nightly-int8", FAILED, REGRESSED, PASSED)
+    audits.add("mended", PASSED, REGRESSED)
+
+    page = client.get("/audits/nightly-int8").text
+
+    assert f"/audits/nightly-int8/{status.nights[1].id}/accept" in page
+    assert f"accept nightly-int8 --night {status.nights[1].id} --note" in page
+    assert "/accept" not in client.get("/audits/mended").text
