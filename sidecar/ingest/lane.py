@@ -337,7 +337,9 @@ class _Connection:
         with self._sending:
             self._open = False
             self._socket.close()
-            self._ring.close()
+        # Without the lock: closing what a peer has sent may take as long as the peer likes, where it is a file
+        # of a file system of its own; the acceptor must not wait for that.
+        self._ring.close()
 
 
 def take_all(frames: FrameReader, stream: Stream, attach: Callable[[bytes], None]) -> None:

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -296,6 +297,34 @@ def test_a_mapped_ring_goes_with_its_connection(running: RunningDaemon, client: 
 
     wait_until(lambda: running.daemon.ledger.counts().streams == 0, what="the end")
     assert 0 == memory()
+
+
+@service
+def test_a_descriptor_that_is_slow_to_close_holds_nobody_up(
+    running: RunningDaemon, client: LaneClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as of a file whose file system is the peer's own: others are still taken."""
+    closing, may_close = threading.Event(), threading.Event()
+    close = RingEnd.close
+
+    def close_slowly(ring: RingEnd) -> None:
+        closing.set()
+        may_close.wait()
+        close(ring)
+
+    monkeypatch.setattr(RingEnd, "close", close_slowly)
+    try:
+        client.read_until_settled(client.batch(np.ones((3, WIDTH))))
+        client.close()
+        assert closing.wait(10)
+        # The acceptor looks at all connections after each that it takes: a second one tells.
+        for _ in range(2):
+            other = LaneClient(running.lane)
+            other.socket.settimeout(10)
+            assert RING_BYTES == other.hello().ring_bytes
+            other.close()
+    finally:
+        may_close.set()
 
 
 @service
