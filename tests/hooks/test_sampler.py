@@ -41,7 +41,8 @@ def test_a_pass_is_sampled_whole_at_the_rate(seed: int, rate: float) -> None:
     low = sum(draw < 0.5 for draw in drawn)
 
     assert all(0.0 <= draw < 1.0 for draw in drawn)
-    assert abs(len(drawn) / PASSES - rate) <= 6 * (rate * (1 - rate) / PASSES) ** 0.5
+    # Rates so small that their variance is no number any more are why one pass is allowed for.
+    assert abs(len(drawn) - rate * PASSES) <= 6 * (rate * (1 - rate) * PASSES) ** 0.5 + 1
     assert abs(low - len(drawn) / 2) <= 6 * (len(drawn) / 4) ** 0.5 + 1
 
 
