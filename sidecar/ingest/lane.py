@@ -61,7 +61,8 @@ class LaneServer:
     them, without waiting: they stay behind while a peer does not read.
 
     Memory: the pool, and one payload for each connection beside what the ingest queue holds; rings of at
-    most ``ingest.ring_bytes`` together are mapped, which the hooks' processes are charged with.
+    most ``ingest.ring_bytes`` together are mapped, which the hooks' processes are charged with, but for holes
+    that a hook leaves in them: those fill when they are read, on the daemon's account.
     """
 
     def __init__(
