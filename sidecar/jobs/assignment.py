@@ -246,8 +246,6 @@ def child_environment(config: JobsConfig, env: Mapping[str, str]) -> dict[str, s
         "PYTHONFAULTHANDLER": "1",
         "PYTHONUNBUFFERED": "1",
         **{name: env.get(name, _KEPT_BYTES) for name in _ALLOCATOR_VARIABLES},
-        # As NVML and nvidia-smi number GPUs; CUDA alone would begin with the fastest.
-        "CUDA_DEVICE_ORDER": env.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID"),
     }
     if config.device != "cpu":
         found = {**_GPU_VARIABLES, **found}

@@ -23,10 +23,3 @@ def test_threads_are_capped_only_where_the_configuration_says_so() -> None:
     assert "OMP_NUM_THREADS" not in child_environment(JobsConfig(), {})
     capped = child_environment(JobsConfig(threads=3), {})
     assert capped["OMP_NUM_THREADS"] == capped["MKL_NUM_THREADS"] == "3"
-
-
-def test_a_child_numbers_gpus_as_admission_does() -> None:
-    """NVML goes by the bus; an operator who set another order keeps it."""
-    assert child_environment(JobsConfig(), {})["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
-    chosen = child_environment(JobsConfig(), {"CUDA_DEVICE_ORDER": "FASTEST_FIRST"})
-    assert chosen["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
