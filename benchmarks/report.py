@@ -40,8 +40,9 @@ def rewritten(page: str, suites: dict[str, list[Measured]]) -> str:
     """Return the page with the rows of these suites in its table; those of others stay."""
     before, rest = page.split(BEGIN)
     old, after = rest.split(END)
-    kept = [line for line in old.splitlines() if _suite(line) not in {*suites, None}]
     new = [_line(row) for rows in suites.values() for row in rows]
+    measured = {*suites, *map(_suite, new), None}
+    kept = [line for line in old.splitlines() if _suite(line) not in measured]
     table = "\n".join([BEGIN, *HEAD, *sorted([*kept, *new], key=_suite_first), END])
     return before + table + after
 
@@ -53,7 +54,7 @@ def _line(row: Measured) -> str:
 
 
 def _suite(line: str) -> str | None:
-    """Return the suite of a table's row; None: it is no row."""
+    """Return the first part of a table's row's name, its suite or a part of that; None: it is no row."""
     return line.split("`")[1].partition(".")[0] if line.startswith("| `") else None
 
 
