@@ -111,6 +111,8 @@ class Console:
             gauge=gauge.draw,
             strip=trend.strip,
             reached=wording.reached,
+            made=wording.made,
+            stamp=wording.stamp,
             beyond=wording.beyond,
             extreme=wording.extreme,
             concerns=wording.concerns,

@@ -350,6 +350,26 @@ def command(*words: str) -> str:
     return shlex.join(words)
 
 
+_MADE = {
+    "dataset_examples": "Images of a dataset, the strongest first: nothing in them was computed.",
+    "attribution": "An image, and maps of what in it drives this unit.",
+    "comparison": "What this unit is in two models: portraits are computed, images are of the dataset.",
+}
+"""What the sheets show that are not computed pictures, by method."""
+
+
+def made(method: str | None) -> str:
+    """Return what a picture is, by the method that made it."""
+    computed = "Computed to excite this unit as much as possible. It is not a photograph and not from your traffic."
+    return _MADE.get(method or "", computed)
+
+
+def stamp(method: str | None, verdict: str | None) -> str:
+    """Return what is stamped on a picture."""
+    word = "With images" if method in _MADE else "Synthetic"
+    return f"{word}, unreliable" if verdict == "unreliable" else word
+
+
 def reached(
     activation: float, percentile: float | None, greatest: float | None, of: int, window: str
 ) -> str:

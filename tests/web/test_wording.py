@@ -184,3 +184,18 @@ def test_a_picture_beyond_all_live_values_says_so() -> None:
 def test_a_picture_above_a_negative_maximum_has_no_factor() -> None:
     """A ratio to a negative number would be nonsense."""
     assert ", above the greatest" in wording.reached(1.0, 100.0, -2.0, 10, "")
+
+
+@pytest.mark.parametrize("method", ["dataset_examples", "attribution", "comparison"])
+def test_sheets_of_images_are_not_called_computed(method: str) -> None:
+    """What shows photographs must not say that it shows none."""
+    assert "not a photograph" not in wording.made(method)
+    assert wording.stamp(method, None) == "With images"
+    assert wording.stamp(method, "unreliable") == "With images, unreliable"
+
+
+@pytest.mark.parametrize("method", ["activation_maximisation", "deep_dream", None])
+def test_computed_pictures_are_called_so(method: str | None) -> None:
+    """Also where the manifest does not say how it was made."""
+    assert "not a photograph" in wording.made(method)
+    assert wording.stamp(method, "trusted") == "Synthetic"
