@@ -13,7 +13,6 @@ garbage, drawn from a seeded generator. Whatever comes must end as accepted or a
 A fifth of the frames with a payload has it in a ring, whose places, lengths and bounds are lied about too.
 """
 
-import contextlib
 import io
 import os
 import random
@@ -23,6 +22,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -312,7 +312,7 @@ class Receiver:
         ring.keep([os.dup(self._ring.descriptor)])
         ring.attach(RING.to_bytes(8, "little"))
         reader = _Counting(io.BytesIO(data).readinto, self._lease, self.outcome, ring.fetch)
-        with contextlib.suppress(BrokenFrame):
+        with suppress(BrokenFrame):
             take_all(reader, stream, ring.attach)
         ring.close()
         self._check(stream, told)
@@ -324,6 +324,10 @@ class Receiver:
             self.outcome.items += 1
             stream.take(item.message)
         self._check(stream, told)
+
+    def close(self) -> None:
+        """Give the ring back."""
+        self._ring.close()
 
     def _open(self) -> tuple["_Recorded", Counter[str]]:
         told: Counter[str] = Counter()
@@ -416,16 +420,16 @@ def fuzz(count: int, seed: int) -> dict[str, Outcome]:
         Exception: What the daemon's code raised, with the item noted; AssertionError: its books are
             wrong.
     """
-    frames, messages = Receiver(), Receiver()
-    # Reproducible on purpose.
-    sender = Sender(random.Random(seed), inline_ratio=0.1)  # noqa: S311
-    sender.ring = frames.memory
-    while frames.outcome.items < count // 2:
-        data = sender.bytes_of(sender.stream())
-        _noted(frames.take_frames, data)
-    sender = Sender(random.Random(seed + 1), inline_ratio=0.9)  # noqa: S311
-    while messages.outcome.items < count // 2:
-        _noted(messages.take_messages, list(sender.stream()))
+    with closing(Receiver()) as frames, closing(Receiver()) as messages:
+        # Reproducible on purpose.
+        sender = Sender(random.Random(seed), inline_ratio=0.1)  # noqa: S311
+        sender.ring = frames.memory
+        while frames.outcome.items < count // 2:
+            data = sender.bytes_of(sender.stream())
+            _noted(frames.take_frames, data)
+        sender = Sender(random.Random(seed + 1), inline_ratio=0.9)  # noqa: S311
+        while messages.outcome.items < count // 2:
+            _noted(messages.take_messages, list(sender.stream()))
     return {"frames": frames.outcome, "messages": messages.outcome}
 
 

@@ -1,7 +1,9 @@
 """The ring in which hooks stage rows: where places lie, and that nobody can take its memory away."""
 
+import contextlib
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,9 +21,10 @@ SIZE = 1 << 18
 
 
 @pytest.fixture
-def ring() -> Ring:
-    """A small ring."""
-    return Ring(SIZE)
+def ring() -> Iterator[Ring]:
+    """A small ring, closed afterwards."""
+    with contextlib.closing(Ring(SIZE)) as ring:
+        yield ring
 
 
 @given(
@@ -32,7 +35,12 @@ def ring() -> Ring:
 )
 def test_a_place_is_not_lent_again_before_it_was_fetched(steps: list[tuple[str, int]]) -> None:
     """Whatever is sent, dropped or fetched: what the daemon has not taken out is not overwritten."""
-    ring = Ring(SIZE)
+    with contextlib.closing(Ring(SIZE)) as ring:
+        use(ring, steps)
+
+
+def use(ring: Ring, steps: list[tuple[str, int]]) -> None:
+    """Take these steps with a ring, whose rows stay as they are until they are fetched."""
     unread: list[tuple[int, bytes]] = []
     sent = fetched = 0
     whole = ring.lend(SIZE)

@@ -147,6 +147,7 @@ def test_a_payload_is_copied_once_and_only_from_inside() -> None:
     """What the peer writes afterwards changes nothing; what lies outside is refused, and counted out."""
     ring, end = Ring(SIZE), RingEnd(SIZE)
     end.keep([os.dup(ring.descriptor)])
+    ring.shared()
     end.attach(number(SIZE))
     memory = ring.lend(SIZE)
     assert memory is not None
@@ -227,6 +228,7 @@ def test_rows_in_the_ring_reach_the_statistics(running: RunningDaemon, client: L
     """With all that is true of those behind their frames."""
     ring = Ring(SIZE)
     share(client, SIZE, os.dup(ring.descriptor))
+    ring.shared()
     assert 0 == client.fetched()
     memory = ring.lend(SIZE)
     assert memory is not None
@@ -440,6 +442,7 @@ def test_a_forked_child_has_a_ring_of_its_own(
 @service
 def test_a_killed_hook_takes_its_memory_along(running: RunningDaemon) -> None:
     """The daemon reads what had arrived, and holds nothing afterwards."""
+    before = memory("sidecar-ring")
     script = SCRIPT.split("child = os.fork()", maxsplit=1)[0] + "os.kill(os.getpid(), 9)\n"
     done = subprocess.run(
         [sys.executable, "-c", script, running.lane], timeout=120, check=False, capture_output=True
@@ -448,4 +451,4 @@ def test_a_killed_hook_takes_its_memory_along(running: RunningDaemon) -> None:
     assert -9 == done.returncode
     wait_until(lambda: running.daemon.ledger.counts().streams == 0, what="the end of the stream")
     wait_until(lambda: running.daemon.ledger.counts().processed == 20, what="the last batch")
-    assert 0 == memory("sidecar-ring")
+    assert before == memory("sidecar-ring")
