@@ -1,21 +1,23 @@
 """Turns the rows of one forward pass into messages that fit the daemon's limits."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sidecar.features import NAME_LIMIT, SLICE_LIMIT, LayerKey, Request
+from sidecar.features import NAME_LIMIT, SLICE_LIMIT, FeatureKind, LayerKey, Request
 from sidecar.hooks.batch import Batch, TappedRows
 from sidecar.hooks.requests import clean
-from sidecar.wire import REQUEST_LIMIT
+from sidecar.wire import REQUEST_LIMIT, OutgoingSparse, OutgoingTensor
 
 ITEM_TYPES: dict[str, np.dtype[np.uint32] | np.dtype[np.uint16]] = {
     "f32": np.dtype(np.uint32),
     "f16": np.dtype(np.uint16),
     "bf16": np.dtype(np.uint16),
 }
-"""Unsigned integers as wide as each dtype: rows are only moved here, never read."""
+"""Unsigned integers as wide as each dtype: rows are moved here, and only asked for zeros."""
 
 REPORT_BYTES = 1024
 """Room for the sequence number and the hook's report in a message; a report of all reasons with
@@ -38,6 +40,77 @@ class Rows:
     width: int
     payload: memoryview
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that they take in a message."""
+        return self.payload.nbytes
+
+    def cut(self, at: int) -> tuple["Rows", "Rows"]:
+        """Return the first ``at`` rows, and the others."""
+        offset = at * self.width * ITEM_TYPES[self.dtype].itemsize
+        return (
+            replace(self, payload=self.payload[:offset]),
+            replace(self, payload=self.payload[offset:]),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SparseRows:
+    """The same of a layer of latents: what is not zero in them.
+
+    Attributes:
+        row_splits: Row ``i`` has the entries from ``row_splits[i]`` to ``row_splits[i + 1]``, shape
+            ``(rows + 1,)``.
+        latents: The latent of each entry, shape ``(nnz,)``.
+        values: Little-endian values of all entries.
+    """
+
+    layer: LayerKey
+    dtype: str
+    width: int
+    row_splits: NDArray[np.uint32]
+    latents: NDArray[np.uint32]
+    values: memoryview
+
+    @classmethod
+    def of(cls, rows: Rows) -> Self:
+        """List what is not zero: neither 0 nor -0, but NaN."""
+        bits: NDArray[Any] = np.frombuffer(rows.payload, ITEM_TYPES[rows.dtype])
+        bits = bits.reshape(-1, rows.width)
+        numbers, latents = np.nonzero(bits << 1)  # without the sign; in order of rows and latents
+        return cls(
+            rows.layer,
+            rows.dtype,
+            rows.width,
+            np.searchsorted(numbers, np.arange(len(bits) + 1)).astype(np.uint32),
+            latents.astype(np.uint32),
+            bits[numbers, latents].view(np.uint8).data,
+        )
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that they take in a message."""
+        return self.row_splits.nbytes + self.latents.nbytes + self.values.nbytes
+
+    def cut(self, at: int) -> tuple["SparseRows", "SparseRows"]:
+        """Return the first ``at`` rows, and the others."""
+        entries = int(self.row_splits[at])
+        offset = entries * ITEM_TYPES[self.dtype].itemsize
+        return (
+            replace(
+                self,
+                row_splits=self.row_splits[: at + 1],
+                latents=self.latents[:entries],
+                values=self.values[:offset],
+            ),
+            replace(
+                self,
+                row_splits=self.row_splits[at:] - self.row_splits[at],
+                latents=self.latents[entries:],
+                values=self.values[offset:],
+            ),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -49,14 +122,34 @@ class Group:
         rows_per_request: Rows of each request, next to each other.
     """
 
-    rows: tuple[Rows, ...]
+    rows: tuple[Rows | SparseRows, ...]
     requests: tuple[Request, ...]
     rows_per_request: int
 
     @property
     def payload_bytes(self) -> int:
         """Bytes of all payloads."""
-        return sum([item.payload.nbytes for item in self.rows])
+        return sum([item.size_bytes for item in self.rows])
+
+    def outgoing(
+        self, number: Callable[[Rows | SparseRows], int]
+    ) -> tuple[tuple[OutgoingTensor, ...], tuple[OutgoingSparse, ...]]:
+        """Return all rows as they are encoded.
+
+        Args:
+            number: Gives the number under which the rows' layer is registered.
+        """
+        count = len(self.requests) * self.rows_per_request
+        tensors, sparse = [], []
+        for rows in self.rows:
+            layer_id = number(rows)
+            if isinstance(rows, SparseRows):
+                lists = (rows.row_splits, rows.latents, rows.values)
+                sparse.append(OutgoingSparse(layer_id, rows.dtype, *lists))
+            else:
+                shape = (count, rows.width)
+                tensors.append(OutgoingTensor(layer_id, rows.dtype, shape, rows.payload))
+        return tuple(tensors), tuple(sparse)
 
     def fits(self, limit_bytes: int) -> bool:
         """Say whether the encoded message surely has no more bytes than that."""
@@ -89,11 +182,12 @@ def groups(batch: Batch, staged: Iterable[TappedRows]) -> tuple[Group, ...]:
         staged: Its rows, from ``Batch.stage``.
 
     Returns:
-        Groups whose payloads alias the batch's wherever nothing had to be merged.
+        Groups whose payloads alias the batch's wherever nothing had to be merged or listed.
     """
-    layouts: dict[tuple[int, int, bool, float], list[Rows]] = {}
+    layouts: dict[tuple[int, int, bool, float], list[Rows | SparseRows]] = {}
     for one in _merged(tuple(staged)):
-        rows = Rows(one.layer, one.dtype, one.width, one.payload)
+        dense = Rows(one.layer, one.dtype, one.width, one.payload)
+        rows = SparseRows.of(dense) if one.layer.kind is FeatureKind.LATENT else dense
         layout = (one.items, one.rows_per_item, one.named, one.weight)
         layouts.setdefault(layout, []).append(rows)
     return tuple(
@@ -160,22 +254,14 @@ def _halves(group: Group) -> Iterable[Group]:
     if count > 1:
         middle = count // 2
         per = group.rows_per_request
-        first, second = _cut(group.rows[0], middle * per)
+        first, second = group.rows[0].cut(middle * per)
         return (
             Group((first,), group.requests[:middle], per),
             Group((second,), group.requests[middle:], per),
         )
     if group.rows_per_request > 1:
         middle = group.rows_per_request // 2
-        first, second = _cut(group.rows[0], middle)
+        first, second = group.rows[0].cut(middle)
         rest = group.rows_per_request - middle
         return Group((first,), group.requests, middle), Group((second,), group.requests, rest)
     raise ValueError(f"one row of {group.payload_bytes} bytes is above the message limit")
-
-
-def _cut(rows: Rows, at: int) -> tuple[Rows, Rows]:
-    offset = at * rows.width * ITEM_TYPES[rows.dtype].itemsize
-    return (
-        replace(rows, payload=rows.payload[:offset]),
-        replace(rows, payload=rows.payload[offset:]),
-    )

@@ -1,9 +1,10 @@
-"""What is tapped, and how much of it: values only."""
+"""What is tapped, and how much of it."""
 
 import fnmatch
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sidecar.errors import InvalidInput, UnsupportedDtype
 from sidecar.features import FeatureKind, View, check_name, default_view
@@ -14,6 +15,7 @@ ROOT_LAYER = "output"
 _VIEWS = {
     FeatureKind.CHANNEL: (View.MAX, View.MEAN),
     FeatureKind.NEURON: (View.RAW,),
+    FeatureKind.LATENT: (View.RAW,),
     FeatureKind.HEAD: (View.MEAN, View.ENTROPY),
     FeatureKind.LOGIT: (View.RAW,),
 }
@@ -32,7 +34,8 @@ class Tap:
             glob matches.
         kind: What the units are. ``channel``: outputs ``(N, C, *space)`` or ``(N, T, C)``, see
             ``channel_dim``, one row an item. ``neuron``: ``(N, F)`` one row an item, ``(N, T, F)`` up to ``max_rows`` rows
-            of positions an item. ``head``: ``(N, T, heads * d)``, or attention ``(N, H, T, T)``
+            of positions an item. ``latent``: as ``neuron``, of outputs or by an ``encoder``, and sent as lists of
+            what is not zero. ``head``: ``(N, T, heads * d)``, or attention ``(N, H, T, T)``
             with the view ``entropy``. ``logit``: ``(N, classes)``.
         view: How positions become one number; None: the kind's default. Channels take ``max`` or
             ``mean``; heads ``mean`` (of the L2 norm of the head's slice) or ``entropy`` (in nats).
@@ -41,6 +44,10 @@ class Tap:
         channel_dim: Where the channels of a ``channel`` tap are: 1, or -1 for the last dimension.
             None: 1 after torch's convolutions, batch, instance and group norms, and in outputs of
             four or five dimensions; the last in other outputs of three, ``(N, T, C)``.
+        encoder: For ``latent``: turns sampled rows, ``(N, F)`` or ``(N, rows, F)`` on the model's device, into
+            ``(N, latents)`` or ``(N, rows, latents)``, as the encoder of a sparse autoencoder does. It runs
+            inside the forward pass, without gradients, and its time counts as the hooks'. None: the
+            module's outputs are latents already.
 
     Example:
         >>> Tap("layer*").matches("layer1"), Tap("layer*").matches("layer1.0")
@@ -55,6 +62,7 @@ class Tap:
     layer: str = ""
     heads: int = 0
     channel_dim: int | None = None
+    encoder: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
         """Refuse taps that could never deliver."""
@@ -73,6 +81,8 @@ class Tap:
             )
         if self.channel_dim not in (None, 1, -1):
             raise InvalidInput(f"tap {self.path!r}: channel_dim {self.channel_dim}: use 1 or -1")
+        if self.encoder is not None and self.kind is not FeatureKind.LATENT:
+            raise InvalidInput(f"tap {self.path!r}: encoder is for latent taps, not {self.kind}")
         if self.layer:
             check_name("layer", self.layer)
 

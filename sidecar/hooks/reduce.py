@@ -6,6 +6,7 @@ the only reductions are maximum, mean and norm: a variance costs twenty times th
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 
@@ -26,6 +27,9 @@ _ABREAST = 32  # channels that torch reduces at once, measured with torch 2.13 o
 _ATTENTION = 4  # dimensions of (items, heads, queries, keys)
 
 
+UNREDUCED = (FeatureKind.NEURON, FeatureKind.LATENT)
+"""Kinds of which every position is a row of its own."""
+
 _CHANNELS_FIRST = (
     torch.nn.modules.conv._ConvNd,  # noqa: SLF001 - the only name for all convolutions
     torch.nn.modules.batchnorm._NormBase,  # noqa: SLF001 - batch and instance norms
@@ -44,6 +48,8 @@ def reduction(tap: Tap, max_rows: int, module: torch.nn.Module) -> Reduction:
         return _logit
     if tap.kind is FeatureKind.NEURON:
         return lambda output, draw: _neuron(output, draw, max_rows)
+    if tap.kind is FeatureKind.LATENT:
+        return lambda output, draw: _latent(output, draw, max_rows, tap.encoder)
     if view is View.ENTROPY:
         return _entropy
     return lambda output, _: (_head_norm(output, tap.heads), 1.0)
@@ -62,7 +68,7 @@ def fitting_dims(tap: Tap) -> tuple[int, ...]:
         return (2, 3, 4, 5)
     if tap.kind is FeatureKind.LOGIT:
         return (2,)
-    if tap.kind is FeatureKind.NEURON:
+    if tap.kind in UNREDUCED:
         return (2, 3)
     return (_ATTENTION,) if tap.resolved_view is View.ENTROPY else (_SEQUENCE,)
 
@@ -160,6 +166,23 @@ def _neuron(output: torch.Tensor, draw: float, max_rows: int) -> tuple[torch.Ten
     if output.dim() == 2 or output.shape[1] <= max_rows:  # noqa: PLR2004 - (items, features)
         return output.clone(), 1.0
     return comb(output, draw, max_rows), output.shape[1] / max_rows
+
+
+def _latent(
+    output: torch.Tensor, draw: float, max_rows: int, encoder: Callable[[Any], Any] | None
+) -> tuple[torch.Tensor, float]:
+    """Take the same positions, and of those the latents."""
+    rows, weight = _neuron(output, draw, max_rows)
+    if encoder is None:
+        return rows, weight
+    with torch.no_grad():
+        latents = encoder(rows)
+    if not isinstance(latents, torch.Tensor) or latents.shape[:-1] != rows.shape[:-1]:
+        raise ShapeMismatch(
+            f"the encoder made {_describe(latents)} of rows {tuple(rows.shape)}: it must return one tensor "
+            "that differs in the last dimension only"
+        )
+    return latents, weight  # (items, latents) or (items, positions, latents)
 
 
 def comb(output: torch.Tensor, draw: float, rows: int) -> torch.Tensor:

@@ -11,17 +11,16 @@ from dataclasses import dataclass
 from typing import Self
 
 from sidecar.errors import MalformedMessage
-from sidecar.features import LayerKey
+from sidecar.features import FeatureKind, LayerKey
 from sidecar.hooks.account import Account, Drop
 from sidecar.hooks.batch import Batch, Lend, lends_nothing
-from sidecar.hooks.pack import Group, groups, split
+from sidecar.hooks.pack import Group, Rows, SparseRows, groups, split
 from sidecar.hooks.queue import ByteQueue
 from sidecar.wire import (
     Acknowledgement,
     Hello,
     HookReport,
     OutgoingBatch,
-    OutgoingTensor,
     Refusal,
     RegisterLayer,
     Sendable,
@@ -64,7 +63,8 @@ class Registry:
         """
         known = self._known.get(layer)
         if known is None:
-            known = RegisterLayer(len(self._known), layer, width)
+            sparse = layer.kind is FeatureKind.LATENT
+            known = RegisterLayer(len(self._known), layer, width, sparse)
             self._known[layer] = known
         if known.width != width:
             raise ValueError(f"layer {layer.layer} was {known.width} wide and is now {width}")
@@ -441,13 +441,7 @@ class Session(Iterator[Sendable]):
             raise
 
     def _message(self, group: Group) -> OutgoingBatch:
-        tensors = []
-        count = len(group.requests) * group.rows_per_request
-        for rows in group.rows:
-            registration = self._registry.announce(rows.layer, rows.width)
-            self._announce(registration)
-            shape = (count, rows.width)
-            tensors.append(OutgoingTensor(registration.layer_id, rows.dtype, shape, rows.payload))
+        tensors, sparse = group.outgoing(self._number)
         self._sequence += 1
         now, size = self._clock(), group.payload_bytes
         with self._lock:
@@ -455,11 +449,18 @@ class Session(Iterator[Sendable]):
             self._unsettled_bytes += size
         return OutgoingBatch(
             sequence=self._sequence,
-            tensors=tuple(tensors),
+            tensors=tensors,
             requests=group.requests,
             rows_per_request=group.rows_per_request,
             report=self._report_with(now),
+            sparse=sparse,
         )
+
+    def _number(self, rows: Rows | SparseRows) -> int:
+        """Return the number of a layer, which is announced before."""
+        registration = self._registry.announce(rows.layer, rows.width)
+        self._announce(registration)
+        return registration.layer_id
 
     def receive(self, data: bytes) -> None:
         """Take one message of the daemon; what cannot be read is counted and passed over."""

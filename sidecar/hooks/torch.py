@@ -15,13 +15,14 @@ from torch.utils.hooks import RemovableHandle
 
 from sidecar import __version__
 from sidecar.errors import InvalidInput, InvalidName, ShapeMismatch
-from sidecar.features import Capture, FeatureKind, LayerKey
+from sidecar.features import Capture, LayerKey
 from sidecar.hooks.account import Drop
 from sidecar.hooks.capture import Sample, pick, sample_items
 from sidecar.hooks.cuda import SideStreams
 from sidecar.hooks.governor import Governor
 from sidecar.hooks.plan import ROOT_LAYER, Plan, Tap
 from sidecar.hooks.reduce import (
+    UNREDUCED,
     Positions,
     find_tensor,
     fitting_dims,
@@ -173,7 +174,7 @@ class _LayerHook(_Hook):
         self._limit_bytes = attachment.sink.limit_bytes
         self._dims = fitting_dims(tap)
         # Whether every position is a row of its own: (items, positions, width), and many bytes.
-        self._unreduced = tap.kind is FeatureKind.NEURON
+        self._unreduced = tap.kind in UNREDUCED
         self._reduce = reduction(tap, attachment.plan.max_rows, module)
         self._positions = maximum_positions(tap, module)
         self._maximum: Positions | None = None  # the same, once an output was seen that lies well

@@ -18,7 +18,7 @@ from sidecar.errors import InvalidInput, SidecarError
 from sidecar.features import FeatureKind, LayerKey, LayerSample, Request, View
 from sidecar.hooks.account import Account, Drop
 from sidecar.hooks.batch import ForwardBatch, TappedRows
-from sidecar.hooks.pack import groups, split
+from sidecar.hooks.pack import Rows, SparseRows, groups, split
 from sidecar.wire import (
     METHOD,
     SERVICE,
@@ -29,7 +29,6 @@ from sidecar.wire import (
     Hello,
     HookReport,
     OutgoingBatch,
-    OutgoingTensor,
     Refusal,
     RegisterLayer,
     Steering,
@@ -321,26 +320,31 @@ class MemorySink:
         return {sample.layer.layer: sample for sample in self.samples[-1]}
 
 
-def as_decoded(batch: ForwardBatch, limit_bytes: int = 4 << 20) -> list[LayerSample]:
+def as_decoded(batch: ForwardBatch, limit_bytes: int = 4 << 20) -> list[Any]:
     """Send a batch through the wire's own encoder and decoder, in messages of limited size."""
     decoder = StreamDecoder(message_limit_bytes=limit_bytes)
-    samples: list[LayerSample] = []
+    samples: list[Any] = []
     numbers: dict[LayerKey, int] = {}
     sequence = 0
     for group in groups(batch, batch.stage()):
         for part in split(group, limit_bytes):
             sequence += 1
-            tensors = []
-            rows_count = len(part.requests) * part.rows_per_request
-            for rows in part.rows:
+
+            def number(rows: Rows | SparseRows) -> int:
                 if decoder.hello is None:
                     decoder.decode(encode_request(Hello(rows.layer.model, rows.layer.revision)))
-                number = numbers.setdefault(rows.layer, len(numbers))
-                decoder.decode(encode_request(RegisterLayer(number, rows.layer, rows.width)))
-                shape = (rows_count, rows.width)
-                tensors.append(OutgoingTensor(number, rows.dtype, shape, rows.payload))
+                found = numbers.setdefault(rows.layer, len(numbers))
+                sparse = isinstance(rows, SparseRows)
+                decoder.decode(encode_request(RegisterLayer(found, rows.layer, rows.width, sparse)))
+                return found
+
+            tensors, sparse = part.outgoing(number)
             outgoing = OutgoingBatch(
-                sequence, tuple(tensors), part.requests, rows_per_request=part.rows_per_request
+                sequence,
+                tensors,
+                part.requests,
+                sparse=sparse,
+                rows_per_request=part.rows_per_request,
             )
             value = decoder.decode(encode_request(outgoing))
             assert isinstance(value, Batch)

@@ -21,7 +21,9 @@ def test_a_tap_has_its_kinds_view() -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"kind": FeatureKind.LATENT},
+        {"kind": FeatureKind.DIRECTION},
+        {"kind": FeatureKind.LATENT, "view": View.MAX},
+        {"kind": FeatureKind.NEURON, "encoder": str},
         {"kind": FeatureKind.CHANNEL, "view": View.ENTROPY},
         {"kind": FeatureKind.NEURON, "view": View.MAX},
         {"kind": FeatureKind.HEAD},
