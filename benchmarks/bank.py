@@ -53,7 +53,7 @@ def fallback(*samples: LayerSample) -> Callable[[], object]:
 def moments(sample: LayerSample) -> Callable[[], object]:
     """Return what adds a sample to mean, variance and extremes, and to no bins."""
     rows, width = sample.values.shape
-    grid, kernels = learn_grid(sample.values[:256], Binning()), compiled()
+    grid, kernels = learn_grid(sample.values[:256].astype(np.float32), Binning()), compiled()
     tally = Tally.empty(width, Binning().bins)
     batch = Batch(sample.values, np.arange(rows), np.empty(0, np.int64), 1.0)
 

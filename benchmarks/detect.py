@@ -176,7 +176,7 @@ def _least(rows: Sequence[Row]) -> Row:
 
 def rival_rows() -> Sequence[Row]:
     """Return every rival's rows, each beside ours on the same drawn values."""
-    rows = []
+    rows: list[Row] = []
     for name, scenario in SCENARIOS.items():
         rows += _rival_alarms(name, Traffic(scenario, DRAWN_FEATURES, seed=20), Marginal.NORMAL)
     heavy = Traffic(SCENARIOS["B"], DRAWN_FEATURES, seed=21)

@@ -1,6 +1,7 @@
 """Slow drift on simulated traffic: how many tickets are false, and after how many hours one is true."""
 
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ HOUR = 360
 
 POLICY = DriftPolicy()
 
-SMALL = {"requests": 8, "tokens": 4}
+SMALL: dict[str, Any] = {"requests": 8, "tokens": 4}
 """Of a window: 11,520 values an hour. More would make hours more alike, and the test easier."""
 
 FINE = 512

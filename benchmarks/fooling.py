@@ -107,7 +107,7 @@ class Detector(nn.Module):
             cost = nn.functional.binary_cross_entropy_with_logits(
                 self.probe(scaled)[:, 0], labels, weights, reduction="sum"
             )
-            cost.backward()  # type: ignore[no-untyped-call]  # torch's stubs
+            cost.backward()
             optimiser.step()
         self.requires_grad_(requires_grad=False)
 

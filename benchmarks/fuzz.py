@@ -172,7 +172,9 @@ class Sender:
         hello = pb.Hello(model="tiny", revision="r", client_id=f"c{self._rng.randrange(4)}")
         yield Item(pb.StreamRequest(hello=hello).SerializeToString())
         for number, width in WIDTHS.items():
-            layer = pb.RegisterLayer(layer_id=number, layer=f"l{number}", kind=1, width=width)
+            layer = pb.RegisterLayer(
+                layer_id=number, layer=f"l{number}", kind=pb.FEATURE_KIND_NEURON, width=width
+            )
             yield Item(pb.StreamRequest(register_layer=layer).SerializeToString())
 
     def _item(self) -> Item:

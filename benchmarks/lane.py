@@ -34,7 +34,7 @@ import numpy as np
 from benchmarks.row import Row
 from sidecar.features import FeatureKind, LayerKey, Request, View
 from sidecar.hooks import connect
-from sidecar.hooks.batch import Lend, TappedRows
+from sidecar.hooks.batch import Lend, TappedRows, lends_nothing
 from sidecar.wire import Hello
 
 ROWS_PER_REQUEST, REQUESTS, WIDTH = 32, 2, 4096
@@ -147,7 +147,7 @@ class _Rows:
     weight = 1.0
     held_bytes = BATCH_BYTES
 
-    def stage(self, lend: Lend) -> tuple[TappedRows, ...]:
+    def stage(self, lend: Lend = lends_nothing) -> tuple[TappedRows, ...]:
         """Return the rows."""
         payload = lend(BATCH_BYTES)
         if payload is None:

@@ -135,7 +135,7 @@ def _flight(path: str, counted: _Counted) -> Iterator[None]:
     """Arrow Flight's do_put, which is gRPC in C++ with its own zero-copy serialisation."""
     from pyarrow import flight  # noqa: PLC0415 - of the bench extra, and heavy
 
-    class _Server(flight.FlightServerBase):  # type: ignore[misc]
+    class _Server(flight.FlightServerBase):
         def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
             del context, descriptor, writer
             for _chunk in reader:

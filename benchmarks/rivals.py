@@ -6,9 +6,10 @@ They are given what they ask for: the window's mean in units of the baseline, or
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from river import drift
 
 MAD_TO_SIGMA = 1.4826
@@ -41,7 +42,7 @@ PSI_LIMIT = 0.25
 class Rival(Protocol):
     """A detector of many features."""
 
-    def __call__(self, window: Drawn) -> np.ndarray:
+    def __call__(self, window: Drawn) -> NDArray[Any]:
         """Take in a window; return which features alarm in it, shape ``(n,)``."""
 
 
@@ -65,7 +66,7 @@ def ewma(baseline: Sequence[Drawn]) -> Rival:
     limit = 3.0 * np.sqrt(weight / (2 - weight))
     level = np.zeros(len(baseline[0].mean))
 
-    def work(window: Drawn) -> np.ndarray:
+    def work(window: Drawn) -> NDArray[Any]:
         level[:] += weight * (standard(window) - level)
         return np.abs(level) > limit
 
@@ -80,10 +81,10 @@ def cusum(baseline: Sequence[Drawn]) -> Rival:
     standard, slack, bound = _standard(baseline), 0.5, 5.0
     sums = np.zeros((2, len(baseline[0].mean)))
 
-    def work(window: Drawn) -> np.ndarray:
+    def work(window: Drawn) -> NDArray[Any]:
         away = standard(window)
         sums[:] = np.maximum(0.0, sums + np.array([away, -away]) - slack)
-        alarm = (sums > bound).any(axis=0)
+        alarm: NDArray[Any] = np.any(sums > bound, axis=0)
         sums[:, alarm] = 0.0
         return alarm
 
@@ -97,7 +98,7 @@ def psi(baseline: Sequence[Drawn]) -> Rival:
     """
     edges = np.quantile(_together(baseline), np.arange(1, 10) / 10, axis=1).T  # (n, 9)
 
-    def work(window: Drawn) -> np.ndarray:
+    def work(window: Drawn) -> NDArray[Any]:
         pairs = zip(window.ordered, edges, strict=True)
         below = np.array([np.searchsorted(values, edge) for values, edge in pairs])
         total = window.ordered.shape[1]
@@ -117,7 +118,7 @@ def kolmogorov_smirnov(baseline: Sequence[Drawn]) -> Rival:
     reference = np.sort(rng.permuted(_together(baseline), axis=1)[:, :10_000], axis=1)
     size = reference.shape[1]
 
-    def work(window: Drawn) -> np.ndarray:
+    def work(window: Drawn) -> NDArray[Any]:
         total = window.ordered.shape[1]
         limit = 1.358 * np.sqrt((total + size) / (total * size))  # asymptotic, of p = 0.05
         steps = np.arange(total + 1) / total
@@ -151,7 +152,7 @@ RIVALS: dict[str, tuple[str, Callable[[Sequence[Drawn]], Rival]]] = {
 """Rivals by name: a label that tells the settings, and what makes one from the baseline's windows."""
 
 
-def _river(baseline: Sequence[Drawn], kind: Callable[[], object]) -> Rival:
+def _river(baseline: Sequence[Drawn], kind: Callable[[], Any]) -> Rival:
     standard = _standard(baseline)
     detectors = [kind() for _ in baseline[0].mean]
     for window in baseline:
@@ -159,28 +160,28 @@ def _river(baseline: Sequence[Drawn], kind: Callable[[], object]) -> Rival:
     return lambda window: _update(detectors, standard(window))
 
 
-def _update(detectors: Sequence[object], values: np.ndarray) -> np.ndarray:
+def _update(detectors: Sequence[Any], values: NDArray[Any]) -> NDArray[Any]:
     for detector, value in zip(detectors, values.tolist(), strict=True):
         detector.update(value)
     return np.array([detector.drift_detected for detector in detectors])
 
 
-def _standard(baseline: Sequence[Drawn]) -> Callable[[Drawn], np.ndarray]:
+def _standard(baseline: Sequence[Drawn]) -> Callable[[Drawn], NDArray[Any]]:
     """Return what gives a window's mean in standard deviations of the baseline's means."""
     means = np.array([window.mean for window in baseline])
     middle, sigma = means.mean(axis=0), means.std(axis=0)
     return lambda window: (window.mean - middle) / sigma
 
 
-def _together(baseline: Sequence[Drawn]) -> np.ndarray:
+def _together(baseline: Sequence[Drawn]) -> NDArray[Any]:
     return np.concatenate([window.ordered for window in baseline], axis=1)
 
 
-def _onsets(alarmed: Callable[[Drawn], np.ndarray]) -> Rival:
+def _onsets(alarmed: Callable[[Drawn], NDArray[Any]]) -> Rival:
     """Return a rival that alarms where a window is alarming and the one before it was not."""
-    before = np.False_
+    before: NDArray[Any] = np.zeros(1, np.bool_)
 
-    def work(window: Drawn) -> np.ndarray:
+    def work(window: Drawn) -> NDArray[Any]:
         nonlocal before
         now = alarmed(window)
         onset = now & ~before

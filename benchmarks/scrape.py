@@ -15,6 +15,7 @@ from prometheus_client import (
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from benchmarks.row import Row, least_cpu_seconds
+from sidecar.audits import AuditStatus
 from sidecar.config import SpikeConfig, StatisticsConfig
 from sidecar.features import (
     Capture,
@@ -24,7 +25,7 @@ from sidecar.features import (
     LayerSample,
     Request,
 )
-from sidecar.metrics import Collector, JobCounts, StorageCounts
+from sidecar.metrics import Collector, JobCounts, StatisticsCounts, StorageCounts
 from sidecar.metrics.exposition import Exposition
 from sidecar.metrics.protobuf import MEDIA_TYPE
 from sidecar.monitor import (
@@ -129,6 +130,12 @@ class _Live:
 
     def jobs(self) -> JobCounts:
         return JobCounts()
+
+    def audits(self) -> Sequence[AuditStatus]:
+        return ()
+
+    def statistics(self) -> StatisticsCounts:
+        return StatisticsCounts()
 
     def storage(self) -> StorageCounts:
         return StorageCounts()
