@@ -76,15 +76,16 @@ class SparseRows:
     def of(cls, rows: Rows) -> Self:
         """List what is not zero: neither 0 nor -0, but NaN."""
         bits: NDArray[Any] = np.frombuffer(rows.payload, ITEM_TYPES[rows.dtype])
-        bits = bits.reshape(-1, rows.width)
-        numbers, latents = np.nonzero(bits << 1)  # without the sign; in order of rows and latents
+        # Without the sign. Flat and of truth values: a tenth of the time that rows of numbers take.
+        found = np.flatnonzero((bits << 1) != 0)
+        count = len(bits) // rows.width
         return cls(
             rows.layer,
             rows.dtype,
             rows.width,
-            np.searchsorted(numbers, np.arange(len(bits) + 1)).astype(np.uint32),
-            latents.astype(np.uint32),
-            bits[numbers, latents].view(np.uint8).data,
+            np.searchsorted(found, rows.width * np.arange(count + 1)).astype(np.uint32),
+            (found % rows.width).astype(np.uint32),
+            bits[found].view(np.uint8).data,
         )
 
     @property
