@@ -46,8 +46,8 @@ class Tap:
             four or five dimensions; the last in other outputs of three, ``(N, T, C)``.
         encoder: For ``latent``: turns sampled rows, ``(N, F)`` or ``(N, rows, F)`` on the model's device, into
             ``(N, latents)`` or ``(N, rows, latents)``, as the encoder of a sparse autoencoder does. It runs
-            inside the forward pass, without gradients, and its time counts as the hooks'. None: the
-            module's outputs are latents already.
+            inside the forward pass and in its threads, without gradients, and its time counts as the
+            hooks'. None: the module's outputs are latents already.
 
     Example:
         >>> Tap("layer*").matches("layer1"), Tap("layer*").matches("layer1.0")

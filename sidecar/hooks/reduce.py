@@ -6,7 +6,6 @@ the only reductions are maximum, mean and norm: a variance costs twenty times th
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import torch
 
@@ -47,9 +46,7 @@ def reduction(tap: Tap, max_rows: int, module: torch.nn.Module) -> Reduction:
     if tap.kind is FeatureKind.LOGIT:
         return _logit
     if tap.kind is FeatureKind.NEURON:
-        return lambda output, draw: _neuron(output, draw, max_rows)
-    if tap.kind is FeatureKind.LATENT:
-        return lambda output, draw: _latent(output, draw, max_rows, tap.encoder)
+        return lambda output, draw: positions_of(output, draw, max_rows)
     if view is View.ENTROPY:
         return _entropy
     return lambda output, _: (_head_norm(output, tap.heads), 1.0)
@@ -83,7 +80,7 @@ def find_tensor(output: object, dims: tuple[int, ...]) -> torch.Tensor:
         if tensor.dim() in dims and tensor.is_floating_point() and tensor.numel():
             return tensor.detach()
     raise ShapeMismatch(
-        f"the output is {_describe(output)}: the tap needs a non-empty floating tensor of "
+        f"the output is {describe(output)}: the tap needs a non-empty floating tensor of "
         f"{' or '.join(map(str, dims))} dimensions"
     )
 
@@ -99,7 +96,8 @@ def _tensors(output: object) -> Iterator[torch.Tensor]:
             yield from _tensors(item)
 
 
-def _describe(output: object) -> str:
+def describe(output: object) -> str:
+    """Say what a module has put out."""
     shapes = [f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in _tensors(output)]
     return f"{type(output).__name__} of {', '.join(shapes[:4]) or 'no tensors'}"
 
@@ -161,28 +159,11 @@ def _logit(output: torch.Tensor, _: float) -> tuple[torch.Tensor, float]:
     return output.clone(), 1.0  # (items, classes)
 
 
-def _neuron(output: torch.Tensor, draw: float, max_rows: int) -> tuple[torch.Tensor, float]:
-    """Take every position of short sequences, and a random comb of long ones."""
+def positions_of(output: torch.Tensor, draw: float, max_rows: int) -> tuple[torch.Tensor, float]:
+    """Copy every position of short sequences, and a random comb of long ones; as a ``Reduction``."""
     if output.dim() == 2 or output.shape[1] <= max_rows:  # noqa: PLR2004 - (items, features)
         return output.clone(), 1.0
     return comb(output, draw, max_rows), output.shape[1] / max_rows
-
-
-def _latent(
-    output: torch.Tensor, draw: float, max_rows: int, encoder: Callable[[Any], Any] | None
-) -> tuple[torch.Tensor, float]:
-    """Take the same positions, and of those the latents."""
-    rows, weight = _neuron(output, draw, max_rows)
-    if encoder is None:
-        return rows, weight
-    with torch.no_grad():
-        latents = encoder(rows)
-    if not isinstance(latents, torch.Tensor) or latents.shape[:-1] != rows.shape[:-1]:
-        raise ShapeMismatch(
-            f"the encoder made {_describe(latents)} of rows {tuple(rows.shape)}: it must return one tensor "
-            "that differs in the last dimension only"
-        )
-    return latents, weight  # (items, latents) or (items, positions, latents)
 
 
 def comb(output: torch.Tensor, draw: float, rows: int) -> torch.Tensor:

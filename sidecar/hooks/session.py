@@ -411,7 +411,10 @@ class Session(Iterator[Sendable]):
             parts = [part for group in groups(batch, staged) for part in split(group, limit)]
         except ValueError:
             return Drop.TOO_LARGE
-        if not self._spend(sum(part.payload_bytes for part in parts)):
+        size = sum(part.payload_bytes for part in parts)
+        if self._welcome and size > self._welcome.credit_bytes:
+            return Drop.TOO_LARGE  # whatever is acknowledged: fewer samples would not help
+        if not self._spend(size):
             return Drop.NO_CREDIT
         self._outbox.extend(self._messages(parts))
         return None

@@ -15,15 +15,17 @@ from torch.utils.hooks import RemovableHandle
 
 from sidecar import __version__
 from sidecar.errors import InvalidInput, InvalidName, ShapeMismatch
-from sidecar.features import Capture, LayerKey
+from sidecar.features import Capture, FeatureKind, LayerKey
 from sidecar.hooks.account import Drop
 from sidecar.hooks.capture import Sample, pick, sample_items
 from sidecar.hooks.cuda import SideStreams
 from sidecar.hooks.governor import Governor
+from sidecar.hooks.latents import Latents
 from sidecar.hooks.plan import ROOT_LAYER, Plan, Tap
 from sidecar.hooks.reduce import (
     UNREDUCED,
     Positions,
+    Reduction,
     find_tensor,
     fitting_dims,
     interleaved,
@@ -35,7 +37,7 @@ from sidecar.hooks.sampler import Sampler
 from sidecar.hooks.sink import Sink
 from sidecar.hooks.staging import Pool
 from sidecar.weights import module_digest
-from sidecar.wire import Hello, HookReport
+from sidecar.wire import SPARSE_WIDTH_LIMIT, Hello, HookReport
 
 KILL_SWITCH = "SIDECAR_HOOKS_DISABLED"
 """Environment variable that makes ``attach`` a no-op when it is set to anything but 0 or nothing."""
@@ -175,7 +177,12 @@ class _LayerHook(_Hook):
         self._dims = fitting_dims(tap)
         # Whether every position is a row of its own: (items, positions, width), and many bytes.
         self._unreduced = tap.kind in UNREDUCED
-        self._reduce = reduction(tap, attachment.plan.max_rows, module)
+        self._sparse = tap.kind is FeatureKind.LATENT
+        self._encodes = tap.encoder is not None
+        rows = attachment.plan.max_rows
+        self._reduce: Reduction = (
+            Latents(tap, rows, self._limit_bytes) if self._sparse else reduction(tap, rows, module)
+        )
         self._positions = maximum_positions(tap, module)
         self._maximum: Positions | None = None  # the same, once an output was seen that lies well
         self._shape: torch.Size | None = None
@@ -221,7 +228,14 @@ class _LayerHook(_Hook):
                 sample.others = True
                 return
             tensor = picked
-        rows, weight = self._reduce(tensor, sample.draw)
+        if self._encodes:
+            # Taps inside the encoder must not take what the model never computed.
+            self._sampling.pop(_thread(), None)
+        try:
+            rows, weight = self._reduce(tensor, sample.draw)
+        finally:
+            if self._encodes:
+                self._sampling[_thread()] = sample
         if self._unreduced:
             sample.unreduced_bytes += rows.nbytes
             if sample.unreduced_bytes > self._limit_bytes:
@@ -257,6 +271,8 @@ class _LayerHook(_Hook):
                 f"layer {self.name} gives {rows.dtype} {tuple(rows.shape)}: the tap needs a "
                 f"non-empty floating tensor of {' or '.join(map(str, self._dims))} dimensions"
             )
+        if self._sparse and rows.shape[-1] > SPARSE_WIDTH_LIMIT:
+            return f"layer {self.name} has {rows.shape[-1]} latents: at most {SPARSE_WIDTH_LIMIT} can be sent"
         if self._width not in (0, rows.shape[-1]):
             return f"layer {self.name} was {self._width} wide and is now {rows.shape[-1]}"
         return ""

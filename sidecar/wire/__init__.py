@@ -47,13 +47,14 @@ from sidecar.wire.messages import (
     Welcome,
 )
 from sidecar.wire.peers import check_peer
-from sidecar.wire.stream import StreamDecoder
+from sidecar.wire.stream import SPARSE_WIDTH_LIMIT, StreamDecoder
 
 __all__ = [
     "METHOD",
     "PAYLOAD_ALIGNMENT",
     "REQUEST_LIMIT",
     "SERVICE",
+    "SPARSE_WIDTH_LIMIT",
     "Acknowledgement",
     "Answer",
     "Batch",

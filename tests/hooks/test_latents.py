@@ -90,10 +90,11 @@ def test_an_encoder_sees_sampled_positions_only(memory_sink: Any, mode: Callable
     tap = Tap("", LATENT, layer="sae", encoder=encoder)
 
     with attach(model, Plan("m", (tap,), max_rows=4, revision="r", seed=1), memory_sink), mode():
+        model(inputs)
         output = model(inputs)
 
     assert output is inputs
-    assert [(2, 4, 8)] == encoder.given
+    assert [(2, 1, 8), (2, 4, 8)] == encoder.given  # one, until the number of latents is known
     sample = memory_sink.last()["sae"]
     everything = encoder(inputs.detach()).detach().numpy().reshape(40, 64)
     taken = dense(sample)
@@ -135,6 +136,9 @@ def test_outputs_that_are_latents_already_need_no_encoder(memory_sink: Any) -> N
         lambda rows: (rows, rows),
         lambda rows: rows.flatten(),
         lambda rows: rows.long(),
+        lambda rows: rows.to_sparse(),
+        lambda rows: rows.to("meta"),
+        lambda rows: torch.empty(len(rows), (1 << 20) + 1, dtype=torch.half),
         lambda rows: rows / torch.zeros(3),
     ],
 )
@@ -151,6 +155,67 @@ def test_an_encoder_that_fails_is_the_hooks_error(
     assert 3 == memory_sink.report().errors
     assert ("output",) == attachment.statistics().disabled
     assert [] == memory_sink.samples
+
+
+@unit
+def test_latents_wait_in_memory_of_their_own(memory_sink: Any) -> None:
+    """An encoder that uses its output again, or returns a view, changes nothing that was taken."""
+    kept = torch.zeros(1, 1000)
+    taken: list[ForwardBatch] = []
+    memory_sink.offer = taken.append  # type: ignore[method-assign]
+
+    def encode(rows: torch.Tensor) -> torch.Tensor:
+        kept.fill_(rows.sum())
+        return kept[:, :4]
+
+    plan = Plan("m", (Tap("", LATENT, encoder=encode),), revision="r")
+    model = nn.Identity()
+    with torch.no_grad(), attach(model, plan, memory_sink):
+        model(torch.ones(1, 1))
+        model(2 * torch.ones(1, 1))
+
+    staged = [np.frombuffer(batch.stage()[0].payload, "<f4").tolist() for batch in taken]
+    assert [[1.0] * 4, [2.0] * 4] == staged
+    assert all(batch.held_bytes < 2000 for batch in taken)
+
+
+@unit
+def test_long_sequences_of_many_latents_fit_the_queue(new_memory_sink: type[Any]) -> None:
+    """Fewer positions are taken of each item, and weigh as much more; other layers are not lost."""
+    sink, encoder = new_memory_sink(limit_bytes=1 << 20), Encoder(8, 4096)
+    tap = Tap("", LATENT, layer="sae", encoder=encoder)
+    other = Tap("0", FeatureKind.NEURON)
+    model = nn.Sequential(nn.Identity())
+    with attach(model, Plan("m", (tap, other), revision="r", max_rows=64), sink):
+        for _ in range(3):
+            model(torch.randn(4, 100, 8))
+
+    assert {} == sink.report().dropped
+    assert [(4, 1, 8), (4, 2, 8), (4, 2, 8)] == encoder.given
+    assert [50.0] * 4 == [request.weight for request in sink.last()["sae"].requests]
+    assert 4 * 64 == len(sink.last()["0"].request_index)
+
+
+@unit
+def test_taps_inside_an_encoder_see_the_model_only(memory_sink: Any) -> None:
+    """A served autoencoder may encode another layer too; what the model does not compute is no sample."""
+
+    class Served(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.sae = nn.Linear(8, 8), Encoder(8, 16)
+
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            latents: torch.Tensor = self.sae(self.first(rows))
+            return latents
+
+    model = Served()
+    taps = (Tap("first", LATENT, encoder=model.sae), Tap("sae", FeatureKind.NEURON))
+    with attach(model, Plan("m", taps, revision="r"), memory_sink):
+        model(torch.randn(3, 8))
+
+    assert ["first", "sae"] == [sample.layer.layer for sample in memory_sink.samples[0]]
+    assert 3 == len(memory_sink.last()["sae"].request_index)
 
 
 @service
