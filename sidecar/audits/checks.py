@@ -140,7 +140,7 @@ def complete(jobs: Sequence[JobEnd]) -> Check:
     ]
     if not jobs:
         return _impossible("complete", "No job was asked for.")
-    good = f"All {len(jobs)} jobs are done."
+    good = f"Done: {_plural(len(jobs), 'job')}."
     return _counted("complete", bad, good, f"{len(bad)} of {len(jobs)} jobs are not done")
 
 
@@ -274,7 +274,7 @@ def verified(findings: Sequence[tuple[str, str]]) -> Check:
     if not findings:
         return _impossible("verified", "The night refers to no artifact.")
     bad = [f"{digest[:12]}: {words}" for digest, words in findings if words]
-    good = f"All {_plural(len(findings), 'manifest')} and their pictures verify."
+    good = f"Verified: {_plural(len(findings), 'manifest')}, each with its picture."
     return _counted("verified", bad, good, f"{len(bad)} of {len(findings)} do not verify")
 
 
@@ -306,7 +306,7 @@ def live(served: Served) -> Check:
     if not served.flagged:
         return _impossible("live", "No feature of this model is flagged.")
     bad = [f"{feature} {words}" for feature, words in served.problems]
-    good = f"All {_plural(served.flagged, 'flagged feature')} are judged against a baseline, and none drifts."
+    good = f"Judged against a baseline, and not drifting: {_plural(served.flagged, 'flagged feature')}."
     return _counted(
         "live", bad, good, f"{len(bad)} of {_plural(served.flagged, 'flagged feature')}"
     )
