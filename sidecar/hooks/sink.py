@@ -27,6 +27,10 @@ FORK_SECONDS = 5.0
 EXIT_SECONDS = 2.0
 """Longest time an exiting server waits for its last batches."""
 
+LET_GO_SECONDS = 1.0
+"""Longest time that is then waited for the sender thread, whose stream has been cancelled: milliseconds,
+where nothing is wrong."""
+
 PROVEN_SECONDS = 5.0
 """Life of an idle stream after which its end does not count as one more failure in a row."""
 
@@ -228,6 +232,8 @@ class QueuedSink:
     def close(self, timeout_seconds: float = EXIT_SECONDS) -> bool:
         """Send what is queued, at most this long; later offers are dropped as ``shutdown``.
 
+        A stream that is cut off then has up to ``LET_GO_SECONDS`` more to end.
+
         Returns:
             Whether everything queued was handed to the transport; what was not is counted.
         """
@@ -240,7 +246,8 @@ class QueuedSink:
         session = self._session
         if session is not None:
             session.end()
-            self._join(deadline)
+            # A thread that is inside grpc when the interpreter ends aborts the whole process.
+            self._join(self._clock() + LET_GO_SECONDS)
         return left == 0
 
     def _join(self, deadline: float) -> None:
