@@ -235,6 +235,9 @@ def test_a_full_disk_costs_snapshots_and_nothing_else(tmp_path: Path) -> None:
         wait_until(lambda: served.scrape()["sidecar_snapshot_failures_total"] >= 3, 20)
         refused = served.ask("jobs", {"features": [FEATURE.replace("/1", "/2")]})
         wait_until(lambda: not served.children(), 40, "the child's end")
+        # With room a moment too early the daemon could record that its picture found none.
+        tried = served.scrape()["sidecar_snapshot_failures_total"] + 3
+        wait_until(lambda: served.scrape()["sidecar_snapshot_failures_total"] >= tried, 20)
         full, alive, sent = served.scrape(), served.alive(), traffic.acknowledged_rows
         served.limit_files(resource.RLIM_INFINITY)
         done = served.ended(job)
