@@ -129,6 +129,8 @@ def test_forking_under_load_hangs_nobody(serve: Serve, wait_for: Wait) -> None:
     script = (
         PREAMBLE
         + """
+# What torch sets up in its first pass is locked meanwhile, and for ever in a child born then.
+torch.nn.Linear(4, 3)(torch.ones(1, 4))
 stop = threading.Event()
 def hammer():
     # Without gradients: torch's own lock around them is not made for forks.
